@@ -1,0 +1,116 @@
+//! The one table of applets. A new applet is one folder under `plugins/` and one row.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use crate::cni::skel::Plugin;
+use crate::cnitool;
+use crate::plugins::{bridge::Bridge, ipam::Ipam};
+
+/// What a link in `/opt/cni/bin` can be called, and what it then is.
+pub struct Applet {
+    pub name: &'static str,
+    /// Other names it answers to.
+    pub aliases: &'static [&'static str],
+    /// One line of help.
+    pub summary: &'static str,
+    pub entry: Entry,
+}
+
+/// How an applet is started.
+pub enum Entry {
+    /// A CNI plugin: environment and stdin, see `cni::skel`.
+    Plugin(&'static dyn Plugin),
+    /// A command line: all arguments, its own name first.
+    Tool(fn(Vec<OsString>) -> ExitCode),
+}
+
+/// Every applet, in the order in which they are listed.
+pub static APPLETS: &[Applet] = &[
+    Applet {
+        name: "bridge",
+        aliases: &[],
+        summary: "connects a container to a Linux bridge with a veth pair",
+        entry: Entry::Plugin(&Bridge),
+    },
+    Applet {
+        name: "ipam",
+        aliases: &["host-local"],
+        summary: "hands out addresses from ranges, recorded in files on this host",
+        entry: Entry::Plugin(&Ipam),
+    },
+    Applet {
+        name: "cnitool",
+        aliases: &[],
+        summary: "adds, checks and removes network attachments by hand",
+        entry: Entry::Tool(cnitool::main),
+    },
+];
+
+/// The applet called exactly `name`.
+pub fn find(name: &str) -> Option<&'static Applet> {
+    APPLETS
+        .iter()
+        .find(|applet| applet.name == name || applet.aliases.contains(&name))
+}
+
+/// The plugin called exactly `name`.
+pub fn plugin(name: &str) -> Option<&'static dyn Plugin> {
+    match find(name)?.entry {
+        Entry::Plugin(plugin) => Some(plugin),
+        Entry::Tool(_) => None,
+    }
+}
+
+/// Every name of every applet, as the links are called.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    APPLETS
+        .iter()
+        .flat_map(|applet| std::iter::once(applet.name).chain(applet.aliases.iter().copied()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_summaries_one_line() {
+        let all: Vec<_> = names().collect();
+        let unique: BTreeSet<_> = all.iter().collect();
+        assert_eq!(all.len(), unique.len());
+        for applet in APPLETS {
+            assert!(!applet.summary.is_empty() && applet.summary.len() < 70);
+            assert!(!applet.summary.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn symlinks_are_the_names() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("symlinks");
+        let mut links = BTreeSet::new();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(
+                std::fs::read_link(entry.path()).unwrap(),
+                Path::new("cnibox")
+            );
+            links.insert(entry.file_name().into_string().unwrap());
+        }
+        assert_eq!(links, names().map(str::to_owned).collect());
+    }
+
+    #[test]
+    fn every_plugin_folder_has_a_row() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/plugins");
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                assert!(plugin(&name).is_some(), "src/plugins/{name} has no row");
+            }
+        }
+    }
+}

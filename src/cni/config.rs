@@ -1,0 +1,370 @@
+//! What every plugin configuration shares (specification section 1), and the bytes it
+//! came in.
+
+use anyhow::{Context, Result};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::error::{Code, coded, detailed};
+use super::invocation::{Attachment, Command, check_network_name};
+use super::json::{self, Object};
+use super::result::CniResult;
+use super::version::{self, Version};
+
+/// A plugin configuration as received on stdin, its name and version checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The version the caller speaks; results go out in it.
+    pub version: Version,
+    /// The network's name.
+    pub network: String,
+    /// The document, for whoever knows more of its keys.
+    pub document: Value,
+    /// The bytes of the document: a delegate gets exactly these.
+    pub raw: Vec<u8>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Shared {
+    cni_version: String,
+    name: String,
+    #[serde(rename = "prevResult")]
+    prev_result: Option<Value>,
+    ipam: Option<Ipam>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid: Option<Vec<ValidAttachment>>,
+    #[serde(rename = "cni.dev/attachments")]
+    valid_legacy: Option<Vec<ValidAttachment>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Ipam {
+    #[serde(rename = "type")]
+    plugin: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    ifname: String,
+}
+
+/// A document whose JSON and network name are in order; its version is checked next.
+#[derive(Debug)]
+pub struct Document {
+    raw: Vec<u8>,
+    object: Object,
+    network: String,
+    cni_version: String,
+}
+
+/// Just enough of a configuration to answer every command, known or not.
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Header {
+    cni_version: String,
+    name: String,
+}
+
+impl Document {
+    /// Reads `raw` as a JSON object with a valid network name.
+    ///
+    /// # Errors
+    /// Code 6 or 7.
+    pub fn parse(raw: Vec<u8>) -> Result<Self> {
+        let object = json::parse_object("the network configuration on stdin", &raw)?;
+        let value = Value::Object(object);
+        let header: Header = json::decode("", &value)?;
+        check_network_name(&header.name)?;
+        let Value::Object(object) = value else {
+            return Err(coded(Code::Decode, "the configuration is no object").into());
+        };
+        Ok(Self {
+            raw,
+            object,
+            network: header.name,
+            cni_version: header.cni_version,
+        })
+    }
+
+    /// Lets `command` through if the configuration's version has it and the plugin
+    /// speaks that version (behaviour 1.5).
+    ///
+    /// # Errors
+    /// Code 1, or 6 when the version is none.
+    pub fn negotiate(self, command: Command, supported: &[Version]) -> Result<Config> {
+        let since = match command {
+            Command::Check => Some(Version::V0_4_0),
+            Command::Gc | Command::Status => Some(Version::V1_1_0),
+            Command::Add | Command::Del | Command::Version => None,
+        };
+        if let Some(since) = since {
+            let asked = version::numbers(&self.cni_version)?;
+            let word = command.as_str();
+            if asked < version::numbers(since.as_str())? {
+                return Err(detailed(
+                    Code::IncompatibleVersion,
+                    format!("config version does not allow {word}"),
+                    format!(
+                        "config is \"{}\", {word} exists since {since}",
+                        self.cni_version
+                    ),
+                ));
+            }
+            let newest = supported.last().copied().unwrap_or(Version::NEWEST);
+            if asked > version::numbers(newest.as_str())? {
+                return Err(detailed(
+                    Code::IncompatibleVersion,
+                    format!("plugin version does not allow {word}"),
+                    self.mismatch(supported),
+                ));
+            }
+        }
+        let version = Version::exact(&self.cni_version).filter(|v| supported.contains(v));
+        let Some(version) = version else {
+            return Err(detailed(
+                Code::IncompatibleVersion,
+                "incompatible CNI versions",
+                self.mismatch(supported),
+            ));
+        };
+        Ok(Config {
+            version,
+            network: self.network,
+            document: Value::Object(self.object),
+            raw: self.raw,
+        })
+    }
+
+    fn mismatch(&self, supported: &[Version]) -> String {
+        let list: Vec<String> = supported.iter().map(|v| format!("\"{v}\"")).collect();
+        format!(
+            "config is \"{}\", plugin supports [{}]",
+            self.cni_version,
+            list.join(" ")
+        )
+    }
+
+    /// The version the caller wrote, for its error object; empty if it wrote none.
+    pub fn cni_version(&self) -> &str {
+        &self.cni_version
+    }
+}
+
+impl Config {
+    /// Reads the document as a plugin's own configuration type.
+    ///
+    /// # Errors
+    /// Code 6 naming the key.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
+        json::decode("", &self.document)
+    }
+
+    /// The result of the plugin before us, at whatever version it is written;
+    /// the configuration's version where it does not say.
+    ///
+    /// # Errors
+    /// Code 6 naming what is wrong in `prevResult`.
+    pub fn prev_result(&self) -> Result<Option<CniResult>> {
+        let shared: Shared = self.read()?;
+        shared
+            .prev_result
+            .map(|value| {
+                CniResult::parse(&value, self.version)
+                    .context(coded(Code::Decode, "prevResult cannot be read"))
+            })
+            .transpose()
+    }
+
+    /// `ipam.type`; `None` when there is no IPAM.
+    ///
+    /// # Errors
+    /// Code 6.
+    pub fn ipam_type(&self) -> Result<Option<String>> {
+        let shared: Shared = self.read()?;
+        Ok(shared
+            .ipam
+            .map(|ipam| ipam.plugin)
+            .filter(|plugin| !plugin.is_empty()))
+    }
+
+    /// GC: the attachments that live. Everything else of this network is stale.
+    ///
+    /// # Errors
+    /// Code 7 when the list is absent: guessing that nothing lives would destroy
+    /// every container's network.
+    pub fn valid_attachments(&self) -> Result<Vec<Attachment>> {
+        let shared: Shared = self.read()?;
+        let Some(valid) = shared.valid.or(shared.valid_legacy) else {
+            return Err(detailed(
+                Code::Config,
+                "cni.dev/valid-attachments is missing",
+                "GC removes every attachment that is not listed there; to remove all of them, pass an empty list",
+            ));
+        };
+        Ok(valid
+            .into_iter()
+            .map(|a| Attachment {
+                container_id: a.container_id,
+                ifname: a.ifname,
+            })
+            .collect())
+    }
+}
+
+/// For `deserialize_with`: an address, `""` being none. v4-mapped IPv6 is IPv4.
+///
+/// # Errors
+/// Names the value that is no address.
+pub fn optional_ip<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<std::net::IpAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    parse_ip(&text)
+        .map(Some)
+        .ok_or_else(|| D::Error::custom(format!("\"{text}\" is not an IP address")))
+}
+
+/// For `deserialize_with`: an address with prefix length, host bits kept; `""` is none.
+///
+/// # Errors
+/// Names the value that is no CIDR.
+pub fn optional_cidr<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ipnet::IpNet>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_invalid| {
+        D::Error::custom(format!(
+            "\"{text}\" is not an address with prefix length, like 10.1.0.0/16"
+        ))
+    })
+}
+
+/// An address as written, v4-mapped IPv6 as IPv4. Octets with leading zeros are refused.
+pub fn parse_ip(text: &str) -> Option<std::net::IpAddr> {
+    text.parse()
+        .ok()
+        .map(|ip: std::net::IpAddr| ip.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::error::ErrorObject;
+
+    fn negotiate(text: &str, command: Command) -> Result<Config> {
+        Document::parse(text.as_bytes().to_vec())?.negotiate(command, &Version::ALL)
+    }
+
+    /// Code, sentence and details of the refusal.
+    fn refused(text: &str, command: Command) -> (u32, String, String) {
+        let object = ErrorObject::from_error(&negotiate(text, command).unwrap_err());
+        (object.code, object.msg, object.details)
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for (text, code, msg) in [
+            ("{}", 7, "missing network name"),
+            (r#"{"name":""}"#, 7, "missing network name"),
+            (
+                r#"{"name":"a/b"}"#,
+                7,
+                "invalid characters found in network name",
+            ),
+            (
+                "[]",
+                6,
+                "the network configuration on stdin must be a JSON object, not a list",
+            ),
+            (
+                "",
+                6,
+                "the network configuration on stdin is not valid JSON",
+            ),
+            (
+                r#"{"name":"n"} x"#,
+                6,
+                "the network configuration on stdin is not valid JSON",
+            ),
+            (
+                r#"{"name":"n","cniVersion":1}"#,
+                6,
+                "cniVersion: expected a string, found the number 1",
+            ),
+        ] {
+            let (found, sentence, _) = refused(text, Command::Add);
+            assert_eq!((found, sentence.as_str()), (code, msg), "{text}");
+        }
+    }
+
+    #[test]
+    fn version_gates() {
+        let config = |v: &str| format!(r#"{{"name":"n","cniVersion":"{v}"}}"#);
+        use Command::{Add, Check, Gc, Status};
+        for (version, command, msg) in [
+            ("9.9", Add, "incompatible CNI versions"),
+            ("1.0", Add, "incompatible CNI versions"),
+            ("0.3.1", Check, "config version does not allow CHECK"),
+            ("", Check, "config version does not allow CHECK"),
+            ("1.0.0", Gc, "config version does not allow GC"),
+            ("1.0.0", Status, "config version does not allow STATUS"),
+            ("0.9.0", Check, "incompatible CNI versions"),
+            ("2.0.0", Check, "plugin version does not allow CHECK"),
+            ("2.0.0", Gc, "plugin version does not allow GC"),
+            ("2.0.0", Status, "plugin version does not allow STATUS"),
+        ] {
+            let (code, sentence, _) = refused(&config(version), command);
+            assert_eq!((code, sentence.as_str()), (1, msg), "{version}");
+        }
+        assert_eq!(refused(&config("x"), Check).0, 6);
+        assert_eq!(
+            refused(&config("9.9"), Add).2,
+            r#"config is "9.9", plugin supports ["0.1.0" "0.2.0" "0.3.0" "0.3.1" "0.4.0" "1.0.0" "1.1.0"]"#
+        );
+        for version in Version::ALL {
+            assert_eq!(
+                negotiate(&config(version.as_str()), Add).unwrap().version,
+                version
+            );
+        }
+    }
+
+    #[test]
+    fn valid_attachments_under_both_names() {
+        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            let text = format!(
+                r#"{{"name":"n","cniVersion":"1.1.0","{key}":[{{"containerID":"c","ifname":"e"}}]}}"#
+            );
+            let valid = negotiate(&text, Command::Gc).unwrap().valid_attachments();
+            assert_eq!(valid.unwrap()[0].container_id, "c");
+        }
+        let none = negotiate(r#"{"name":"n","cniVersion":"1.1.0"}"#, Command::Gc).unwrap();
+        assert!(none.valid_attachments().is_err());
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(parse_ip("::ffff:10.0.0.1"), parse_ip("10.0.0.1"));
+        for text in [
+            "010.0.0.1",
+            "10.0.0",
+            "fe80::1%eth0",
+            "10.0.0.1/8",
+            " 10.0.0.1",
+        ] {
+            assert_eq!(parse_ip(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The CNI protocol: what a plugin reads, what it answers, and in which words.
+//!
+//! Follows the CNI specification 1.1.0, sections 2 (execution protocol), 4
+//! (delegation) and 5 (result types). Nothing here touches the kernel's network
+//! or knows a plugin by name.
+
+pub mod args;
+pub mod config;
+pub mod delegate;
+pub mod error;
+pub mod exec;
+pub mod invocation;
+pub mod json;
+pub mod result;
+pub mod skel;
+pub mod version;

@@ -1,0 +1,487 @@
+//! One CNI call: environment and stdin in, one JSON document out.
+//!
+//! Order of processing: behaviour 1.3; except that what the reference checks after the
+//! work (is the container's namespace our own?) is checked before it.
+
+use std::io::{IsTerminal, Read, StdinLock, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, poll};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::config::{Config, Document};
+use super::error::{Code, ErrorObject, coded};
+use super::invocation::{Command, Environment, Invocation, unknown_command};
+use super::json::{self, Problem};
+use super::result::CniResult;
+use super::version::Version;
+use crate::log;
+use crate::undo::Undo;
+
+/// The level of the reference plugins that our behaviour matches. Nomad and nerdctl
+/// schedule by it.
+const COMPATIBLE_WITH: &str = "1.9.1";
+
+/// What an applet does for each command. Nothing is left out by default: a plugin that
+/// has nothing to do for a command says so.
+pub trait Plugin: Sync {
+    /// The versions it speaks, oldest first.
+    fn versions(&self) -> &'static [Version] {
+        &Version::ALL
+    }
+
+    /// Makes the attachment. Whatever it makes goes on `undo` too: the caller commits
+    /// once the result has been handed over.
+    ///
+    /// # Errors
+    /// Any; everything made so far is then undone.
+    fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult>;
+
+    /// Removes the attachment; what is already gone is no error.
+    ///
+    /// # Errors
+    /// Only when something still exists and could not be removed.
+    fn del(&self, call: &Call) -> Result<()>;
+
+    /// Compares the attachment with `prevResult`.
+    ///
+    /// # Errors
+    /// What differs: expected and found.
+    fn check(&self, call: &Call) -> Result<()>;
+
+    /// Says whether ADD could be served now.
+    ///
+    /// # Errors
+    /// Code 50 and the reason.
+    fn status(&self, call: &Call) -> Result<()>;
+
+    /// Removes what belongs to this network and to no valid attachment.
+    ///
+    /// # Errors
+    /// All that could not be removed, after trying everything.
+    fn gc(&self, call: &Call) -> Result<()>;
+
+    /// Everything wrong with a configuration, for `cnitool validate`. `root` is its path
+    /// in the file.
+    fn validate(&self, root: &str, document: &Value) -> Vec<Problem>;
+}
+
+/// Finds an applet by the name of its link, for delegates that are ourselves.
+pub type Applets = fn(&str) -> Option<&'static dyn Plugin>;
+
+/// One call of one plugin.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub invocation: Invocation,
+    pub config: Config,
+    pub applets: Applets,
+}
+
+impl Call {
+    /// The same call with another command, for a delegate.
+    pub fn with_command(&self, command: Command) -> Self {
+        let mut call = self.clone();
+        call.invocation.command = command;
+        call
+    }
+}
+
+/// Standard input, or what stands for it in a test.
+pub trait Input: Read {
+    /// Whether somebody is sending something. VERSION looks at its input only then: a
+    /// person who calls a plugin by hand has none, and must not wait for it.
+    fn is_sent(&self) -> bool;
+}
+
+impl Input for &[u8] {
+    fn is_sent(&self) -> bool {
+        true
+    }
+}
+
+impl Input for StdinLock<'_> {
+    fn is_sent(&self) -> bool {
+        /// Milliseconds that a runtime has to start writing.
+        const PATIENCE: u8 = 100;
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        !self.is_terminal() && poll(&mut fds, PATIENCE).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// Serves one call: the whole life of a plugin process.
+pub fn main(
+    name: &str,
+    plugin: &'static dyn Plugin,
+    applets: Applets,
+    env: &Environment,
+    stdin: &mut dyn Input,
+    stdout: &mut dyn Write,
+) -> ExitCode {
+    let Some(word) = env.get("CNI_COMMAND").filter(|word| !word.is_empty()) else {
+        about(name, plugin);
+        return ExitCode::SUCCESS;
+    };
+    let mut session = Session {
+        plugin,
+        applets,
+        stdout,
+        cni_version: String::new(),
+    };
+    match session.serve(word, env, stdin) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            session.report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is printed when nobody asks for anything; the first two lines are parsed by
+/// runtimes (field report R-12).
+fn about(name: &str, plugin: &dyn Plugin) {
+    let versions: Vec<&str> = plugin.versions().iter().map(|v| v.as_str()).collect();
+    let text = format!(
+        "CNI {name} plugin v{COMPATIBLE_WITH}\n\
+         CNI protocol versions supported: {}\n\
+         cnibox {}\n",
+        versions.join(", "),
+        env!("CARGO_PKG_VERSION"),
+    );
+    drop(std::io::stderr().write_all(text.as_bytes()));
+}
+
+struct Session<'a> {
+    plugin: &'static dyn Plugin,
+    applets: Applets,
+    stdout: &'a mut dyn Write,
+    /// As the caller wrote it, for the error object.
+    cni_version: String,
+}
+
+impl Session<'_> {
+    fn serve(&mut self, word: &str, env: &Environment, stdin: &mut dyn Input) -> Result<()> {
+        let command = Command::exact(word);
+        if command == Some(Command::Version) {
+            return self.version(stdin);
+        }
+        let invocation = command
+            .map(|command| Invocation::parse(command, env))
+            .transpose()?;
+        let mut raw = Vec::new();
+        stdin
+            .read_to_end(&mut raw)
+            .context(coded(Code::Io, "read the network configuration from stdin"))?;
+        let document = Document::parse(raw)?;
+        document.cni_version().clone_into(&mut self.cni_version);
+        let Some(mut invocation) = invocation else {
+            return Err(unknown_command(word).into());
+        };
+        let config = document.negotiate(invocation.command, self.plugin.versions())?;
+        guard_own_namespace(&mut invocation)?;
+        let call = Call {
+            invocation,
+            config,
+            applets: self.applets,
+        };
+        if call.invocation.command != Command::Add {
+            return dispatch(self.plugin, &call);
+        }
+        let mut undo = Undo::default();
+        let result = self.plugin.add(&call, &mut undo)?;
+        // Only a result that the runtime has received counts as an ADD.
+        self.print(&json::pretty(&result.to_wire(call.config.version)?)?)?;
+        undo.commit();
+        Ok(())
+    }
+
+    /// Answers VERSION without insisting on anything, as the reference: stdin is only
+    /// looked at for the version to echo, and may be garbage.
+    fn version(&mut self, stdin: &mut dyn Input) -> Result<()> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Versions {
+            cni_version: &'static str,
+            supported_versions: Vec<&'static str>,
+        }
+        let asked = echo_version(stdin);
+        let versions = Versions {
+            cni_version: asked.unwrap_or(Version::NEWEST).as_str(),
+            supported_versions: self.plugin.versions().iter().map(|v| v.as_str()).collect(),
+        };
+        let mut line = json::compact(&versions)?;
+        line.push(b'\n');
+        self.print(&line)
+    }
+
+    fn print(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stdout
+            .write_all(bytes)
+            .and_then(|()| self.stdout.flush())
+            .context(coded(Code::Io, "write the answer to stdout"))
+    }
+
+    fn report(&mut self, error: &anyhow::Error) {
+        let mut object = ErrorObject::from_error(error);
+        if object.cni_version.is_empty() {
+            object.cni_version.clone_from(&self.cni_version);
+        }
+        let printed = json::pretty(&object).and_then(|bytes| self.print(&bytes));
+        if printed.is_err() {
+            log::warn(&format!("{error:#}"));
+        }
+    }
+}
+
+/// The version in the configuration that a runtime may send along with VERSION.
+fn echo_version(stdin: &mut dyn Input) -> Option<Version> {
+    if !stdin.is_sent() {
+        return None;
+    }
+    let mut raw = Vec::new();
+    stdin.read_to_end(&mut raw).ok()?;
+    let mut object = json::parse_object("stdin", &raw).ok()?;
+    match json::take(&mut object, "cniVersion")? {
+        Value::String(text) => Version::exact(&text),
+        _ => None,
+    }
+}
+
+/// Runs one of the commands that answer nothing.
+///
+/// # Errors
+/// The plugin's.
+pub fn dispatch(plugin: &dyn Plugin, call: &Call) -> Result<()> {
+    match call.invocation.command {
+        Command::Del => plugin.del(call),
+        Command::Check => plugin.check(call),
+        Command::Status => plugin.status(call),
+        Command::Gc => plugin.gc(call),
+        // Both have an answer and are served above.
+        Command::Add | Command::Version => Ok(()),
+    }
+}
+
+/// For a delegate in this process: the version must be among its own.
+///
+/// # Errors
+/// Code 1, as the delegate's own process would answer.
+pub fn check_supported(plugin: &dyn Plugin, call: &Call) -> Result<()> {
+    Document::parse(call.config.raw.clone())?
+        .negotiate(call.invocation.command, plugin.versions())
+        .map(drop)
+}
+
+/// A stale `CNI_NETNS` can point at the host's own namespace, where a plugin would
+/// configure or delete the host's interfaces. ADD and CHECK are refused. For DEL the
+/// container's namespace is simply gone: what is left on the host is cleaned up.
+fn guard_own_namespace(invocation: &mut Invocation) -> Result<()> {
+    let Some(netns) = invocation.netns.as_deref() else {
+        return Ok(());
+    };
+    if invocation.netns_override || !is_own_namespace(netns) {
+        return Ok(());
+    }
+    match invocation.command {
+        Command::Add | Command::Check => Err(anyhow::anyhow!(
+            "CNI_NETNS {netns} is the namespace this plugin runs in; \
+             set CNI_NETNS_OVERRIDE=1 if that is what you want"
+        )
+        .context(coded(
+            Code::Netns,
+            "plugin's netns and netns from CNI_NETNS should not be the same",
+        ))),
+        Command::Del => {
+            log::warn(&format!(
+                "CNI_NETNS {netns} is the host's own namespace: nothing in it is touched"
+            ));
+            invocation.netns = None;
+            Ok(())
+        }
+        Command::Gc | Command::Status | Command::Version => Ok(()),
+    }
+}
+
+fn is_own_namespace(netns: &str) -> bool {
+    let identity = |path: &str| {
+        std::fs::metadata(path)
+            .map(|meta| (meta.dev(), meta.ino()))
+            .ok()
+    };
+    let own = identity("/proc/thread-self/ns/net");
+    own.is_some() && own == identity(netns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers ADD with nothing and everything else with success.
+    struct Nothing;
+
+    impl Plugin for Nothing {
+        fn add<'a>(&self, _call: &'a Call, _undo: &mut Undo<'a>) -> Result<CniResult> {
+            Ok(CniResult::default())
+        }
+        fn del(&self, _call: &Call) -> Result<()> {
+            Ok(())
+        }
+        fn check(&self, _call: &Call) -> Result<()> {
+            Ok(())
+        }
+        fn status(&self, _call: &Call) -> Result<()> {
+            Ok(())
+        }
+        fn gc(&self, _call: &Call) -> Result<()> {
+            Ok(())
+        }
+        fn validate(&self, _root: &str, _document: &Value) -> Vec<Problem> {
+            Vec::new()
+        }
+    }
+
+    /// One call of [`Nothing`]: what it prints.
+    fn call(env: &[(&str, &str)], mut stdin: &[u8]) -> String {
+        let env = env
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let mut stdout = Vec::new();
+        main("nothing", &Nothing, |_| None, &env, &mut stdin, &mut stdout);
+        String::from_utf8(stdout).unwrap()
+    }
+
+    /// Code and message of the error printed.
+    fn error(env: &[(&str, &str)], stdin: &str) -> (u64, String) {
+        let object: Value = serde_json::from_str(&call(env, stdin.as_bytes())).unwrap();
+        (
+            object["code"].as_u64().unwrap(),
+            object["msg"].as_str().unwrap().to_owned(),
+        )
+    }
+
+    const ADD: [(&str, &str); 5] = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "c"),
+        ("CNI_NETNS", "/nowhere"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/opt/cni/bin"),
+    ];
+
+    #[test]
+    fn garbage_is_noticed_before_an_unknown_command() {
+        let foo = [("CNI_COMMAND", "FOO")];
+        assert_eq!(error(&foo, "").0, 6);
+        assert_eq!(error(&foo, "{}").0, 7);
+        assert_eq!(
+            error(&foo, r#"{"name":"n"}"#),
+            (4, "unknown CNI_COMMAND: FOO".into())
+        );
+    }
+
+    #[test]
+    fn version_needs_no_configuration_and_echoes_one() {
+        let version = [("CNI_COMMAND", "VERSION")];
+        let all =
+            r#""supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}"#;
+        for (stdin, echoed) in [
+            ("", "1.1.0"),
+            ("garbage", "1.1.0"),
+            (r#"{"cniVersion":"0.4.0"}"#, "0.4.0"),
+            (r#"{"cniVersion":"7.0.0"}"#, "1.1.0"),
+        ] {
+            assert_eq!(
+                call(&version, stdin.as_bytes()),
+                format!("{{\"cniVersion\":\"{echoed}\",{all}\n")
+            );
+        }
+    }
+
+    #[test]
+    fn add_answers_in_the_callers_version() {
+        let answer = call(&ADD, br#"{"name":"n","cniVersion":"0.4.0"}"#);
+        assert_eq!(
+            answer,
+            "{\n    \"cniVersion\": \"0.4.0\",\n    \"dns\": {}\n}"
+        );
+        let answer = call(&ADD, br#"{"name":"n","cniVersion":"1.0.0"}"#);
+        assert_eq!(answer, "{\n    \"cniVersion\": \"1.0.0\"\n}");
+    }
+
+    #[test]
+    fn errors_carry_the_callers_version() {
+        let printed = call(&ADD, br#"{"name":"n","cniVersion":"9.9"}"#);
+        let object: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(object["cniVersion"], "9.9");
+        assert_eq!(object["code"], 1);
+    }
+
+    #[test]
+    fn our_own_namespace_is_refused() {
+        let mut env = ADD;
+        env[2].1 = "/proc/self/ns/net";
+        assert_eq!(
+            error(&env, r#"{"name":"n"}"#),
+            (
+                8,
+                "plugin's netns and netns from CNI_NETNS should not be the same".into()
+            )
+        );
+        env[0].1 = "DEL";
+        assert_eq!(call(&env, br#"{"name":"n"}"#), "");
+        env[0].1 = "ADD";
+        let mut env = env.to_vec();
+        env.push(("CNI_NETNS_OVERRIDE", "True"));
+        assert!(call(&env, br#"{"name":"n","cniVersion":"1.1.0"}"#).contains("1.1.0"));
+    }
+
+    #[test]
+    fn an_answer_nobody_receives_is_undone() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        struct Marks;
+        static UNDONE: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+        impl Plugin for Marks {
+            fn add<'a>(&self, _call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
+                undo.push("mark", || {
+                    UNDONE.store(true, std::sync::atomic::Ordering::Relaxed);
+                    Ok(())
+                });
+                Ok(CniResult::default())
+            }
+            fn del(&self, call: &Call) -> Result<()> {
+                Nothing.del(call)
+            }
+            fn check(&self, call: &Call) -> Result<()> {
+                Nothing.check(call)
+            }
+            fn status(&self, call: &Call) -> Result<()> {
+                Nothing.status(call)
+            }
+            fn gc(&self, call: &Call) -> Result<()> {
+                Nothing.gc(call)
+            }
+            fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
+                Nothing.validate(root, document)
+            }
+        }
+        let env = ADD
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let mut stdin: &[u8] = br#"{"name":"n","cniVersion":"1.1.0"}"#;
+        let code = main("marks", &Marks, |_| None, &env, &mut stdin, &mut Closed);
+        assert_eq!(code, ExitCode::FAILURE);
+        assert!(UNDONE.load(std::sync::atomic::Ordering::Relaxed));
+    }
+}

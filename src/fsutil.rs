@@ -1,0 +1,203 @@
+//! Files that other programs see only whole, and the lock they agree on.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
+
+/// A file written beside its place under a name nobody guesses; gone again on drop.
+struct Aside(PathBuf);
+
+impl Aside {
+    fn write(beside: &Path, mode: u32, bytes: &[u8], durable: bool) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let dir = beside.parent().unwrap_or(Path::new("/"));
+        loop {
+            let name = format!(
+                ".cnibox-{:08x}-{}-{}",
+                random_u32()?,
+                std::process::id(),
+                COUNT.fetch_add(1, Ordering::Relaxed),
+            );
+            let aside = dir.join(name);
+            // O_EXCL: never follows or reuses what somebody else put there.
+            let opened = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(mode)
+                .open(&aside);
+            let mut file = match opened {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                opened => opened.with_context(|| format!("create {}", aside.display()))?,
+            };
+            let aside = Self(aside);
+            file.write_all(bytes)
+                .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
+                .and_then(|()| if durable { file.sync_all() } else { Ok(()) })
+                .with_context(|| format!("write {}", aside.0.display()))?;
+            return Ok(aside);
+        }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // After a rename there is nothing left, and otherwise nothing more to do.
+        drop(fs::remove_file(&self.0));
+    }
+}
+
+/// Makes `path` hold `bytes`, replacing what it held in one step. `mode` is exact.
+///
+/// # Errors
+/// Says which file could not be created, written or renamed.
+pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
+    let aside = Aside::write(path, mode, bytes, false)?;
+    fs::rename(&aside.0, path).with_context(|| format!("write {}", path.display()))
+}
+
+/// Like [`replace`], and on disk when it returns: for what must survive a power cut.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_durably(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
+    let aside = Aside::write(path, mode, bytes, true)?;
+    fs::rename(&aside.0, path)
+        .and_then(|()| File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all())
+        .with_context(|| format!("write {}", path.display()))
+}
+
+/// Makes `path` appear whole unless it exists; `false` when it does.
+///
+/// # Errors
+/// As [`replace`].
+pub fn create_new(path: &Path, mode: u32, bytes: &[u8]) -> Result<bool> {
+    let aside = Aside::write(path, mode, bytes, false)?;
+    match fs::hard_link(&aside.0, path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("create {}", path.display())),
+    }
+}
+
+/// Removes the file; one that is not there is no error. Answers whether it was there.
+///
+/// # Errors
+/// Says which file could not be removed.
+pub fn remove(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
+    }
+}
+
+/// What the file holds; `None` when it is not there.
+///
+/// # Errors
+/// Says which file could not be read.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// An exclusive flock(2), released on drop.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+
+/// Waits for the exclusive lock on `path`, creating the file with `mode` if need be.
+/// The file is opened read-only, without following a symlink.
+///
+/// # Errors
+/// When the file cannot be opened or does not support locks.
+pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
+    // std has no read-only create; open what is there, else make it for the next time.
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NOFOLLOW)
+            .open(path)
+    };
+    let file = match open() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            create_new(path, mode, b"")?;
+            open()
+        }
+        opened => opened,
+    };
+    let mut file = file.with_context(|| format!("open lock {}", path.display()))?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusive) {
+            Ok(lock) => return Ok(Lock(lock)),
+            Err((again, nix::errno::Errno::EINTR)) => file = again,
+            Err((_, errno)) => {
+                return Err(errno).with_context(|| format!("lock {}", path.display()));
+            }
+        }
+    }
+}
+
+/// Four random bytes, from the kernel.
+///
+/// # Errors
+/// When /dev/urandom cannot be read.
+pub fn random_u32() -> Result<u32> {
+    let mut bytes = [0; 4];
+    random(&mut bytes)?;
+    Ok(u32::from_ne_bytes(bytes))
+}
+
+/// Fills `bytes` with randomness from the kernel.
+///
+/// # Errors
+/// When /dev/urandom cannot be read.
+pub fn random(bytes: &mut [u8]) -> Result<()> {
+    File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, bytes))
+        .context("read /dev/urandom")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_appear_whole_and_leave_nothing_beside_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("10.0.0.2");
+        assert!(create_new(&path, 0o600, b"a\r\neth0").unwrap());
+        assert!(!create_new(&path, 0o600, b"b\r\neth0").unwrap());
+        assert_eq!(read(&path).unwrap().unwrap(), b"a\r\neth0");
+        replace(&path, 0o640, b"c").unwrap();
+        replace_durably(&path, 0o640, b"d").unwrap();
+        assert_eq!(read(&path).unwrap().unwrap(), b"d");
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(remove(&path).unwrap());
+        assert!(!remove(&path).unwrap());
+        assert_eq!(read(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn locks_exclude_each_other_and_do_not_follow_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = lock(&path, 0o750).unwrap();
+        let other = File::open(&path).unwrap();
+        assert!(Flock::lock(other, FlockArg::LockExclusiveNonblock).is_err());
+        drop(held);
+        let other = File::open(&path).unwrap();
+        assert!(Flock::lock(other, FlockArg::LockExclusiveNonblock).is_ok());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(lock(&link, 0o750).is_err());
+    }
+}

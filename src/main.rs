@@ -1,0 +1,81 @@
+//! cnibox: every CNI plugin a Linux node needs, in one binary.
+//!
+//! The last path component of `argv[0]` says which applet this is; called as `cnibox`,
+//! the first argument does.
+
+mod applets;
+mod cli;
+mod cni;
+mod cnitool;
+mod fsutil;
+mod log;
+mod net;
+mod plugins;
+mod runtime;
+mod undo;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use applets::{Applet, Entry};
+use cni::error::{Code, ErrorObject};
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(report_panic));
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let called = args
+        .first()
+        .and_then(|path| Path::new(path).file_name())
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    if called == cli::NAME {
+        if let Some(applet) = args
+            .get(1)
+            .and_then(|arg| applets::find(&arg.to_string_lossy()))
+        {
+            args.remove(0);
+            return run(applet, args);
+        }
+        return cli::main(args);
+    }
+    match applets::find(&called) {
+        Some(applet) => run(applet, args),
+        None => cli::unknown_applet(&called),
+    }
+}
+
+fn run(applet: &Applet, args: Vec<OsString>) -> ExitCode {
+    match applet.entry {
+        Entry::Plugin(plugin) => cni::skel::main(
+            applet.name,
+            plugin,
+            applets::plugin,
+            &cni::invocation::environment(),
+            &mut std::io::stdin().lock(),
+            &mut std::io::stdout().lock(),
+        ),
+        Entry::Tool(tool) => tool(args),
+    }
+}
+
+/// A bug must reach the operator as the one JSON document a runtime expects. The
+/// runtime then owes a DEL, which cleans up: no undo runs here.
+#[expect(
+    clippy::exit,
+    reason = "nothing may run or print after a panic, and abort would hide the message"
+)]
+fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let object = ErrorObject {
+        code: Code::Internal.number(),
+        msg: "internal error: cnibox panicked, which is a bug; please report it".into(),
+        details: panic.to_string(),
+        ..ErrorObject::default()
+    };
+    if let Ok(bytes) = cni::json::pretty(&object) {
+        drop(std::io::stdout().write_all(&bytes));
+    }
+    log::warn(&panic.to_string());
+    std::process::exit(1);
+}

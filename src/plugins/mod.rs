@@ -1,0 +1,4 @@
+//! The CNI plugins, one folder each. Every one of them is a row in `applets.rs`.
+
+pub mod bridge;
+pub mod ipam;
