@@ -15,7 +15,7 @@ struct Aside(PathBuf);
 impl Aside {
     fn write(beside: &Path, mode: u32, bytes: &[u8], durable: bool) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let dir = beside.parent().unwrap_or(Path::new("/"));
+        let dir = parent(beside);
         loop {
             let name = format!(
                 ".cnibox-{:08x}-{}-{}",
@@ -51,6 +51,10 @@ impl Drop for Aside {
     }
 }
 
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or_else(|| Path::new("/"))
+}
+
 /// Makes `path` hold `bytes`, replacing what it held in one step. `mode` is exact.
 ///
 /// # Errors
@@ -67,7 +71,7 @@ pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
 pub fn replace_durably(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
     let aside = Aside::write(path, mode, bytes, true)?;
     fs::rename(&aside.0, path)
-        .and_then(|()| File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all())
+        .and_then(|()| File::open(parent(path))?.sync_all())
         .with_context(|| format!("write {}", path.display()))
 }
 

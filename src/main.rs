@@ -8,6 +8,7 @@ mod cli;
 mod cni;
 mod cnitool;
 mod fsutil;
+mod hash;
 mod log;
 mod net;
 mod plugins;

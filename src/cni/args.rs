@@ -1,4 +1,4 @@
-//! `CNI_ARGS`: `KEY=VALUE` pairs joined by `;` (CONVENTIONS, "CNI_ARGS").
+//! `CNI_ARGS`: `KEY=VALUE` pairs joined by `;` (the conventions document).
 
 use std::collections::BTreeMap;
 

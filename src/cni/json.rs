@@ -110,8 +110,8 @@ pub fn problems<T: DeserializeOwned>(root: &str, value: &Value) -> Vec<Problem> 
 /// Where in the document the decoder stands.
 enum Path<'a> {
     Root(&'a str),
-    Key(&'a Path<'a>, &'a str),
-    Index(&'a Path<'a>, usize),
+    Key(&'a Self, &'a str),
+    Index(&'a Self, usize),
 }
 
 impl fmt::Display for Path<'_> {
@@ -420,7 +420,7 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
 
 /// Members as (field name, key as written, value).
 struct Members<'a> {
-    members: std::vec::IntoIter<(Cow<'a, str>, &'a str, &'a Value)>,
+    rest: std::vec::IntoIter<(Cow<'a, str>, &'a str, &'a Value)>,
     next: Option<(&'a str, &'a Value)>,
     of: Decoder<'a>,
 }
@@ -428,7 +428,7 @@ struct Members<'a> {
 impl<'a> Members<'a> {
     fn new(members: Vec<(Cow<'a, str>, &'a str, &'a Value)>, of: Decoder<'a>) -> Self {
         Self {
-            members: members.into_iter(),
+            rest: members.into_iter(),
             next: None,
             of,
         }
@@ -442,7 +442,7 @@ impl<'de> de::MapAccess<'de> for Members<'_> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, Mismatch> {
-        let Some((field, key, value)) = self.members.next() else {
+        let Some((field, key, value)) = self.rest.next() else {
             return Ok(None);
         };
         self.next = Some((key, value));

@@ -155,7 +155,7 @@ struct WireInterface {
 }
 
 /// An address in the newest and the 0.3.x form, and (as `ip4`) in the oldest.
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Serialize, Deserialize, Default)]
 #[serde(default)]
 struct WireIp {
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
@@ -171,7 +171,7 @@ struct WireIp {
     gateway: Option<IpAddr>,
 }
 
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Serialize, Deserialize, Default)]
 #[serde(default)]
 struct WireRoute {
     #[serde(deserialize_with = "optional_cidr")]

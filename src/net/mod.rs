@@ -1,1 +1,12 @@
-//! net
+//! The kernel's network: namespaces, links, addresses, routes, sysctls.
+//!
+//! Everything here takes a [`netlink::Netlink`], a socket opened once in one namespace
+//! and usable from anywhere. Nothing here knows a plugin.
+
+pub mod addr;
+pub mod link;
+pub mod mac;
+pub mod netlink;
+pub mod netns;
+pub mod route;
+pub mod sysctl;

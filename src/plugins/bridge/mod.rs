@@ -1,27 +1,224 @@
-use crate::cni::json::Problem;
-use crate::cni::result::CniResult;
-use crate::cni::skel::{Call, Plugin};
-use crate::undo::Undo;
-use anyhow::{Result, bail};
+//! `bridge`: connects a container to a Linux bridge with a veth pair.
+//!
+//! Behaviour: the reference's bridge v1.9.1 (behaviour 5). Addresses come from the IPAM
+//! plugin named in the configuration; without one the attachment is layer 2 only.
+
+mod apply;
+mod check;
+mod config;
+mod host_end;
+mod plan;
+
+use anyhow::Result;
 use serde_json::Value;
+
+use crate::cni::delegate;
+use crate::cni::error::{Code, detailed};
+use crate::cni::invocation::Command;
+use crate::cni::json::Problem;
+use crate::cni::result::{CniResult, Interface};
+use crate::cni::skel::{Call, Plugin};
+use crate::cni::version::Shape;
+use crate::log;
+use crate::net::addr;
+use crate::net::link::{self, Link};
+use crate::net::netlink::Netlink;
+use crate::net::netns::Netns;
+use crate::undo::Undo;
+
+use apply::Sides;
+use config::Settings;
+use host_end::Identity;
+use plan::Plan;
+
+/// The applet.
+#[derive(Debug)]
 pub struct Bridge;
+
 impl Plugin for Bridge {
-    fn add<'a>(&self, _call: &'a Call, _undo: &mut Undo<'a>) -> Result<CniResult> {
-        bail!("not yet")
+    fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
+        let settings = Settings::resolve(call)?;
+        refuse_inexpressible(call, &settings)?;
+        let sides = Sides::open(call)?;
+        apply::refuse_existing(&sides, &call.invocation.attachment.ifname)?;
+        apply::find_bridge(&sides.host, &settings.bridge)?;
+
+        // The address first: the rest is quick to undo, and most failures are here.
+        let ipam = reserve(call, &settings, undo)?;
+        let plan = match &ipam {
+            Some(ipam) => Plan::new(&settings, ipam)?,
+            None => Plan::default(),
+        };
+
+        let bridge = apply::ensure_bridge(&sides.host, &settings)?;
+        apply::ensure_gateways(&sides.host, &settings, &bridge, &plan.bridge_addresses)?;
+        let pair = apply::create_pair(&sides, call, &settings, undo)?;
+        let bridge = apply::attach(&sides, call, &settings, &bridge, &pair)?;
+        if ipam.is_some() {
+            apply::configure_container(&sides, &settings, &pair.container_end, &plan)?;
+        } else if settings.container_end_up {
+            apply::set_up(&sides.container, &pair.container_end)?;
+        }
+        if settings.container_end_up {
+            apply::wait_for_port(&sides.host, &pair.host_end)?;
+            apply::announce(&sides, &bridge, &pair.container_end, &plan);
+        }
+
+        let ipam = ipam.unwrap_or_default();
+        let on_host = |link: Link| Interface {
+            name: link.name,
+            mac: link.mac,
+            ..Interface::default()
+        };
+        let container_end = Interface {
+            name: pair.container_end.name,
+            mac: pair.container_end.mac,
+            // Told only where it was asked for, as CHECK will insist on it.
+            mtu: settings
+                .mtu
+                .map_or(0, |_| pair.container_end.mtu.min(bridge.mtu)),
+            sandbox: call.invocation.netns.clone().unwrap_or_default(),
+            ..Interface::default()
+        };
+        Ok(CniResult {
+            interfaces: vec![on_host(bridge), on_host(pair.host_end), container_end],
+            ips: plan.ips,
+            routes: plan.routes,
+            dns: settings.dns.unwrap_or(ipam.dns),
+            extra: ipam.extra,
+        })
     }
-    fn del(&self, _call: &Call) -> Result<()> {
-        bail!("not yet")
+
+    fn del(&self, call: &Call) -> Result<()> {
+        let mut errors = Vec::new();
+        let host = Netlink::open()?;
+        // The link and its namespace may be gone, half gone, or somebody else's by now.
+        let link = find_container_end(call, &host).unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
+        // No address is free while an interface still has it; but the link stays until
+        // IPAM is done, which may want to talk over it.
+        if let Some((container, end)) = &link {
+            errors.extend(remove_addresses(container, end).err());
+        }
+        let released = call.config.ipam_type().and_then(|ipam| match ipam {
+            Some(plugin) => delegate::run(call, &plugin, Command::Del),
+            None => Ok(()),
+        });
+        errors.extend(released.err());
+        if let Some((container, end)) = &link {
+            errors.extend(link::delete(container, end.index).err());
+        }
+        errors.extend(Identity::of(call).delete(&host).err());
+        join(errors)
     }
-    fn check(&self, _call: &Call) -> Result<()> {
-        bail!("not yet")
+
+    fn check(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        if let Some(plugin) = &settings.ipam {
+            delegate::run(call, plugin, Command::Check)?;
+        }
+        check::check(call, &settings)
     }
-    fn status(&self, _call: &Call) -> Result<()> {
-        bail!("not yet")
+
+    fn status(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        if let Err(error) = apply::find_bridge(&Netlink::open()?, &settings.bridge) {
+            return Err(detailed(
+                Code::NotAvailable,
+                error.to_string(),
+                error.root_cause().to_string(),
+            ));
+        }
+        match &settings.ipam {
+            Some(plugin) => delegate::run(call, plugin, Command::Status),
+            None => Ok(()),
+        }
     }
-    fn gc(&self, _call: &Call) -> Result<()> {
-        bail!("not yet")
+
+    fn gc(&self, call: &Call) -> Result<()> {
+        // Insist on the list here too: without IPAM nobody else would.
+        call.config.valid_attachments()?;
+        match call.config.ipam_type()? {
+            Some(plugin) => delegate::run(call, &plugin, Command::Gc),
+            None => Ok(()),
+        }
     }
-    fn validate(&self, _root: &str, _document: &Value) -> Vec<Problem> {
-        Vec::new()
+
+    fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
+        config::validate(root, document)
     }
+}
+
+/// 0.1.0 and 0.2.0 cannot express a result without addresses: better said before
+/// anything is made.
+fn refuse_inexpressible(call: &Call, settings: &Settings) -> Result<()> {
+    let version = call.config.version;
+    if settings.ipam.is_some() || version.shape() != Shape::OnePerFamily {
+        return Ok(());
+    }
+    Err(detailed(
+        Code::Config,
+        format!("cniVersion {version} cannot express an attachment without addresses"),
+        "set \"cniVersion\" to 0.3.0 or newer, or configure \"ipam\"",
+    ))
+}
+
+/// Reserves the attachment's addresses; `None` without IPAM. The release goes on the
+/// stack first: the specification (section 4) wants the delegate's DEL even after its
+/// ADD has failed.
+fn reserve<'a>(
+    call: &'a Call,
+    settings: &Settings,
+    undo: &mut Undo<'a>,
+) -> Result<Option<CniResult>> {
+    let Some(plugin) = settings.ipam.clone() else {
+        return Ok(None);
+    };
+    let delegate = plugin.clone();
+    undo.push(format!("release the addresses of {plugin}"), move || {
+        delegate::run(call, &delegate, Command::Del)
+    });
+    delegate::add(call, &plugin).map(Some)
+}
+
+/// The container's end and a socket in its namespace; `None` when either is gone.
+fn find_container_end(call: &Call, host: &Netlink) -> Result<Option<(Netlink, Link)>> {
+    let Some(netns) = Netns::open_if_any(call.invocation.netns.as_deref())? else {
+        return Ok(None);
+    };
+    let container = host.open_inside(&netns)?;
+    let ifname = &call.invocation.attachment.ifname;
+    match link::by_name(&container, ifname)? {
+        Some(end) if end.kind != "veth" => {
+            log::warn(&format!(
+                "{ifname} in {} is not a veth and not ours: it stays",
+                netns.path()
+            ));
+            Ok(None)
+        }
+        found => Ok(found.map(|end| (container, end))),
+    }
+}
+
+fn remove_addresses(container: &Netlink, end: &Link) -> Result<()> {
+    for address in addr::list(container, end.index)? {
+        if address.is_global {
+            addr::delete(container, end.index, address.net)?;
+        }
+    }
+    Ok(())
+}
+
+/// All errors as one, the first in front; none is success.
+fn join(errors: Vec<anyhow::Error>) -> Result<()> {
+    let mut errors = errors.into_iter();
+    let Some(first) = errors.next() else {
+        return Ok(());
+    };
+    for error in errors {
+        log::warn(&format!("also: {error:#}"));
+    }
+    Err(first)
 }

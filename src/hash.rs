@@ -1,0 +1,32 @@
+//! Names derived from longer ones.
+
+use std::fmt::Write;
+
+use sha2::{Digest, Sha512};
+
+/// The first `digits` hexadecimal digits, lower case, of the SHA-512 of `text`: how CNI
+/// plugins fit an identity into a name with a length limit.
+pub fn sha512_hex(text: &str, digits: usize) -> String {
+    let mut hex = Sha512::digest(text)
+        .iter()
+        .fold(String::new(), |mut hex, byte| {
+            // Writing to a string cannot fail.
+            drop(write!(hex, "{byte:02x}"));
+            hex
+        });
+    hex.truncate(digits);
+    hex
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vectors of behaviour 13.1.
+    #[test]
+    fn vectors() {
+        assert_eq!(sha512_hex("net1cont1", 24), "01d424cb2a9303e21c6e971c");
+        assert_eq!(sha512_hex("test1234", 24), "2bbe0c48b91a7d1b8a6753a8");
+        assert_eq!(sha512_hex("/run/netns/c1", 20), "20b4ff582526573bbe7d");
+    }
+}

@@ -1,0 +1,218 @@
+//! Links: look up, create, change, delete (`ip link`).
+
+use anyhow::{Context, Result};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage, State,
+};
+use nix::errno::Errno;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
+
+use super::mac::{self, Mac};
+use super::netlink::{Netlink, tolerate};
+use super::netns::Netns;
+
+/// What the kernel says of a link.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// Hardware address as text, empty when there is none.
+    pub mac: String,
+    /// Bytes.
+    pub mtu: u32,
+    /// `bridge`, `veth`, …; empty for hardware.
+    pub kind: String,
+    /// Index of the bridge this is a port of.
+    pub controller: Option<u32>,
+    /// Of a veth: the index of its other end, in whichever namespace that is.
+    pub peer: Option<u32>,
+    /// The free text that says what the link is for.
+    pub alias: String,
+    pub is_up: bool,
+    /// Whether frames pass: operational state "up".
+    pub is_running: bool,
+    /// Whether an administrator made it promiscuous; a packet capture does not count.
+    pub is_promiscuous: bool,
+}
+
+impl Link {
+    fn from_message(message: LinkMessage) -> Self {
+        let flags = message.header.flags;
+        let mut link = Self {
+            index: message.header.index,
+            is_up: flags.contains(LinkFlags::Up),
+            is_promiscuous: flags.contains(LinkFlags::Promisc),
+            ..Self::default()
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Address(bytes) => link.mac = mac::to_text(&bytes),
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Controller(index) => link.controller = Some(index),
+                LinkAttribute::Link(index) => link.peer = Some(index),
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
+                LinkAttribute::OperState(state) => link.is_running = state == State::Up,
+                LinkAttribute::LinkInfo(infos) => {
+                    for info in infos {
+                        if let LinkInfo::Kind(kind) = info {
+                            link.kind = kind.to_string();
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// The link called `name` (`ip link show dev NAME`).
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn by_name(netlink: &Netlink, name: &str) -> Result<Option<Link>> {
+    look_up(netlink, LinkUnspec::new_with_name(name).build())
+        .with_context(|| format!("look up link {name}"))
+}
+
+/// The link with `index`.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn by_index(netlink: &Netlink, index: u32) -> Result<Option<Link>> {
+    look_up(netlink, LinkUnspec::new_with_index(index).build())
+        .with_context(|| format!("look up link {index}"))
+}
+
+fn look_up(netlink: &Netlink, message: LinkMessage) -> Result<Option<Link>> {
+    let found = netlink.get(RouteNetlinkMessage::GetLink(message))?;
+    Ok(found.and_then(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
+        _ => None,
+    }))
+}
+
+/// Creates a bridge, not yet up (`ip link add NAME address MAC [mtu MTU] type bridge`).
+/// The hardware address is part of the request: one that the kernel picks changes with
+/// the bridge's ports, and udev may rewrite it.
+///
+/// # Errors
+/// `EEXIST` when the name is taken.
+pub fn create_bridge(netlink: &Netlink, name: &str, mac: Mac, mtu: Option<u32>) -> Result<()> {
+    let mut bridge = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Bridge)
+        .name(name)
+        .address(mac.0.to_vec());
+    if let Some(mtu) = mtu {
+        bridge = bridge.mtu(mtu);
+    }
+    create(netlink, bridge.build()).with_context(|| format!("create bridge {name}"))
+}
+
+/// One end of a veth pair to be.
+#[derive(Debug, Clone, Copy)]
+pub struct End<'a> {
+    pub name: &'a str,
+    pub mac: Mac,
+}
+
+/// Creates a veth pair with one end here and the other in `netns`, in one request: moving
+/// a link between namespaces later costs a grace period of the kernel. Neither is up.
+///
+/// # Errors
+/// `EEXIST` when either name is taken.
+pub fn create_veth(
+    netlink: &Netlink,
+    here: End<'_>,
+    there: End<'_>,
+    netns: &Netns,
+    mtu: Option<u32>,
+) -> Result<()> {
+    let end = |end: End<'_>, message: LinkMessageBuilder<LinkUnspec>| {
+        let message = message.name(end.name).address(end.mac.0.to_vec());
+        match mtu {
+            Some(mtu) => message.mtu(mtu),
+            None => message,
+        }
+    };
+    let peer = end(there, LinkMessageBuilder::default())
+        .setns_by_fd(netns.fd())
+        .build();
+    let pair = end(
+        here,
+        LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth),
+    )
+    .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+    .build();
+    create(netlink, pair).with_context(|| {
+        format!(
+            "create veth {} with its other end {} in {}",
+            here.name,
+            there.name,
+            netns.path()
+        )
+    })
+}
+
+fn create(netlink: &Netlink, message: LinkMessage) -> Result<()> {
+    netlink.request(
+        RouteNetlinkMessage::NewLink(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
+}
+
+/// A change to a link, to be filled in and sent with [`change`].
+pub type Change = LinkMessageBuilder<LinkUnspec>;
+
+/// Starts a change of the link with `index` (`ip link set dev …`).
+pub fn change_of(index: u32) -> Change {
+    LinkUnspec::new_with_index(index)
+}
+
+/// Makes the kernel do `change`. `what` says so in errors: "set cni0 up".
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn change(netlink: &Netlink, change: Change, what: &str) -> Result<()> {
+    netlink
+        .request(RouteNetlinkMessage::NewLink(change.build()), 0)
+        .with_context(|| what.to_owned())
+}
+
+/// Sets flags of a bridge port (`ip link set dev … type bridge_slave hairpin on isolated on`).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn set_bridge_port(
+    netlink: &Netlink,
+    port: &Link,
+    hairpin: bool,
+    isolated: bool,
+) -> Result<()> {
+    let flags = vec![
+        InfoBridgePort::HairpinMode(hairpin),
+        InfoBridgePort::Isolated(isolated),
+    ];
+    let port_change = change_of(port.index)
+        .set_port_kind(InfoPortKind::Bridge)
+        .set_port_data(InfoPortData::BridgePort(flags));
+    change(
+        netlink,
+        port_change,
+        &format!("set hairpin and isolation of bridge port {}", port.name),
+    )
+}
+
+/// Deletes the link with `index`; one that is gone is no error. Takes the kernel some
+/// 10 to 20 ms.
+///
+/// # Errors
+/// When the link still exists.
+pub fn delete(netlink: &Netlink, index: u32) -> Result<()> {
+    let message = LinkUnspec::new_with_index(index).build();
+    let deleted = netlink.request(RouteNetlinkMessage::DelLink(message), 0);
+    tolerate(deleted, &[Errno::ENODEV]).with_context(|| format!("delete link {index}"))
+}

@@ -1,0 +1,124 @@
+//! Network namespaces, named by a path (`network_namespaces(7)`).
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, RawFd};
+
+use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{FsType, fstatfs};
+
+use crate::cni::error::{Code, coded, detailed};
+use crate::log;
+
+/// An open network namespace: it exists as long as this does.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    path: String,
+}
+
+/// Where files that name namespaces live: `nsfs`, or `proc` on kernels before 3.19.
+const NAMESPACE_FILESYSTEMS: [FsType; 2] = [FsType(0x6e73_6673), FsType(0x9fa0)];
+
+impl Netns {
+    /// Opens the namespace at `path`.
+    ///
+    /// # Errors
+    /// Code 4, saying what is at `path` instead.
+    pub fn open(path: &str) -> Result<Self> {
+        Self::try_open(path)?.map_err(|absent| {
+            detailed(
+                Code::Environment,
+                format!("failed to open netns \"{path}\": {absent}"),
+                "CNI_NETNS must be the path of a network namespace, like /run/netns/NAME or /proc/PID/ns/net",
+            )
+        })
+    }
+
+    /// For DEL: the namespace if there is one. A path that does not exist, or names
+    /// something else (a file left behind by an unmount), means the namespace is gone
+    /// and its links with it.
+    ///
+    /// # Errors
+    /// When a namespace is there and cannot be opened.
+    pub fn open_if_any(path: Option<&str>) -> Result<Option<Self>> {
+        let Some(path) = path else { return Ok(None) };
+        match Self::try_open(path)? {
+            Ok(netns) => Ok(Some(netns)),
+            Err(absent) => {
+                log::warn(&format!(
+                    "CNI_NETNS {path}: {absent}; cleaning up without it"
+                ));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The namespace, or why there is none.
+    fn try_open(path: &str) -> Result<std::result::Result<Self, String>> {
+        let absent = |why: &str| Ok(Err(why.to_owned()));
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) => {
+                return match error.kind() {
+                    ErrorKind::NotFound | ErrorKind::NotADirectory => {
+                        absent("no such file or directory")
+                    }
+                    _ => Err(error).with_context(|| {
+                        coded(Code::Environment, format!("open CNI_NETNS {path}"))
+                    }),
+                };
+            }
+        };
+        let filesystem = fstatfs(&file)
+            .with_context(|| format!("look at the file system of {path}"))?
+            .filesystem_type();
+        if !NAMESPACE_FILESYSTEMS.contains(&filesystem) {
+            return absent("the file there is no namespace");
+        }
+        Ok(Ok(Self {
+            file,
+            path: path.to_owned(),
+        }))
+    }
+
+    /// The path as given.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The descriptor, for requests that name a namespace.
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Runs `work` inside the namespace, on a thread of its own that ends there: no way
+    /// back is needed, and none can be forgotten. About 50 µs.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, and those of `work`.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let entered = || {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "this is the module that enters namespaces"
+            )]
+            setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| {
+                coded(
+                    Code::Environment,
+                    format!("enter network namespace {}", self.path),
+                )
+            })?;
+            work()
+        };
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .spawn_scoped(scope, entered)
+                .context("start a thread for the container's namespace")?
+                .join()
+                // Unreachable: a panic ends the process in its hook.
+                .unwrap_or_else(|_panic| Err(anyhow::anyhow!("the thread in {} died", self.path)))
+        })
+    }
+}

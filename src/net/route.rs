@@ -1,0 +1,164 @@
+//! Routes (`ip route`).
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
+};
+use nix::errno::Errno;
+
+use super::addr::family;
+use super::netlink::{Netlink, tolerate};
+
+/// The table that routes go to when nothing else is said.
+pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// A route through one link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Destination; host bits are ignored.
+    pub dst: IpNet,
+    pub gateway: Option<IpAddr>,
+    pub table: u32,
+    /// The metric; 0 is the kernel's default.
+    pub priority: u32,
+    /// As in rtnetlink(7).
+    pub scope: u8,
+    /// Bytes; 0 is the link's.
+    pub mtu: u32,
+    /// Bytes; 0 is the kernel's choice.
+    pub advmss: u32,
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.dst)?;
+        if let Some(gateway) = self.gateway {
+            write!(f, " via {gateway}")?;
+        }
+        if self.priority != 0 {
+            write!(f, " metric {}", self.priority)?;
+        }
+        if self.scope != 0 {
+            write!(f, " scope {}", self.scope)?;
+        }
+        if self.table != MAIN_TABLE {
+            write!(f, " table {}", self.table)?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds a route through the link with `index`. The very same route being there already
+/// is no error; another one for its destination stays beside it.
+///
+/// # Errors
+/// Names the route and the link.
+pub fn add(netlink: &Netlink, index: u32, link: &str, route: &Route) -> Result<()> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(route.dst.addr());
+    message.header.destination_prefix_length = route.dst.prefix_len();
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = RouteScope::from(route.scope);
+    // Tables above 255 only fit the attribute.
+    message.header.table = u8::try_from(route.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.attributes.push(RouteAttribute::Table(route.table));
+    message.attributes.push(RouteAttribute::Oif(index));
+    if route.dst.prefix_len() > 0 {
+        let network = route.dst.trunc().addr();
+        message
+            .attributes
+            .push(RouteAttribute::Destination(network.into()));
+    }
+    if let Some(gateway) = route.gateway {
+        message
+            .attributes
+            .push(RouteAttribute::Gateway(gateway.into()));
+    }
+    if route.priority != 0 {
+        message
+            .attributes
+            .push(RouteAttribute::Priority(route.priority));
+    }
+    let metrics: Vec<RouteMetric> = [
+        (route.mtu != 0).then_some(RouteMetric::Mtu(route.mtu)),
+        (route.advmss != 0).then_some(RouteMetric::Advmss(route.advmss)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    let added = netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE);
+    tolerate(added, &[Errno::EEXIST]).with_context(|| format!("add route {route} dev {link}"))
+}
+
+/// The routes of `sample`'s family that lead through the link with `index`, in every
+/// table.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn list(netlink: &Netlink, index: u32, sample: IpAddr) -> Result<Vec<Route>> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family(sample);
+    let found = netlink
+        .dump(&RouteNetlinkMessage::GetRoute(request))
+        .context("list routes")?;
+    Ok(found
+        .into_iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) => from_message(&message, index, sample),
+            _ => None,
+        })
+        .collect())
+}
+
+fn from_message(message: &RouteMessage, index: u32, sample: IpAddr) -> Option<Route> {
+    let unspecified = if sample.is_ipv4() {
+        IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
+    };
+    let mut dst = unspecified;
+    let mut through = false;
+    let mut route = Route {
+        dst: IpNet::new(unspecified, 0).ok()?,
+        gateway: None,
+        table: u32::from(message.header.table),
+        priority: 0,
+        scope: message.header.scope.into(),
+        mtu: 0,
+        advmss: 0,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => dst = ip(address)?,
+            RouteAttribute::Gateway(address) => route.gateway = ip(address),
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Priority(priority) => route.priority = *priority,
+            RouteAttribute::Oif(oif) => through |= *oif == index,
+            // Equal-cost routes arrive as one route with several next hops.
+            RouteAttribute::MultiPath(hops) => {
+                through |= hops.iter().any(|hop| hop.interface_index == index);
+            }
+            _ => {}
+        }
+    }
+    route.dst = IpNet::new(dst, message.header.destination_prefix_length).ok()?;
+    through.then_some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
+    }
+}

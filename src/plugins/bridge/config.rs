@@ -1,0 +1,493 @@
+//! The bridge's configuration: as written, and as meant.
+
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cni::args;
+use crate::cni::error::{Code, coded, detailed};
+use crate::cni::invocation::check_ifname;
+use crate::cni::json::{self, Problem};
+use crate::cni::result::Dns;
+use crate::cni::skel::Call;
+use crate::net::mac::Mac;
+
+/// Every key of the reference's bridge v1.9.1 (behaviour 5.1).
+#[derive(Debug, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the keys are booleans on the wire"
+)]
+struct Wire {
+    bridge: String,
+    is_gateway: bool,
+    is_default_gateway: bool,
+    force_address: bool,
+    ip_masq: bool,
+    ip_masq_backend: String,
+    mtu: u32,
+    hairpin_mode: bool,
+    promisc_mode: bool,
+    vlan: i64,
+    vlan_trunk: Option<Vec<Value>>,
+    preserve_default_vlan: bool,
+    macspoofchk: bool,
+    enabledad: bool,
+    disable_container_interface: bool,
+    port_isolation: bool,
+    mac: String,
+    ipam: Option<WireIpam>,
+    dns: WireDns,
+    args: WireArgs,
+    runtime_config: WireRuntimeConfig,
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self {
+            bridge: "cni0".into(),
+            is_gateway: false,
+            is_default_gateway: false,
+            force_address: false,
+            ip_masq: false,
+            ip_masq_backend: String::new(),
+            mtu: 0,
+            hairpin_mode: false,
+            promisc_mode: false,
+            vlan: 0,
+            vlan_trunk: None,
+            preserve_default_vlan: false,
+            macspoofchk: false,
+            enabledad: false,
+            disable_container_interface: false,
+            port_isolation: false,
+            mac: String::new(),
+            ipam: None,
+            dns: WireDns::default(),
+            args: WireArgs::default(),
+            runtime_config: WireRuntimeConfig::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(default)]
+struct WireIpam {
+    #[serde(rename = "type")]
+    plugin: String,
+}
+
+/// Absent and empty lists differ: a list that is there replaces IPAM's DNS.
+#[derive(Debug, Deserialize, Default)]
+#[serde(default)]
+struct WireDns {
+    nameservers: Option<Vec<String>>,
+    domain: String,
+    search: Option<Vec<String>>,
+    options: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(default)]
+struct WireArgs {
+    cni: WireCniArgs,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(default)]
+struct WireCniArgs {
+    mac: String,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(default)]
+struct WireRuntimeConfig {
+    mac: String,
+}
+
+/// What the operator wants, with every value in range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one for each key, none depends on another"
+)]
+pub struct Settings {
+    /// The bridge's name.
+    pub bridge: String,
+    /// The bridge gets the gateways' addresses.
+    pub is_gateway: bool,
+    /// The container gets a default route through the bridge.
+    pub is_default_gateway: bool,
+    /// Addresses of the bridge that are in the way are removed.
+    pub force_address: bool,
+    /// Bytes, for both ends of the veth pair and a new bridge.
+    pub mtu: Option<u32>,
+    /// A container may reach itself through the bridge.
+    pub hairpin: bool,
+    /// The bridge takes every frame.
+    pub promiscuous: bool,
+    /// The port cannot talk to other isolated ports.
+    pub isolated: bool,
+    /// IPv6 addresses are used only after asking the neighbours.
+    pub detect_duplicates: bool,
+    /// The container's end is set up.
+    pub container_end_up: bool,
+    /// The container's hardware address, when somebody asked for one.
+    pub mac: Option<Mac>,
+    /// Replaces IPAM's DNS.
+    pub dns: Option<Dns>,
+    /// `ipam.type`; without it the attachment is layer 2 only.
+    pub ipam: Option<String>,
+}
+
+impl Settings {
+    /// The settings for ADD, CHECK and STATUS of `call`.
+    ///
+    /// # Errors
+    /// Code 2 for what this version does not support, 7 for what is wrong, 4 for
+    /// `CNI_ARGS`; each names the key.
+    pub fn resolve(call: &Call) -> Result<Self> {
+        let wire: Wire = call.config.read()?;
+        if let Some((key, value)) = wire.unsupported() {
+            return Err(detailed(
+                Code::UnsupportedField,
+                format!("\"{key}\": {value} is not supported by this version of cnibox"),
+                format!("remove \"{key}\", or keep the reference's bridge plugin for this network"),
+            ));
+        }
+        if let Some(problem) = wire.problems("").into_iter().next() {
+            return Err(coded(
+                Code::Config,
+                format!("{}: {}", problem.path, problem.message),
+            )
+            .into());
+        }
+        let cni_args = args::parse(&call.invocation.args, &["MAC"])?;
+        let mac = [
+            ("runtimeConfig.mac", wire.runtime_config.mac.as_str()),
+            ("args.cni.mac", wire.args.cni.mac.as_str()),
+            ("CNI_ARGS MAC", cni_args.get("MAC").copied().unwrap_or("")),
+        ]
+        .into_iter()
+        .find(|(_, text)| !text.is_empty())
+        .map(|(source, text)| parse_mac(source, text))
+        .transpose()?;
+        Ok(Self {
+            is_gateway: wire.is_gateway || wire.is_default_gateway,
+            is_default_gateway: wire.is_default_gateway,
+            force_address: wire.force_address,
+            mtu: Some(wire.mtu).filter(|mtu| *mtu != 0),
+            hairpin: wire.hairpin_mode,
+            promiscuous: wire.promisc_mode,
+            isolated: wire.port_isolation,
+            detect_duplicates: wire.enabledad,
+            container_end_up: !wire.disable_container_interface,
+            mac,
+            ipam: wire.ipam_type().map(str::to_owned),
+            dns: wire.dns.replacement(),
+            bridge: wire.bridge,
+        })
+    }
+}
+
+/// Everything wrong with a configuration; `root` is its path in the file.
+pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
+    let mut known = document.clone();
+    // What other readers look at: the shared keys, and IPAM's own object.
+    if let Value::Object(members) = &mut known {
+        for key in ["name", "type", "cniVersion", "prevResult", "capabilities"] {
+            json::take(members, key);
+        }
+        for (key, inside) in [
+            ("ipam", &["type"][..]),
+            ("args", &["cni"]),
+            ("runtimeConfig", &["mac"]),
+        ] {
+            let Some(mut value) = json::take(members, key) else {
+                continue;
+            };
+            if let Value::Object(object) = &mut value {
+                object.retain(|name, _| inside.iter().any(|k| k.eq_ignore_ascii_case(name)));
+            }
+            members.insert(key.to_owned(), value);
+        }
+    }
+    let mut problems = json::problems::<Wire>(root, &known);
+    if let Ok(wire) = json::decode::<Wire>(root, &known) {
+        if let Some((key, value)) = wire.unsupported() {
+            problems.push(Problem {
+                path: join(root, key),
+                message: format!("{value} is not supported by this version of cnibox"),
+            });
+        }
+        problems.extend(wire.problems(root));
+    }
+    problems
+}
+
+fn join(root: &str, key: &str) -> String {
+    if root.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{root}.{key}")
+    }
+}
+
+impl Wire {
+    fn ipam_type(&self) -> Option<&str> {
+        self.ipam
+            .as_ref()
+            .map(|ipam| ipam.plugin.as_str())
+            .filter(|plugin| !plugin.is_empty())
+    }
+
+    /// The first key set to something that this version cannot do.
+    fn unsupported(&self) -> Option<(&'static str, String)> {
+        let trunk = self.vlan_trunk.as_ref().map(|ids| format!("{ids:?}"));
+        [
+            ("ipMasq", self.ip_masq.then(|| "true".to_owned())),
+            (
+                "ipMasqBackend",
+                Some(format!("\"{}\"", self.ip_masq_backend)).filter(|text| text != "\"\""),
+            ),
+            ("macspoofchk", self.macspoofchk.then(|| "true".to_owned())),
+            ("vlan", (self.vlan != 0).then(|| self.vlan.to_string())),
+            ("vlanTrunk", trunk),
+            (
+                "preserveDefaultVlan",
+                self.preserve_default_vlan.then(|| "true".to_owned()),
+            ),
+        ]
+        .into_iter()
+        .find_map(|(key, value)| Some((key, value?)))
+    }
+
+    /// Values that are wrong by themselves or together.
+    fn problems(&self, root: &str) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut add = |key: &str, message: String| {
+            problems.push(Problem {
+                path: join(root, key),
+                message,
+            });
+        };
+        if let Err(error) = check_ifname(&self.bridge) {
+            add("bridge", format!("{error}: \"{}\"", self.bridge));
+        }
+        // The limits of a veth; the kernel's own message names neither key nor limit.
+        if self.mtu != 0 && !(68..=65535).contains(&self.mtu) {
+            add("mtu", format!("{} is not between 68 and 65535", self.mtu));
+        }
+        if self.disable_container_interface && self.ipam_type().is_some() {
+            add(
+                "disableContainerInterface",
+                "cannot be used together with ipam: an interface that stays down has no use for an address".into(),
+            );
+        }
+        if self.hairpin_mode && self.promisc_mode {
+            add(
+                "hairpinMode",
+                "cannot be used together with promiscMode: frames would be delivered twice".into(),
+            );
+        }
+        for (key, text) in [
+            ("args.cni.mac", &self.args.cni.mac),
+            ("runtimeConfig.mac", &self.runtime_config.mac),
+        ] {
+            if !text.is_empty()
+                && let Err(error) = parse_mac(key, text)
+            {
+                add(key, error.root_cause().to_string());
+            }
+        }
+        problems
+    }
+}
+
+impl WireDns {
+    fn replacement(self) -> Option<Dns> {
+        let told = self.nameservers.is_some()
+            || self.search.is_some()
+            || self.options.is_some()
+            || !self.domain.is_empty();
+        told.then(|| Dns {
+            nameservers: self.nameservers.unwrap_or_default(),
+            domain: self.domain,
+            search: self.search.unwrap_or_default(),
+            options: self.options.unwrap_or_default(),
+        })
+    }
+}
+
+fn parse_mac(source: &str, text: &str) -> Result<Mac> {
+    Mac::parse(text).filter(|mac| mac.is_unicast()).ok_or_else(|| {
+        detailed(
+            Code::Config,
+            format!("{source}: invalid MAC address \"{text}\""),
+            format!("\"{text}\" is not the address of one Ethernet interface, like 02:00:00:00:00:01"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::config::Document;
+    use crate::cni::error::ErrorObject;
+    use crate::cni::invocation::{Command, Invocation};
+    use crate::cni::version::Version;
+    use serde_json::json;
+
+    fn call(mut config: Value, cni_args: &str) -> Call {
+        config["name"] = json!("n");
+        config["cniVersion"] = json!("1.1.0");
+        Call {
+            invocation: Invocation {
+                command: Command::Add,
+                attachment: crate::cni::invocation::Attachment::default(),
+                netns: None,
+                args: cni_args.into(),
+                path: Vec::new(),
+                netns_override: false,
+            },
+            config: Document::parse(config.to_string().into_bytes())
+                .unwrap()
+                .negotiate(Command::Add, &Version::ALL)
+                .unwrap(),
+            applets: |_| None,
+        }
+    }
+
+    fn settings(config: Value) -> Settings {
+        Settings::resolve(&call(config, "")).unwrap()
+    }
+
+    fn refused(config: Value) -> (u32, String) {
+        let error = Settings::resolve(&call(config, "")).unwrap_err();
+        let object = ErrorObject::from_error(&error);
+        (object.code, object.msg)
+    }
+
+    #[test]
+    fn defaults() {
+        assert_eq!(
+            settings(json!({})),
+            Settings {
+                bridge: "cni0".into(),
+                is_gateway: false,
+                is_default_gateway: false,
+                force_address: false,
+                mtu: None,
+                hairpin: false,
+                promiscuous: false,
+                isolated: false,
+                detect_duplicates: false,
+                container_end_up: true,
+                mac: None,
+                dns: None,
+                ipam: None,
+            }
+        );
+        assert!(settings(json!({"isDefaultGateway": true})).is_gateway);
+        assert_eq!(settings(json!({"ipam": {}})).ipam, None);
+    }
+
+    #[test]
+    fn later_features_are_refused_by_name() {
+        for (config, key) in [
+            (json!({"ipMasq": true}), "ipMasq"),
+            (json!({"ipMasqBackend": "nftables"}), "ipMasqBackend"),
+            (json!({"macspoofchk": true}), "macspoofchk"),
+            (json!({"vlan": 5}), "vlan"),
+            (json!({"vlanTrunk": []}), "vlanTrunk"),
+            (json!({"preserveDefaultVlan": true}), "preserveDefaultVlan"),
+        ] {
+            let (code, message) = refused(config);
+            assert_eq!(code, 2);
+            assert!(message.starts_with(&format!("\"{key}\":")), "{message}");
+        }
+        settings(json!({"ipMasq": false, "vlan": 0, "vlanTrunk": null, "ipMasqBackend": ""}));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (config, code, key) in [
+            (json!({"bridge": ""}), 7, "bridge: "),
+            (json!({"bridge": "a/b"}), 7, "bridge: "),
+            (json!({"mtu": 67}), 7, "mtu: 67"),
+            (json!({"mtu": -1}), 6, "mtu: expected an integer"),
+            (
+                json!({"hairpinMode": true, "promiscMode": true}),
+                7,
+                "hairpinMode: ",
+            ),
+            (
+                json!({"disableContainerInterface": true, "ipam": {"type": "x"}}),
+                7,
+                "disableContainerInterface: ",
+            ),
+            (
+                json!({"runtimeConfig": {"mac": "x"}}),
+                7,
+                "runtimeConfig.mac: ",
+            ),
+            (
+                json!({"args": {"cni": {"mac": "01:00:00:00:00:00"}}}),
+                7,
+                "args.cni.mac: ",
+            ),
+        ] {
+            let (found, message) = refused(config);
+            assert_eq!(found, code, "{message}");
+            assert!(message.starts_with(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn mac_precedence() {
+        let all = json!({
+            "runtimeConfig": {"mac": "02:00:00:00:00:03"},
+            "args": {"cni": {"mac": "02:00:00:00:00:02"}},
+        });
+        let mac = |config: Value| {
+            let settings = Settings::resolve(&call(config, "MAC=02:00:00:00:00:01")).unwrap();
+            settings.mac.unwrap().0[5]
+        };
+        assert_eq!(mac(json!({})), 1);
+        assert_eq!(mac(json!({"args": all["args"]})), 2);
+        assert_eq!(mac(all), 3);
+    }
+
+    #[test]
+    fn dns_replaces_when_any_member_is_there() {
+        assert_eq!(settings(json!({"dns": {}})).dns, None);
+        assert_eq!(
+            settings(json!({"dns": {"search": []}})).dns,
+            Some(Dns::default())
+        );
+    }
+
+    #[test]
+    fn validation_finds_everything() {
+        let found: Vec<String> = validate(
+            "plugins[0]",
+            &json!({
+                "type": "bridge", "name": "x", "isGatewy": true, "mtu": 5,
+                "hairpinMode": true, "promiscMode": true, "capabilities": {"mac": true},
+                "ipam": {"type": "host-local", "subnet": "10.0.0.0/8"},
+            }),
+        )
+        .into_iter()
+        .map(|p| p.path)
+        .collect();
+        assert_eq!(
+            found,
+            [
+                "plugins[0].isGatewy",
+                "plugins[0].mtu",
+                "plugins[0].hairpinMode"
+            ]
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! The host's end of a container's veth pair: how it is called and recognised.
+//!
+//! Its name follows from the attachment, and its alias spells the attachment out. So
+//! `ip -d link` explains itself, and DEL finds the pair when the container's namespace
+//! is gone or nobody remembers the result of ADD.
+
+use anyhow::Result;
+
+use crate::cni::invocation::Attachment;
+use crate::cni::skel::Call;
+use crate::fsutil;
+use crate::hash;
+use crate::net::link;
+use crate::net::netlink::Netlink;
+
+/// The kernel's limit on an alias (`IFALIASZ`), less its final zero.
+const ALIAS_LIMIT: usize = 255;
+
+/// Which host end belongs to an attachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// `veth` and 8 hexadecimal digits.
+    pub name: String,
+    /// Network, container and interface in words.
+    pub alias: String,
+}
+
+impl Identity {
+    /// The host end of the attachment that `call` is about.
+    pub fn of(call: &Call) -> Self {
+        Self::new(&call.config.network, &call.invocation.attachment)
+    }
+
+    fn new(network: &str, attachment: &Attachment) -> Self {
+        let Attachment {
+            container_id,
+            ifname,
+        } = attachment;
+        let digits = hash::sha512_hex(&format!("{network}\0{container_id}\0{ifname}"), 8);
+        // Names and ids are ASCII: cutting bytes cuts no character.
+        let mut alias =
+            format!("cni network {network} interface {ifname} container {container_id}");
+        alias.truncate(ALIAS_LIMIT);
+        Self {
+            name: format!("veth{digits}"),
+            alias,
+        }
+    }
+
+    /// Another name, for the case that a stranger has ours.
+    ///
+    /// # Errors
+    /// When the kernel gives no randomness.
+    pub fn other_name() -> Result<String> {
+        Ok(format!("veth{:08x}", fsutil::random_u32()?))
+    }
+
+    /// Deletes the pair if its host end is still there. Answers whether it was.
+    ///
+    /// # Errors
+    /// When it is there and cannot be deleted.
+    pub fn delete(&self, host: &Netlink) -> Result<bool> {
+        match link::by_name(host, &self.name)? {
+            Some(found) if found.alias == self.alias => {
+                link::delete(host, found.index).map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(network: &str, id: &str, ifname: &str) -> Identity {
+        Identity::new(
+            network,
+            &Attachment {
+                container_id: id.into(),
+                ifname: ifname.into(),
+            },
+        )
+    }
+
+    #[test]
+    fn names_follow_from_the_attachment() {
+        let one = identity("net1", "c1", "eth0");
+        assert_eq!(one, identity("net1", "c1", "eth0"));
+        assert_eq!(one.name.len(), 12);
+        assert_eq!(one.alias, "cni network net1 interface eth0 container c1");
+        for other in [
+            identity("net", "1c1", "eth0"),
+            identity("net1", "c1", "eth1"),
+            identity("net2", "c1", "eth0"),
+        ] {
+            assert_ne!(one.name, other.name);
+        }
+    }
+
+    #[test]
+    fn aliases_fit_the_kernel() {
+        assert_eq!(identity("n", &"x".repeat(300), "eth0").alias.len(), 255);
+    }
+}
