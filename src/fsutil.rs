@@ -114,7 +114,9 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// An exclusive flock(2), released on drop.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+pub struct Lock {
+    _held: Flock<File>,
+}
 
 /// Waits for the exclusive lock on `path`, creating the file with `mode` if need be.
 /// The file is opened read-only, without following a symlink.
@@ -139,7 +141,7 @@ pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
     let mut file = file.with_context(|| format!("open lock {}", path.display()))?;
     loop {
         match Flock::lock(file, FlockArg::LockExclusive) {
-            Ok(lock) => return Ok(Lock(lock)),
+            Ok(lock) => return Ok(Lock { _held: lock }),
             Err((again, nix::errno::Errno::EINTR)) => file = again,
             Err((_, errno)) => {
                 return Err(errno).with_context(|| format!("lock {}", path.display()));

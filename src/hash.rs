@@ -1,21 +1,16 @@
 //! Names derived from longer ones.
 
-use std::fmt::Write;
-
 use sha2::{Digest, Sha512};
 
 /// The first `digits` hexadecimal digits, lower case, of the SHA-512 of `text`: how CNI
 /// plugins fit an identity into a name with a length limit.
 pub fn sha512_hex(text: &str, digits: usize) -> String {
-    let mut hex = Sha512::digest(text)
+    Sha512::digest(text)
         .iter()
-        .fold(String::new(), |mut hex, byte| {
-            // Writing to a string cannot fail.
-            drop(write!(hex, "{byte:02x}"));
-            hex
-        });
-    hex.truncate(digits);
-    hex
+        .flat_map(|byte| [byte >> 4, byte & 0xf])
+        .filter_map(|nibble| char::from_digit(nibble.into(), 16))
+        .take(digits)
+        .collect()
 }
 
 #[cfg(test)]

