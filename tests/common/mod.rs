@@ -74,7 +74,9 @@ impl Node {
 
     /// A new network namespace `/run/netns/NAME`, with `lo` up.
     pub fn netns(&self, name: &str) -> String {
-        self.sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
+        self.sh(&format!(
+            "ip netns add {name} && ip -n {name} link set lo up"
+        ));
         format!("/run/netns/{name}")
     }
 
