@@ -9,6 +9,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
+/// How the names of files begin that are still being written.
+const ASIDE: &str = ".cnibox-";
+
+/// Whether `name` is that of a file being written, or left behind by a killed process.
+pub fn is_aside(name: &str) -> bool {
+    name.starts_with(ASIDE)
+}
+
 /// A file written beside its place under a name nobody guesses; gone again on drop.
 struct Aside(PathBuf);
 
@@ -18,7 +26,7 @@ impl Aside {
         let dir = parent(beside);
         loop {
             let name = format!(
-                ".cnibox-{:08x}-{}-{}",
+                "{ASIDE}{:08x}-{}-{}",
                 random_u32()?,
                 std::process::id(),
                 COUNT.fetch_add(1, Ordering::Relaxed),

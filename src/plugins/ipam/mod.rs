@@ -1,27 +1,161 @@
-use crate::cni::json::Problem;
-use crate::cni::result::CniResult;
-use crate::cni::skel::{Call, Plugin};
-use crate::undo::Undo;
-use anyhow::{Result, bail};
+//! `ipam`, known as `host-local`: hands out addresses from ranges and records them in
+//! files on this host.
+//!
+//! An attachment gets one address from each range set of its network. Addresses go round:
+//! the search starts after the one handed out last. `config` says what can be configured,
+//! `lease_dir` what is on disk, in the reference's form.
+
+mod allocator;
+mod config;
+mod index;
+mod lease_dir;
+mod owner;
+mod range;
+mod range_set;
+mod reserve;
+mod resolv;
+mod status;
+mod store;
+mod utc;
+
+use std::path::Path;
+
+use anyhow::Result;
+use ipnet::IpNet;
 use serde_json::Value;
+
+use self::config::Settings;
+use self::lease_dir::Lease;
+use self::owner::Owner;
+use self::reserve::{Request, Reserved};
+use self::store::{Miss, Store};
+use crate::cni::error::{Code, detailed};
+use crate::cni::invocation::Attachment;
+use crate::cni::json::Problem;
+use crate::cni::result::{CniResult, Dns};
+use crate::cni::skel::{Call, Plugin};
+use crate::log;
+use crate::undo::Undo;
+
+/// The applet.
 pub struct Ipam;
+
 impl Plugin for Ipam {
-    fn add<'a>(&self, _call: &'a Call, _undo: &mut Undo<'a>) -> Result<CniResult> {
-        bail!("not yet")
+    fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
+        let settings = Settings::read(&call.config)?;
+        let requested = settings.requested_with(&call.invocation.args)?;
+        warn_of_gateways(&settings);
+        let dns = match &settings.resolv_conf {
+            Some(path) => resolv::read(path)?,
+            None => Dns::default(),
+        };
+        let network = &call.config.network;
+        let attachment = &call.invocation.attachment;
+        let mut store = Store::create(&settings.data_dir, network)?;
+        let request = Request {
+            network,
+            attachment,
+            settings: &settings,
+            requested,
+        };
+        let Reserved { leases, ips } = reserve::reserve(&mut store, request)?;
+        let data_dir = settings.data_dir.clone();
+        undo.push(
+            format!("release the addresses of {}", Owner::of(attachment)),
+            move || release(&data_dir, network, attachment, &leases),
+        );
+        Ok(CniResult {
+            ips,
+            routes: settings.routes,
+            dns,
+            ..CniResult::default()
+        })
     }
-    fn del(&self, _call: &Call) -> Result<()> {
-        bail!("not yet")
+
+    fn del(&self, call: &Call) -> Result<()> {
+        let data_dir = config::data_dir(&call.config)?;
+        let Some(mut store) = Store::open(&data_dir, &call.config.network)? else {
+            return Ok(());
+        };
+        let attachment = &call.invocation.attachment;
+        let held = store.held_by(attachment, Miss::Verify)?;
+        let (exact, legacy): (Vec<Lease>, Vec<Lease>) = held
+            .into_iter()
+            .map(|held| held.lease)
+            .partition(|lease| lease.owner == Some(Owner::of(attachment)));
+        // A lease without interface is another interface's if this one has its own.
+        store.release(if exact.is_empty() { &legacy } else { &exact })
     }
-    fn check(&self, _call: &Call) -> Result<()> {
-        bail!("not yet")
+
+    fn check(&self, call: &Call) -> Result<()> {
+        let settings = Settings::read(&call.config)?;
+        let network = &call.config.network;
+        let attachment = &call.invocation.attachment;
+        if let Some(mut store) = Store::open(&settings.data_dir, network)?
+            && !store.held_by(attachment, Miss::Verify)?.is_empty()
+        {
+            return Ok(());
+        }
+        Err(detailed(
+            Code::Internal,
+            format!("no address is recorded for {}", Owner::of(attachment)),
+            format!(
+                "looked in {} of network {network}",
+                settings.data_dir.join(network).display()
+            ),
+        ))
     }
-    fn status(&self, _call: &Call) -> Result<()> {
-        bail!("not yet")
+
+    fn status(&self, call: &Call) -> Result<()> {
+        status::check(&call.config.network, &Settings::read(&call.config)?)
     }
-    fn gc(&self, _call: &Call) -> Result<()> {
-        bail!("not yet")
+
+    fn gc(&self, call: &Call) -> Result<()> {
+        let valid = call.config.valid_attachments()?;
+        let data_dir = config::data_dir(&call.config)?;
+        let Some(mut store) = Store::open(&data_dir, &call.config.network)? else {
+            return Ok(());
+        };
+        let is_valid = |owner: &Owner| valid.iter().any(|attachment| owner.is(attachment));
+        let mut stale = store.scan()?;
+        stale.retain(|lease| !lease.owner.as_ref().is_some_and(is_valid));
+        store.release(&stale)
     }
-    fn validate(&self, _root: &str, _document: &Value) -> Vec<Problem> {
-        Vec::new()
+
+    fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
+        config::problems(root, document)
+    }
+}
+
+/// Releases those of `leases` that `attachment` still has.
+fn release(
+    data_dir: &Path,
+    network: &str,
+    attachment: &Attachment,
+    leases: &[Lease],
+) -> Result<()> {
+    let Some(mut store) = Store::open(data_dir, network)? else {
+        return Ok(());
+    };
+    let mut held: Vec<Lease> = store
+        .held_by(attachment, Miss::Believe)?
+        .into_iter()
+        .map(|held| held.lease)
+        .collect();
+    held.retain(|lease| leases.contains(lease));
+    store.release(&held)
+}
+
+/// An IPv4 gateway that containers cannot reach is mostly a mistake, though not always.
+fn warn_of_gateways(settings: &Settings) {
+    for range in settings.sets.iter().flat_map(|set| &set.ranges) {
+        if let IpNet::V4(subnet) = range.subnet
+            && !IpNet::V4(subnet).contains(&range.gateway)
+        {
+            log::warn(&format!(
+                "gateway {} of range {range} is outside subnet {subnet}",
+                range.gateway
+            ));
+        }
     }
 }

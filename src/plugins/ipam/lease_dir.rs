@@ -1,0 +1,388 @@
+//! The directory in which the leases of one network are recorded (behaviour 6.4).
+//!
+//! Names, modes and contents are a contract: the reference plugin may work in the same
+//! directory at the same time. Whoever changes something here holds the lock.
+//!
+//! Nothing is synced to disk. A container does not outlive its node, so a lease lost to a
+//! power cut is right, and one that was damaged counts as nobody's.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+
+use super::owner::Owner;
+use crate::cni::config::parse_ip;
+use crate::fsutil;
+use crate::log;
+
+const DIR_MODE: u32 = 0o755;
+const LEASE_MODE: u32 = 0o600;
+const LOCK: &str = "lock";
+const LOCK_MODE: u32 = 0o750;
+/// Followed by the number of the range set.
+const CURSOR: &str = "last_reserved_ip.";
+
+/// One file that records an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    pub ip: IpAddr,
+    /// `None`: an empty or blank file, left by a crash. The address is free.
+    pub owner: Option<Owner>,
+    /// Which file this is: written again, it has another stamp.
+    pub stamp: String,
+}
+
+/// What is in the directory.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub leases: Vec<Lease>,
+    /// Files that a killed process of ours was writing.
+    pub leftovers: Vec<PathBuf>,
+}
+
+/// The lease directory of one network.
+#[derive(Debug, Clone)]
+pub struct LeaseDir {
+    path: PathBuf,
+}
+
+impl LeaseDir {
+    /// The directory of `network`, which need not exist.
+    pub fn new(data_dir: &Path, network: &str) -> Self {
+        Self {
+            path: data_dir.join(network),
+        }
+    }
+
+    /// Where it is, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file that records `ip`.
+    pub fn file(&self, ip: IpAddr) -> PathBuf {
+        self.path.join(ip.to_string())
+    }
+
+    /// Whether the directory is there.
+    ///
+    /// # Errors
+    /// When it cannot be told, or something else stands in its place.
+    pub fn exists(&self) -> Result<bool> {
+        let found = match fs::metadata(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Ok(meta) if !meta.is_dir() => Err(ErrorKind::NotADirectory.into()),
+            Ok(_) => Ok(true),
+            Err(error) => Err(error),
+        };
+        found.with_context(|| format!("look up {}", self.path.display()))
+    }
+
+    /// Makes the directory and its parents unless they exist.
+    ///
+    /// # Errors
+    /// Names the directory.
+    pub fn create(&self) -> Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIR_MODE)
+            .create(&self.path)
+            .with_context(|| format!("create {}", self.path.display()))
+    }
+
+    /// Waits for the lock that all changes are made under.
+    ///
+    /// # Errors
+    /// As `fsutil::lock`.
+    pub fn lock(&self) -> Result<fsutil::Lock> {
+        fsutil::lock(&self.path.join(LOCK), LOCK_MODE)
+    }
+
+    /// Changes whenever a lease comes or goes.
+    ///
+    /// # Errors
+    /// When the directory cannot be looked at.
+    pub fn changed_at(&self) -> Result<SystemTime> {
+        fs::metadata(&self.path)
+            .and_then(|meta| meta.modified())
+            .with_context(|| format!("look up {}", self.path.display()))
+    }
+
+    /// The lease of `ip`; `None` when there is no file.
+    ///
+    /// # Errors
+    /// When there is one that cannot be read.
+    pub fn read(&self, ip: IpAddr) -> Result<Option<Lease>> {
+        /// Far more than an id and an interface name have.
+        const LONGEST: u64 = 4096;
+        let path = self.file(ip);
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+            .open(&path);
+        let file = match opened {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.with_context(|| format!("open {}", path.display()))?,
+        };
+        let mut content = Vec::new();
+        let meta = file
+            .metadata()
+            .and_then(|meta| {
+                file.take(LONGEST).read_to_end(&mut content)?;
+                Ok(meta)
+            })
+            .with_context(|| format!("read {}", path.display()))?;
+        Ok(Some(Lease {
+            ip,
+            owner: Owner::parse(&content),
+            stamp: format!("{}:{}.{:09}", meta.ino(), meta.mtime(), meta.mtime_nsec()),
+        }))
+    }
+
+    /// Records `ip` for `owner`, unless somebody has it. The file appears whole.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn reserve(&self, ip: IpAddr, owner: &Owner) -> Result<Option<Lease>> {
+        let path = self.file(ip);
+        let content = owner.content();
+        if !fsutil::create_new(&path, LEASE_MODE, content.as_bytes())? {
+            if self.read(ip)?.is_none_or(|lease| lease.owner.is_some()) {
+                return Ok(None);
+            }
+            log::warn(&format!(
+                "{} names no owner, probably since a crash: the address is taken as free",
+                path.display()
+            ));
+            fsutil::replace(&path, LEASE_MODE, content.as_bytes())?;
+        }
+        self.read(ip)
+    }
+
+    /// Frees `ip`, whoever has it.
+    ///
+    /// # Errors
+    /// When the file is there and stays.
+    pub fn remove(&self, ip: IpAddr) -> Result<()> {
+        fsutil::remove(&self.file(ip)).map(drop)
+    }
+
+    /// The first of `candidates` that nobody has.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn first_free(
+        &self,
+        candidates: impl Iterator<Item = IpAddr> + Clone,
+    ) -> Result<Option<IpAddr>> {
+        if let Some(ip) = candidates.clone().find(|ip| !self.is_taken(*ip)) {
+            return Ok(Some(ip));
+        }
+        // Nothing at a glance. Now it is worth reading what is in the files.
+        let found = self.scan()?.leases.into_iter();
+        let ownerless: BTreeSet<IpAddr> = found
+            .filter(|lease| lease.owner.is_none())
+            .map(|lease| lease.ip)
+            .collect();
+        if ownerless.is_empty() {
+            return Ok(None);
+        }
+        let mut candidates = candidates;
+        Ok(candidates.find(|ip| ownerless.contains(ip)))
+    }
+
+    /// Whether there is a lease of `ip`, at a glance: only short files are read. One that
+    /// cannot be read is not ours to give away.
+    fn is_taken(&self, ip: IpAddr) -> bool {
+        /// Runtimes' ids are longer than this, and blank files mostly empty.
+        const SHORT: u64 = 32;
+        match fs::symlink_metadata(self.file(ip)) {
+            Err(error) => error.kind() != ErrorKind::NotFound,
+            Ok(meta) if meta.len() >= SHORT => true,
+            Ok(_) => self
+                .read(ip)
+                .map_or(true, |lease| lease.is_some_and(|l| l.owner.is_some())),
+        }
+    }
+
+    /// Reads everything. Files that are no leases are passed over; leases that cannot be
+    /// read too, with a warning.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed; one that does not exist is empty.
+    pub fn scan(&self) -> Result<Found> {
+        let reading = || format!("read {}", self.path.display());
+        let mut found = Found::default();
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(found),
+            entries => entries.with_context(reading)?,
+        };
+        for entry in entries {
+            let entry = entry.with_context(reading)?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if fsutil::is_aside(name) {
+                // The lock file itself is made before anybody has the lock: while its
+                // maker may be at work, it is told by its mode.
+                let meta = entry.metadata();
+                if meta.is_ok_and(|meta| meta.permissions().mode() & 0o777 == LEASE_MODE) {
+                    found.leftovers.push(entry.path());
+                }
+                continue;
+            }
+            let Some(ip) = parse_ip(name).filter(|ip| ip.to_string() == name) else {
+                continue;
+            };
+            match self.read(ip) {
+                Ok(lease) => found.leases.extend(lease),
+                Err(error) => log::warn(&format!("lease passed over: {error:#}")),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The address that was reserved last from set number `set`. Damaged files are
+    /// ignored: the search then starts at the beginning.
+    pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
+        let path = self.cursor(set);
+        let content = match fsutil::read(&path) {
+            Ok(content) => content?,
+            Err(error) => {
+                log::warn(&format!("last reserved address unknown: {error:#}"));
+                return None;
+            }
+        };
+        let last = parse_ip(String::from_utf8_lossy(&content).trim());
+        if last.is_none() {
+            log::warn(&format!("{} holds no address: ignored", path.display()));
+        }
+        last
+    }
+
+    /// Records that `ip` was reserved last from set number `set`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_last_reserved(&self, set: usize, ip: IpAddr) -> Result<()> {
+        fsutil::replace(&self.cursor(set), LEASE_MODE, ip.to_string().as_bytes())
+    }
+
+    fn cursor(&self, set: usize) -> PathBuf {
+        self.path.join(format!("{CURSOR}{set}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner() -> Owner {
+        Owner {
+            container_id: "abc".into(),
+            ifname: Some("eth0".into()),
+        }
+    }
+
+    fn directory() -> (tempfile::TempDir, LeaseDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let leases = LeaseDir::new(&dir.path().join("a/b"), "net");
+        assert!(!leases.exists().unwrap());
+        leases.create().unwrap();
+        assert!(leases.exists().unwrap());
+        (dir, leases)
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn names_modes_and_contents_are_the_references() {
+        let (dir, leases) = directory();
+        let lock = leases.lock().unwrap();
+        leases.reserve(ip("10.0.0.2"), &owner()).unwrap().unwrap();
+        leases.reserve(ip("fd00::2"), &owner()).unwrap().unwrap();
+        leases.set_last_reserved(1, ip("10.0.0.2")).unwrap();
+        drop(lock);
+        let net = dir.path().join("a/b/net");
+        let mut seen = Vec::new();
+        for entry in fs::read_dir(&net).unwrap() {
+            let entry = entry.unwrap();
+            seen.push((
+                entry.file_name().into_string().unwrap(),
+                entry.metadata().unwrap().permissions().mode() & 0o7777,
+                fs::read_to_string(entry.path()).unwrap(),
+            ));
+        }
+        seen.sort();
+        let expect = |name: &str, mode, content: &str| (name.to_owned(), mode, content.to_owned());
+        assert_eq!(
+            seen,
+            [
+                expect("10.0.0.2", 0o600, "abc\r\neth0"),
+                expect("fd00::2", 0o600, "abc\r\neth0"),
+                expect("last_reserved_ip.1", 0o600, "10.0.0.2"),
+                expect("lock", 0o750, ""),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_lease_is_reserved_once() {
+        let (_dir, leases) = directory();
+        let first = leases.reserve(ip("10.0.0.2"), &owner()).unwrap().unwrap();
+        assert_eq!(leases.reserve(ip("10.0.0.2"), &owner()).unwrap(), None);
+        assert_eq!(leases.read(ip("10.0.0.2")).unwrap(), Some(first));
+        leases.remove(ip("10.0.0.2")).unwrap();
+        leases.remove(ip("10.0.0.2")).unwrap();
+        assert_eq!(leases.read(ip("10.0.0.2")).unwrap(), None);
+    }
+
+    #[test]
+    fn blank_files_are_free_and_found_at_the_latest_when_nothing_else_is() {
+        let (_dir, leases) = directory();
+        let all = || ["10.0.0.2", "10.0.0.3"].into_iter().map(ip);
+        leases.reserve(ip("10.0.0.2"), &owner()).unwrap();
+        for blank in ["", " \n", &"\0".repeat(70)] {
+            fs::write(leases.file(ip("10.0.0.3")), blank).unwrap();
+            assert_eq!(leases.first_free(all()).unwrap(), Some(ip("10.0.0.3")));
+            let lease = leases.reserve(ip("10.0.0.3"), &owner()).unwrap().unwrap();
+            assert_eq!(lease.owner, Some(owner()));
+            assert_eq!(leases.first_free(all()).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn what_is_no_lease_is_passed_over() {
+        let (_dir, leases) = directory();
+        leases.reserve(ip("10.0.0.2"), &owner()).unwrap();
+        for name in ["lock", "x", "010.0.0.3", "10.0.0.3.bak", ".cnibox-1-2-3"] {
+            fs::write(leases.path().join(name), "abc\r\neth0").unwrap();
+        }
+        fs::create_dir(leases.file(ip("10.0.0.4"))).unwrap();
+        let aside = leases.path().join(".cnibox-1-2-3");
+        fs::set_permissions(&aside, fs::Permissions::from_mode(0o600)).unwrap();
+        let found = leases.scan().unwrap();
+        assert_eq!(found.leases.len(), 1);
+        assert_eq!(found.leftovers, [aside]);
+        assert!(leases.is_taken(ip("10.0.0.4")));
+    }
+
+    #[test]
+    fn a_damaged_cursor_is_ignored() {
+        let (_dir, leases) = directory();
+        assert_eq!(leases.last_reserved(0), None);
+        leases.set_last_reserved(0, ip("fd00::7")).unwrap();
+        assert_eq!(leases.last_reserved(0), Some(ip("fd00::7")));
+        for damaged in ["", "1", "fd00:"] {
+            fs::write(leases.cursor(0), damaged).unwrap();
+            assert_eq!(leases.last_reserved(0), None, "{damaged}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What stands in a lease file: whose the address is (behaviour 6.4).
+
+use std::fmt;
+
+use crate::cni::invocation::Attachment;
+
+/// The attachment that holds an address.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    pub container_id: String,
+    /// `None` in files from before interfaces were recorded: the address is the
+    /// container's, whatever the interface.
+    pub ifname: Option<String>,
+}
+
+impl Owner {
+    /// `attachment`, as it is written today.
+    pub fn of(attachment: &Attachment) -> Self {
+        Self {
+            container_id: attachment.container_id.clone(),
+            ifname: Some(attachment.ifname.clone()),
+        }
+    }
+
+    /// The container of `attachment`, as it was written once.
+    pub fn legacy(attachment: &Attachment) -> Self {
+        Self {
+            container_id: attachment.container_id.clone(),
+            ifname: None,
+        }
+    }
+
+    /// Reads a lease file. White space around is skipped, and zeros, which is what a file
+    /// can consist of after a power cut; when nothing is left, nobody owns the address.
+    pub fn parse(content: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(content);
+        let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+        if text.is_empty() {
+            return None;
+        }
+        let (container_id, ifname) = match text.split_once("\r\n") {
+            Some((id, ifname)) => (id, Some(ifname.to_owned())),
+            None => (text, None),
+        };
+        Some(Self {
+            container_id: container_id.to_owned(),
+            ifname,
+        })
+    }
+
+    /// The content of a lease file, byte for byte the reference's.
+    pub fn content(&self) -> String {
+        match &self.ifname {
+            Some(ifname) => format!("{}\r\n{ifname}", self.container_id),
+            None => self.container_id.clone(),
+        }
+    }
+
+    /// Whether this is the attachment or, in an old file, its container.
+    pub fn is(&self, attachment: &Attachment) -> bool {
+        self.container_id == attachment.container_id
+            && self
+                .ifname
+                .as_ref()
+                .is_none_or(|ifname| *ifname == attachment.ifname)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.ifname {
+            Some(ifname) => write!(f, "{ifname} of container {}", self.container_id),
+            None => write!(f, "container {}", self.container_id),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(id: &str, ifname: Option<&str>) -> Owner {
+        Owner {
+            container_id: id.into(),
+            ifname: ifname.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn contents() {
+        for (content, expected) in [
+            ("abc\r\neth0", Some(owner("abc", Some("eth0")))),
+            (" abc\r\neth0\r\n", Some(owner("abc", Some("eth0")))),
+            ("abc", Some(owner("abc", None))),
+            ("abc\r\n", Some(owner("abc", None))),
+            ("", None),
+            (" \r\n\t", None),
+            ("\0\0\0", None),
+        ] {
+            assert_eq!(Owner::parse(content.as_bytes()), expected, "{content:?}");
+        }
+        assert_eq!(owner("abc", Some("eth0")).content(), "abc\r\neth0");
+        assert_eq!(owner("abc", None).content(), "abc");
+    }
+
+    #[test]
+    fn old_files_are_the_containers() {
+        let attachment = Attachment {
+            container_id: "abc".into(),
+            ifname: "eth0".into(),
+        };
+        assert!(owner("abc", Some("eth0")).is(&attachment));
+        assert!(owner("abc", None).is(&attachment));
+        assert!(!owner("abc", Some("eth1")).is(&attachment));
+        assert!(!owner("ab", None).is(&attachment));
+    }
+}

@@ -1,0 +1,179 @@
+//! Range sets: an attachment gets one address from each.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::range::{Range, Written};
+use crate::cni::json::Problem;
+use crate::cni::version::Version;
+
+/// Ranges of one IP version that do not overlap; addresses come from any of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RangeSet {
+    pub ranges: Vec<Range>,
+}
+
+impl RangeSet {
+    /// The set at `path`, of ranges that each have a path of their own. What is wrong
+    /// goes on `problems`.
+    pub fn resolve(
+        path: &str,
+        written: &[(String, &Written)],
+        problems: &mut Vec<Problem>,
+    ) -> Self {
+        let mut set = Self::default();
+        if written.is_empty() {
+            problems.push(Problem {
+                path: path.to_owned(),
+                message: "the range set is empty: give it a range, or remove it".into(),
+            });
+        }
+        for (path, written) in written {
+            let Some(range) = Range::resolve(written, path, problems) else {
+                continue;
+            };
+            if let Some(message) = set.conflict(&range) {
+                let path = path.clone();
+                problems.push(Problem { path, message });
+            }
+            set.ranges.push(range);
+        }
+        set
+    }
+
+    /// Why `range` cannot join this set.
+    fn conflict(&self, range: &Range) -> Option<String> {
+        if let Some(other) = self.ranges.iter().find(|r| r.is_ipv4() != range.is_ipv4()) {
+            return Some(format!(
+                "{range} is not of the same IP version as {other}: give each version a range set of its own"
+            ));
+        }
+        let other = self.ranges.iter().find(|r| r.overlaps(range))?;
+        Some(format!(
+            "{range} overlaps with {other} of the same range set"
+        ))
+    }
+
+    /// The range that `ip` lies in.
+    pub fn range_of(&self, ip: IpAddr) -> Option<&Range> {
+        self.ranges.iter().find(|range| range.contains(ip))
+    }
+
+    /// Whether `ip` is a gateway of this set: those are never handed out.
+    pub fn has_gateway(&self, ip: IpAddr) -> bool {
+        self.ranges.iter().any(|range| range.gateway == ip)
+    }
+
+    fn overlap<'a>(&'a self, other: &'a Self) -> Option<(&'a Range, &'a Range)> {
+        self.ranges.iter().find_map(|ours| {
+            let theirs = other.ranges.iter().find(|theirs| ours.overlaps(theirs))?;
+            Some((ours, theirs))
+        })
+    }
+}
+
+/// `10.0.0.1-10.0.0.9,10.0.0.20-10.0.0.30`: runtimes and people look for this in messages.
+impl fmt::Display for RangeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, range) in self.ranges.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{range}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Rules that hold between sets: what a result of `version` can express, and no address
+/// in two sets. `sets` are with their paths.
+pub fn check(sets: &[(String, RangeSet)], version: Version, problems: &mut Vec<Problem>) {
+    if version < Version::V0_3_0 {
+        for v4 in [true, false] {
+            let of_family = |set: &RangeSet| set.ranges.first().is_some_and(|r| r.is_ipv4() == v4);
+            if let Some((path, _)) = sets.iter().filter(|(_, set)| of_family(set)).nth(1) {
+                problems.push(Problem {
+                    path: path.clone(),
+                    message: format!(
+                        "a second {} range set needs cniVersion 0.3.0 or newer, not {version}",
+                        if v4 { "IPv4" } else { "IPv6" }
+                    ),
+                });
+            }
+        }
+    }
+    for (index, (path, set)) in sets.iter().enumerate() {
+        for (earlier, (_, other)) in sets.iter().enumerate().take(index) {
+            if let Some((ours, theirs)) = set.overlap(other) {
+                problems.push(Problem {
+                    path: path.clone(),
+                    message: format!("{ours} overlaps with {theirs} of range set {earlier}"),
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(subnet: &str, start: &str, end: &str) -> Written {
+        Written {
+            subnet: subnet.into(),
+            range_start: start.into(),
+            range_end: end.into(),
+            gateway: String::new(),
+        }
+    }
+
+    fn resolve(list: &[Written]) -> (RangeSet, Vec<String>) {
+        let mut problems = Vec::new();
+        let named: Vec<_> = list
+            .iter()
+            .enumerate()
+            .map(|(i, w)| (format!("s[{i}]"), w))
+            .collect();
+        let set = RangeSet::resolve("s", &named, &mut problems);
+        (set, problems.into_iter().map(|p| p.path).collect())
+    }
+
+    #[test]
+    fn sets_are_of_one_version_without_overlap() {
+        let a = written("10.0.0.0/24", "", "10.0.0.9");
+        let b = written("10.0.0.0/24", "10.0.0.20", "10.0.0.30");
+        let (set, problems) = resolve(&[a.clone(), b.clone()]);
+        assert_eq!(problems, [""; 0]);
+        assert_eq!(set.to_string(), "10.0.0.1-10.0.0.9,10.0.0.20-10.0.0.30");
+        assert!(set.range_of("10.0.0.15".parse().unwrap()).is_none());
+        assert!(set.has_gateway("10.0.0.1".parse().unwrap()));
+
+        assert_eq!(resolve(&[]).1, ["s"]);
+        assert_eq!(
+            resolve(&[a.clone(), written("fd00::/64", "", "")]).1,
+            ["s[1]"]
+        );
+        assert_eq!(resolve(&[a.clone(), b, a]).1, ["s[2]"]);
+    }
+
+    #[test]
+    fn sets_do_not_overlap_and_old_results_have_one_per_version() {
+        let set = |subnet: &str| resolve(&[written(subnet, "", "")]).0;
+        let named = |subnets: &[&str]| -> Vec<_> {
+            subnets
+                .iter()
+                .enumerate()
+                .map(|(i, subnet)| (format!("s[{i}]"), set(subnet)))
+                .collect()
+        };
+        let paths = |subnets: &[&str], version| {
+            let mut problems = Vec::new();
+            check(&named(subnets), version, &mut problems);
+            problems.into_iter().map(|p| p.path).collect::<Vec<_>>()
+        };
+        let two = ["10.0.0.0/24", "fd00::/64", "10.0.1.0/24"];
+        assert_eq!(paths(&two, Version::V0_2_0), ["s[2]"]);
+        assert_eq!(paths(&two[..2], Version::V0_1_0), [""; 0]);
+        assert_eq!(paths(&two, Version::V0_3_0), [""; 0]);
+        let nested = ["10.0.0.0/24", "10.0.0.0/16"];
+        assert_eq!(paths(&nested, Version::NEWEST), ["s[1]"]);
+    }
+}

@@ -1,0 +1,289 @@
+//! The leases of one network while we hold its lock: the files that count, and the index
+//! that finds them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::index::Index;
+use super::lease_dir::{Lease, LeaseDir};
+use super::owner::Owner;
+use crate::cni::error::{Code, Coded, coded};
+use crate::cni::invocation::Attachment;
+use crate::fsutil;
+use crate::log;
+
+/// A lease, and the boot of the node in which it was written where that is known.
+#[derive(Debug)]
+pub struct Held {
+    pub lease: Lease,
+    pub boot: Option<String>,
+}
+
+/// What to do when the index, complete as far as it knows, has nothing of an attachment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Miss {
+    /// There is nothing.
+    Believe,
+    /// Look once more. File systems tell time in ticks, so that a lease which the
+    /// reference made within one tick of ours can escape the index; a release must not
+    /// leave it behind.
+    Verify,
+}
+
+/// The leases of one network, locked.
+#[derive(Debug)]
+pub struct Store {
+    pub leases: LeaseDir,
+    index: Index,
+    /// Whether the index has every lease.
+    indexed: bool,
+    /// This boot of the node; empty where the kernel does not say.
+    boot: String,
+    _lock: fsutil::Lock,
+}
+
+impl Store {
+    /// Locks the leases of `network`, making their directory.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn create(data_dir: &Path, network: &str) -> Result<Self> {
+        let leases = LeaseDir::new(data_dir, network);
+        leases
+            .create()
+            .and_then(|()| Self::lock(leases, data_dir, network))
+            .with_context(|| cannot_open(network))
+    }
+
+    /// Locks the leases of `network`; `None` when there is no directory of them.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn open(data_dir: &Path, network: &str) -> Result<Option<Self>> {
+        let leases = LeaseDir::new(data_dir, network);
+        let open = || {
+            if !leases.exists()? {
+                return Ok(None);
+            }
+            Self::lock(leases, data_dir, network).map(Some)
+        };
+        open().with_context(|| cannot_open(network))
+    }
+
+    fn lock(leases: LeaseDir, data_dir: &Path, network: &str) -> Result<Self> {
+        let lock = leases.lock()?;
+        let index = Index::new(data_dir, network);
+        let indexed = index.is_complete(leases.changed_at()?);
+        Ok(Self {
+            leases,
+            index,
+            indexed,
+            boot: boot_id(),
+            _lock: lock,
+        })
+    }
+
+    /// The leases of `attachment`, legacy leases of its container included.
+    ///
+    /// # Errors
+    /// Code 5 when the directory cannot be read.
+    pub fn held_by(&mut self, attachment: &Attachment, miss: Miss) -> Result<Vec<Held>> {
+        let owners = [Owner::of(attachment), Owner::legacy(attachment)];
+        if self.indexed {
+            match self.look_up(&owners) {
+                Ok(held) if held.is_empty() && miss == Miss::Verify => {}
+                Ok(held) => return Ok(held),
+                Err(error) => {
+                    log::warn(&format!("index of leases is rebuilt: {error:#}"));
+                    self.indexed = false;
+                }
+            }
+        }
+        let leases = self.scan()?;
+        Ok(leases
+            .into_iter()
+            .filter(|lease| {
+                owners
+                    .iter()
+                    .any(|owner| lease.owner.as_ref() == Some(owner))
+            })
+            .map(|lease| Held {
+                boot: self.boot_of(&lease),
+                lease,
+            })
+            .collect())
+    }
+
+    /// What the index says of `owners`, if the leases say the same.
+    fn look_up(&self, owners: &[Owner]) -> Result<Vec<Held>> {
+        let mut held = Vec::new();
+        for owner in owners {
+            let Some(entry) = self.index.get(owner)? else {
+                continue;
+            };
+            for known in &entry.leases {
+                let lease = self
+                    .leases
+                    .read(known.address)?
+                    .filter(|lease| lease.owner.as_ref() == Some(owner))
+                    .with_context(|| {
+                        format!("{owner} has no lease of {} any more", known.address)
+                    })?;
+                let boot = entry.boot_of(&lease).map(str::to_owned);
+                held.push(Held { lease, boot });
+            }
+        }
+        Ok(held)
+    }
+
+    fn boot_of(&self, lease: &Lease) -> Option<String> {
+        let entry = self.index.get(lease.owner.as_ref()?).ok()??;
+        entry.boot_of(lease).map(str::to_owned)
+    }
+
+    /// Whether `held` is known to be from before the node started.
+    pub fn is_earlier(&self, held: &Held) -> bool {
+        !self.boot.is_empty() && held.boot.as_ref().is_some_and(|boot| *boot != self.boot)
+    }
+
+    /// Every lease, read from the files. Removes what killed processes left half-written,
+    /// and brings the index up to date.
+    ///
+    /// # Errors
+    /// Code 5 when the directory cannot be read.
+    pub fn scan(&mut self) -> Result<Vec<Lease>> {
+        let found = self
+            .leases
+            .scan()
+            .with_context(|| coded(Code::Io, "read the recorded leases"))?;
+        for leftover in &found.leftovers {
+            if let Err(error) = fsutil::remove(leftover) {
+                log::warn(&format!("leftover stays: {error:#}"));
+            }
+        }
+        if !self.indexed {
+            self.indexed = true;
+            let rebuilt = self.index.rebuild(&found.leases);
+            self.note(rebuilt);
+        }
+        Ok(found.leases)
+    }
+
+    /// Records `ip` for `attachment` and as the last one of set number `set`; `None` when
+    /// somebody has it.
+    ///
+    /// # Errors
+    /// Code 5; the address is then free.
+    pub fn reserve(
+        &self,
+        ip: IpAddr,
+        set: usize,
+        attachment: &Attachment,
+    ) -> Result<Option<Lease>> {
+        let reserve = || {
+            let Some(lease) = self.leases.reserve(ip, &Owner::of(attachment))? else {
+                return Ok(None);
+            };
+            if let Err(error) = self.leases.set_last_reserved(set, ip) {
+                if let Err(stays) = self.leases.remove(ip) {
+                    log::warn(&format!("undo: {stays:#}"));
+                }
+                return Err(error);
+            }
+            Ok(Some(lease))
+        };
+        reserve().with_context(|| coded(Code::Io, format!("record the lease of {ip}")))
+    }
+
+    /// Lets the index know that `attachment` has just got `leases`.
+    pub fn note_reserved(&mut self, attachment: &Attachment, leases: &[Lease]) {
+        if self.indexed {
+            let added = self.index.add(&Owner::of(attachment), leases, &self.boot);
+            self.note(added);
+        }
+    }
+
+    /// Frees `leases`, going on when one of them cannot be.
+    ///
+    /// # Errors
+    /// Code 5, with everything that went wrong.
+    pub fn release(&mut self, leases: &[Lease]) -> Result<()> {
+        let mut failures = Vec::new();
+        let mut freed: BTreeMap<&Owner, BTreeSet<IpAddr>> = BTreeMap::new();
+        for lease in leases {
+            match self.leases.remove(lease.ip) {
+                Err(error) => failures.push(format!("{error:#}")),
+                Ok(()) => {
+                    if let Some(owner) = &lease.owner {
+                        freed.entry(owner).or_default().insert(lease.ip);
+                    }
+                }
+            }
+        }
+        if self.indexed {
+            for (owner, addresses) in freed {
+                let forgotten = self.index.forget(owner, &addresses);
+                self.note(forgotten);
+            }
+        }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(anyhow::Error::msg(failures.join("; "))
+                .context(coded(Code::Io, "release recorded addresses")))
+        }
+    }
+
+    /// How many of `leases` are known to be from before the node started.
+    pub fn count_earlier(&self, leases: &[Lease]) -> usize {
+        if self.boot.is_empty() {
+            return 0;
+        }
+        // The number is for a message: without the index it is as good as none.
+        let earlier = self.index.earlier_than(&self.boot).unwrap_or_default();
+        let earlier: BTreeMap<IpAddr, String> = earlier.into_iter().collect();
+        leases
+            .iter()
+            .filter(|lease| earlier.get(&lease.ip) == Some(&lease.stamp))
+            .count()
+    }
+
+    /// The index is a help, never a reason to fail.
+    fn note(&mut self, done: Result<()>) {
+        if let Err(error) = done {
+            log::warn(&format!("index of leases is not up to date: {error:#}"));
+            self.indexed = false;
+        }
+    }
+}
+
+/// While the lock is still held: what has been done here is in the index.
+impl Drop for Store {
+    fn drop(&mut self) {
+        if self.indexed {
+            let marked = self.leases.changed_at().and_then(|changed_at| {
+                if self.index.is_complete(changed_at) {
+                    return Ok(());
+                }
+                self.index.mark_complete(changed_at)
+            });
+            self.note(marked);
+        }
+    }
+}
+
+fn cannot_open(network: &str) -> Coded {
+    coded(Code::Io, format!("open the leases of network {network}"))
+}
+
+/// The kernel's name for this boot. A clock cannot stand in for it: boards without one
+/// start in the past, and then all live leases would look old.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}

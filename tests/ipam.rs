@@ -1,0 +1,915 @@
+//! `ipam` under its name `host-local`, called as a runtime calls it.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests run the binary and the reference plugin"
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use common::{Call, Node, Output, REFERENCE};
+use serde_json::{Value, json};
+
+const DATA_DIR: &str = "/var/lib/cni/networks";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// A configuration of network `net` with this `ipam` object.
+fn config(ipam: Value) -> Value {
+    json!({"cniVersion": "1.1.0", "name": "net", "type": "host-local", "ipam": ipam})
+}
+
+fn subnet(subnet: &str) -> Value {
+    config(json!({"type": "host-local", "subnet": subnet}))
+}
+
+/// The same at a version that the reference plugin speaks.
+fn older(mut config: Value) -> Value {
+    config["cniVersion"] = "1.0.0".into();
+    config
+}
+
+fn call(node: &Node, id: &str) -> Call {
+    node.plugin("host-local").netns("/run/netns/none").id(id)
+}
+
+fn reference(node: &Node, id: &str) -> Call {
+    call(node, id).executable(format!("{REFERENCE}/host-local"))
+}
+
+fn add(node: &Node, id: &str, config: &Value) -> Output {
+    call(node, id).run("ADD", config)
+}
+
+/// The addresses of a result, in order.
+#[track_caller]
+fn addresses(output: &Output) -> Vec<String> {
+    output.json()["ips"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{output:?}"))
+        .iter()
+        .map(|ip| ip["address"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn dir() -> PathBuf {
+    Path::new(DATA_DIR).join("net")
+}
+
+/// The names of the files in a directory, sorted; none where it does not exist.
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The addresses recorded for network `net`.
+fn leases() -> Vec<String> {
+    let is_lease = |name: &String| name.parse::<std::net::IpAddr>().is_ok();
+    names(&dir()).into_iter().filter(is_lease).collect()
+}
+
+/// The index files of attachments of network `net`.
+fn index_files() -> Vec<PathBuf> {
+    let index = Path::new(DATA_DIR).join(".cnibox/net");
+    names(&index)
+        .into_iter()
+        .filter(|name| name != "complete")
+        .map(|name| index.join(name))
+        .collect()
+}
+
+/// Makes the node believe that it has been started anew.
+fn reboot(node: &Node, boot: &str) {
+    let file = node.dir.path().join(boot);
+    fs::write(&file, format!("{boot}\n")).unwrap();
+    node.sh(&format!("mount --bind {} {BOOT_ID}", file.display()));
+}
+
+#[test]
+fn first_addresses_of_many_configurations() {
+    let node = Node::new();
+    for (index, (ipam, more, expected)) in [
+        (
+            json!({"subnet": "10.0.0.0/24"}),
+            json!({}),
+            vec![("10.0.0.2/24", "10.0.0.1")],
+        ),
+        (
+            json!({"subnet": "10.0.0.0/30"}),
+            json!({}),
+            vec![("10.0.0.2/30", "10.0.0.1")],
+        ),
+        (
+            json!({"subnet": "fd00::/126"}),
+            json!({}),
+            vec![("fd00::2/126", "fd00::1")],
+        ),
+        (
+            json!({"subnet": "10.0.0.0/24", "gateway": "192.168.1.1"}),
+            json!({}),
+            vec![("10.0.0.1/24", "192.168.1.1")],
+        ),
+        (
+            json!({"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.0"}),
+            json!({}),
+            vec![("10.0.0.0/24", "10.0.0.1")],
+        ),
+        (
+            json!({"subnet": "10.0.0.0/24"}),
+            json!({"runtimeConfig": {"ips": ["10.0.0.7/8"]}}),
+            vec![("10.0.0.7/24", "10.0.0.1")],
+        ),
+        (
+            json!({"subnet": "10.0.0.0/24"}),
+            json!({"runtimeConfig": {"ipRanges": [[{"subnet": "10.9.0.0/24"}]]}}),
+            vec![("10.9.0.2/24", "10.9.0.1"), ("10.0.0.2/24", "10.0.0.1")],
+        ),
+        (
+            json!({"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]]}),
+            json!({"args": {"cni": {"ips": ["fd00::9"]}}}),
+            vec![("10.0.0.2/24", "10.0.0.1"), ("fd00::9/64", "fd00::1")],
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut config = config(ipam);
+        config["name"] = format!("net{index}").into();
+        for (key, value) in more.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let result = add(&node, "abc", &config).json();
+        let ips: Vec<_> = result["ips"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|ip| {
+                (
+                    ip["address"].as_str().unwrap(),
+                    ip["gateway"].as_str().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(ips, expected, "{config}");
+    }
+}
+
+#[test]
+fn every_version_has_its_form() {
+    let node = Node::new();
+    let ipam = json!({
+        "ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "fd01::/16", "gw": "fd00::1", "mtu": 1400,
+            "advmss": 1300, "priority": 5, "table": 7, "scope": 0}],
+    });
+    let oldest = r#"{
+    "cniVersion": "VERSION",
+    "ip4": {
+        "ip": "10.0.0.2/24",
+        "gateway": "10.0.0.1",
+        "routes": [
+            {
+                "dst": "0.0.0.0/0"
+            }
+        ]
+    },
+    "ip6": {
+        "ip": "fd00::2/64",
+        "gateway": "fd00::1",
+        "routes": [
+            {
+                "dst": "fd01::/16",
+                "gw": "fd00::1"
+            }
+        ]
+    },
+    "dns": {}
+}"#;
+    let routes = r#"    "routes": [
+        {
+            "dst": "0.0.0.0/0"
+        },
+"#;
+    let list = [
+        r#"{
+    "cniVersion": "VERSION",
+    "ips": [
+        {
+            "version": "4",
+            "address": "10.0.0.2/24",
+            "gateway": "10.0.0.1"
+        },
+        {
+            "version": "6",
+            "address": "fd00::2/64",
+            "gateway": "fd00::1"
+        }
+    ],
+"#,
+        routes,
+        r#"        {
+            "dst": "fd01::/16",
+            "gw": "fd00::1",
+            "mtu": 1400,
+            "advmss": 1300,
+            "priority": 5,
+            "table": 7,
+            "scope": 0
+        }
+    ],
+    "dns": {}
+}"#,
+    ]
+    .concat();
+    let current = [
+        r#"{
+    "cniVersion": "VERSION",
+    "ips": [
+        {
+            "address": "10.0.0.2/24",
+            "gateway": "10.0.0.1"
+        },
+        {
+            "address": "fd00::2/64",
+            "gateway": "fd00::1"
+        }
+    ],
+"#,
+        routes,
+        r#"        {
+            "advmss": 1300,
+            "dst": "fd01::/16",
+            "gw": "fd00::1",
+            "mtu": 1400,
+            "priority": 5,
+            "scope": 0,
+            "table": 7
+        }
+    ]
+}"#,
+    ]
+    .concat();
+    for (version, form) in [
+        ("0.1.0", oldest),
+        ("0.2.0", oldest),
+        ("0.3.0", list.as_str()),
+        ("0.3.1", &list),
+        ("0.4.0", &list),
+        ("1.0.0", &current),
+        ("1.1.0", &current),
+    ] {
+        let mut config = config(ipam.clone());
+        config["cniVersion"] = version.into();
+        config["name"] = format!("net{version}").into();
+        let output = add(&node, "abc", &config);
+        assert_eq!(
+            output.stdout,
+            form.replace("VERSION", version),
+            "{output:?}"
+        );
+        call(&node, "abc").run("DEL", &config).silent();
+        call(&node, "abc").run("DEL", &config).silent();
+    }
+}
+
+#[test]
+fn resolv_conf_becomes_dns() {
+    let node = Node::new();
+    let file = node.dir.path().join("resolv.conf");
+    fs::write(&file, "nameserver 10.0.0.53\nsearch a b\n").unwrap();
+    let with = |path: &Path| config(json!({"subnet": "10.0.0.0/24", "resolvConf": path}));
+    assert_eq!(
+        add(&node, "abc", &with(&file)).json()["dns"],
+        json!({"nameservers": ["10.0.0.53"], "search": ["a", "b"]})
+    );
+    let missing = with(Path::new("/nowhere"));
+    let (code, msg, _) = add(&node, "def", &missing).error();
+    assert_eq!((code, msg.as_str()), (5, "read ipam.resolvConf /nowhere"));
+    assert_eq!(leases(), ["10.0.0.2"]);
+    assert_eq!(call(&node, "x").run("STATUS", &missing).error().0, 50);
+}
+
+#[test]
+fn files_are_the_references_byte_for_byte() {
+    let node = Node::new();
+    let config = older(config(
+        json!({"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]]}),
+    ));
+    let contents = || {
+        let read = |name: String| (fs::read_to_string(dir().join(&name)).unwrap(), name);
+        names(&dir()).into_iter().map(read).collect::<Vec<_>>()
+    };
+    addresses(&reference(&node, "abc").run("ADD", &config));
+    let theirs = contents();
+    fs::remove_dir_all(DATA_DIR).unwrap();
+    addresses(&add(&node, "abc", &config));
+    assert_eq!(contents(), theirs);
+    assert_eq!(theirs[0], ("abc\r\neth0".to_owned(), "10.0.0.2".to_owned()));
+    // The reference plugin of today; the one installed here may be older and laxer.
+    for (name, mode) in [
+        (".", 0o755),
+        ("10.0.0.2", 0o600),
+        ("fd00::2", 0o600),
+        ("last_reserved_ip.0", 0o600),
+        ("last_reserved_ip.1", 0o600),
+        ("lock", 0o750),
+    ] {
+        let meta = fs::metadata(dir().join(name)).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o7777, mode, "{name}");
+    }
+}
+
+#[test]
+fn each_serves_what_the_other_made() {
+    let node = Node::new();
+    let config = older(subnet("10.0.0.0/24"));
+    for _ in 0..2 {
+        addresses(&add(&node, "ours", &config));
+        addresses(&reference(&node, "theirs").run("ADD", &config));
+        reference(&node, "ours").run("CHECK", &config).silent();
+        call(&node, "theirs").run("CHECK", &config).silent();
+        for (other, id) in [
+            (reference(&node, "ours"), "ours"),
+            (call(&node, "theirs"), "theirs"),
+        ] {
+            let (code, msg, _) = other.run("ADD", &config).error();
+            assert_eq!(code, 999, "{id}");
+            assert!(
+                msg.contains(&format!("has been allocated to {id}, duplicate")),
+                "{msg}"
+            );
+        }
+        reference(&node, "ours").run("DEL", &config).silent();
+        call(&node, "theirs").run("DEL", &config).silent();
+        assert_eq!(leases(), [""; 0]);
+        assert!(!call(&node, "ours").run("CHECK", &config).ok);
+    }
+    assert_eq!(
+        index_files().len(),
+        1,
+        "only what the reference has removed"
+    );
+    call(&node, "ours").run("DEL", &config).silent();
+    assert_eq!(index_files(), [PathBuf::new(); 0]);
+}
+
+#[test]
+fn addresses_go_round() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/29");
+    let del = |id: &str| call(&node, id).run("DEL", &config).silent();
+    for last in 2..=6 {
+        let id = format!("c{last}");
+        assert_eq!(
+            addresses(&add(&node, &id, &config)),
+            [format!("10.0.0.{last}/29")]
+        );
+    }
+    assert!(!add(&node, "c7", &config).ok);
+    del("c3");
+    assert_eq!(addresses(&add(&node, "c8", &config)), ["10.0.0.3/29"]);
+    del("c2");
+    del("c4");
+    assert_eq!(addresses(&add(&node, "c9", &config)), ["10.0.0.4/29"]);
+    assert_eq!(addresses(&add(&node, "c10", &config)), ["10.0.0.2/29"]);
+}
+
+#[test]
+fn wrong_configurations_are_code_7_and_make_nothing() {
+    let node = Node::new();
+    for (ipam, msg) in [
+        (json!({}), "ipam: no IP ranges specified"),
+        (
+            json!({"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.255"}),
+            "ipam.rangeStart: 10.0.0.255 is after 10.0.0.254",
+        ),
+        (
+            json!({"ranges": [[{"subnet": "10.0.0.5/24"}]]}),
+            "ipam.ranges[0][0].subnet: 10.0.0.5/24",
+        ),
+        (
+            json!({"subnet": "10.0.0.0/31"}),
+            "ipam.subnet: 10.0.0.0/31 is too small",
+        ),
+        (
+            json!({"subnet": "10.0.0.0/24", "gateway": "fd00::1"}),
+            "ipam.gateway: fd00::1",
+        ),
+        (
+            json!({"ranges": [[{"subnet": "10.0.0.0/24"}, {"subnet": "10.0.0.0/16"}]]}),
+            "ipam.ranges[0][1]: 10.0.0.1-10.0.255.254 overlaps",
+        ),
+        (
+            json!({"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.0.0/24"}]]}),
+            "ipam.ranges[1]: 10.0.0.1-10.0.0.254 overlaps",
+        ),
+        (
+            json!({"subnet": "10.0.0.0/24", "routes": [{"gw": "10.0.0.1"}]}),
+            "ipam.routes[0].dst: is missing",
+        ),
+    ] {
+        let config = config(ipam);
+        for command in ["ADD", "CHECK", "STATUS"] {
+            let (code, found, _) = call(&node, "abc").run(command, &config).error();
+            assert_eq!(code, 7, "{command} {config}: {found}");
+            assert!(found.starts_with(msg), "{found}");
+        }
+        for command in ["DEL", "DEL"] {
+            call(&node, "abc").run(command, &config).silent();
+        }
+    }
+    assert!(!Path::new(DATA_DIR).exists());
+}
+
+#[test]
+fn nothing_to_do_makes_nothing() {
+    let node = Node::new();
+    let mut config = subnet("10.0.0.0/24");
+    config["cni.dev/valid-attachments"] = json!([]);
+    for command in ["DEL", "GC", "STATUS"] {
+        call(&node, "abc").run(command, &config).silent();
+    }
+    let (code, msg, details) = call(&node, "abc").run("CHECK", &config).error();
+    assert_eq!(code, 999);
+    assert_eq!(msg, "no address is recorded for eth0 of container abc");
+    assert!(details.contains("/var/lib/cni/networks/net"), "{details}");
+    assert!(!Path::new("/var/lib/cni").exists());
+}
+
+#[test]
+fn a_release_needs_no_valid_ranges() {
+    let node = Node::new();
+    let good = subnet("10.0.0.0/24");
+    for ipam in [
+        json!({"subnet": "10.0.0.0/33"}),
+        json!({"ranges": 5, "routes": "x", "subnet": {}}),
+        json!({"subnet": "10.7.0.0/16"}),
+        json!({}),
+    ] {
+        addresses(&add(&node, "abc", &good));
+        call(&node, "abc")
+            .env("CNI_ARGS", "X=1")
+            .run("DEL", &config(ipam))
+            .silent();
+        assert_eq!(leases(), [""; 0]);
+    }
+}
+
+#[test]
+fn only_the_attachments_own_addresses_are_released() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/24");
+    addresses(&add(&node, "abc", &config));
+    addresses(&call(&node, "abc").ifname("eth1").run("ADD", &config));
+    addresses(&add(&node, "ab", &config));
+    fs::write(dir().join("10.0.0.9"), "abc").unwrap();
+    let del = |ifname: &str| {
+        call(&node, "abc")
+            .ifname(ifname)
+            .run("DEL", &config)
+            .silent()
+    };
+    del("eth0");
+    assert_eq!(leases(), ["10.0.0.3", "10.0.0.4", "10.0.0.9"]);
+    del("eth1");
+    assert_eq!(leases(), ["10.0.0.4", "10.0.0.9"]);
+    // A lease without interface is the container's: now nothing else is.
+    call(&node, "abc").run("CHECK", &config).silent();
+    let (_, msg, _) = add(&node, "abc", &config).error();
+    assert!(msg.contains("10.0.0.9 has been allocated to abc"), "{msg}");
+    del("eth0");
+    assert_eq!(leases(), ["10.0.0.4"]);
+}
+
+#[test]
+fn exhaustion_says_what_to_do() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/30");
+    call(&node, "x").run("STATUS", &config).silent();
+    addresses(&add(&node, "abc", &config));
+    let (code, msg, details) = add(&node, "def", &config).error();
+    assert_eq!(code, 999);
+    assert_eq!(
+        msg,
+        "failed to allocate for range 0: no IP addresses available in range set: 10.0.0.1-10.0.0.2"
+    );
+    assert_eq!(
+        details,
+        "network net, range set 10.0.0.1-10.0.0.2: addresses in use: 1, \
+         0 of them known to be from an earlier boot of the node; \
+         recorded in /var/lib/cni/networks/net; \
+         remove containers, have the runtime run GC for those that are gone, or widen the range"
+    );
+    let (code, msg, details) = call(&node, "x").run("STATUS", &config).error();
+    assert_eq!(code, 50);
+    assert_eq!(
+        msg,
+        "no IP addresses available in range set: 10.0.0.1-10.0.0.2"
+    );
+    assert!(
+        details.contains("network net") && details.contains(DATA_DIR),
+        "{details}"
+    );
+
+    reboot(&node, "another");
+    let (_, _, details) = add(&node, "def", &config).error();
+    assert!(details.contains("in use: 1, 1 of them known"), "{details}");
+
+    let only_the_gateway = json!({"subnet": "10.0.0.0/24", "gateway": "10.0.0.2",
+        "rangeStart": "10.0.0.2", "rangeEnd": "10.0.0.2"});
+    let mut config = self::config(only_the_gateway);
+    config["name"] = "other".into();
+    let (_, msg, _) = add(&node, "abc", &config).error();
+    assert_eq!(
+        msg,
+        "failed to allocate for range 0: no IP addresses available in range set: 10.0.0.2-10.0.0.2"
+    );
+}
+
+#[test]
+fn a_second_add_is_refused_unless_the_node_was_restarted() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/24");
+    addresses(&add(&node, "abc", &config));
+    let boot = fs::read_to_string(BOOT_ID).unwrap();
+    let (code, msg, details) = add(&node, "abc", &config).error();
+    assert_eq!(code, 999);
+    assert_eq!(
+        msg,
+        "failed to allocate for range 0: 10.0.0.2 has been allocated to abc, duplicate allocation is not allowed"
+    );
+    for word in [
+        "/var/lib/cni/networks/net/10.0.0.2",
+        "UTC",
+        boot.trim(),
+        "DEL",
+    ] {
+        assert!(details.contains(word), "{details}");
+    }
+    assert_eq!(leases(), ["10.0.0.2"]);
+
+    addresses(&add(&node, "other", &config));
+    reboot(&node, "another");
+    let output = add(&node, "abc", &config);
+    assert_eq!(addresses(&output), ["10.0.0.2/24"]);
+    assert!(output.stderr.contains("taken over"), "{output:?}");
+    assert!(!add(&node, "abc", &config).ok, "it is of this boot now");
+}
+
+#[test]
+fn a_lease_of_unknown_boot_is_not_taken_over() {
+    let node = Node::new();
+    let config = older(subnet("10.0.0.0/24"));
+    // The reference's lease, and our lease that the reference has made anew.
+    addresses(&reference(&node, "theirs").run("ADD", &config));
+    addresses(&add(&node, "ours", &config));
+    reference(&node, "ours").run("DEL", &config).silent();
+    fs::write(dir().join("last_reserved_ip.0"), "10.0.0.2").unwrap();
+    addresses(&reference(&node, "ours").run("ADD", &config));
+    assert_eq!(leases(), ["10.0.0.2", "10.0.0.3"]);
+    reboot(&node, "another");
+    for id in ["theirs", "ours"] {
+        let (_, msg, details) = add(&node, id, &config).error();
+        assert!(msg.contains("duplicate"), "{msg}");
+        assert!(details.contains("unknown boot"), "{details}");
+    }
+}
+
+#[test]
+fn requested_addresses() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/24");
+    let ask = |id: &str, ip: &str| {
+        call(&node, id)
+            .env("CNI_ARGS", &format!("IgnoreUnknown=1;IP={ip}"))
+            .run("ADD", &config)
+    };
+    assert_eq!(addresses(&ask("abc", "10.0.0.5")), ["10.0.0.5/24"]);
+    let (code, msg, details) = ask("def", "10.0.0.5").error();
+    assert_eq!(code, 999);
+    assert_eq!(
+        msg,
+        "failed to allocate for range 0: requested IP address 10.0.0.5 is not available in range set 10.0.0.1-10.0.0.254"
+    );
+    assert!(details.contains("eth0 of container abc"), "{details}");
+    let (_, msg, _) = ask("def", "10.0.0.1").error();
+    assert!(msg.contains("10.0.0.1 is a gateway"), "{msg}");
+    let (_, msg, _) = ask("def", "10.1.0.9").error();
+    assert!(msg.contains("10.1.0.9"), "{msg}");
+    let mut two = config.clone();
+    two["args"] = json!({"cni": {"ips": ["10.0.0.7"]}});
+    two["runtimeConfig"] = json!({"ips": ["10.0.0.8"]});
+    let (_, msg, _) = add(&node, "def", &two).error();
+    assert!(msg.contains("10.0.0.8"), "{msg}");
+    let (_, msg, _) = call(&node, "def")
+        .env("CNI_ARGS", "ip=10.0.0.9")
+        .run("ADD", &config)
+        .error();
+    assert_eq!(msg, "ARGS: unknown args [\"ip=10.0.0.9\"]");
+    assert_eq!(leases(), ["10.0.0.5"]);
+    assert_eq!(index_files().len(), 1);
+}
+
+#[test]
+fn several_sets_give_all_or_nothing() {
+    let node = Node::new();
+    let config = config(json!({"ranges": [
+        [{"subnet": "10.0.0.0/24"}], [{"subnet": "10.1.0.0/30"}], [{"subnet": "fd00::/64"}],
+    ]}));
+    assert_eq!(
+        addresses(&add(&node, "abc", &config)),
+        ["10.0.0.2/24", "10.1.0.2/30", "fd00::2/64"]
+    );
+    let (_, msg, _) = add(&node, "def", &config).error();
+    assert!(msg.starts_with("failed to allocate for range 1: "), "{msg}");
+    assert_eq!(leases(), ["10.0.0.2", "10.1.0.2", "fd00::2"]);
+    call(&node, "abc").run("DEL", &config).silent();
+    assert_eq!(names(&dir()).len(), 4, "the lock and three cursors");
+}
+
+#[test]
+fn a_result_nobody_receives_is_taken_back() {
+    let node = Node::new();
+    let config = node.dir.path().join("config");
+    fs::write(&config, subnet("10.0.0.0/24").to_string()).unwrap();
+    let failed = !node.succeeds(&format!(
+        "CNI_COMMAND=ADD CNI_CONTAINERID=abc CNI_IFNAME=eth0 CNI_NETNS=/none CNI_PATH=/ \
+         {}/host-local <{} >/dev/full",
+        node.bin.display(),
+        config.display()
+    ));
+    assert!(failed);
+    assert_eq!(leases(), [""; 0]);
+    assert_eq!(index_files(), [PathBuf::new(); 0]);
+}
+
+#[test]
+fn gc_frees_what_is_not_valid() {
+    let node = Node::new();
+    let mut config = subnet("10.0.0.0/24");
+    for id in ["c1", "c2", "c3"] {
+        addresses(&add(&node, id, &config));
+    }
+    addresses(&call(&node, "c1").ifname("eth1").run("ADD", &config));
+    let mut other = config.clone();
+    other["name"] = "other".into();
+    addresses(&add(&node, "c9", &other));
+    for (name, content) in [
+        ("10.0.0.20", "c1"),
+        ("10.0.0.21", "c8"),
+        ("10.0.0.22", ""),
+        ("notes", "c8\r\neth0"),
+    ] {
+        fs::write(dir().join(name), content).unwrap();
+    }
+    let gc = |config: &Value| node.plugin("host-local").run("GC", config);
+    let before = names(&dir());
+    assert_eq!(gc(&config).error().0, 7, "without a list nothing is stale");
+    assert_eq!(names(&dir()), before);
+    config["cni.dev/valid-attachments"] = json!([{"containerID": "c1", "ifname": "eth0"}]);
+    gc(&config).silent();
+    assert_eq!(leases(), ["10.0.0.2", "10.0.0.20"]);
+    assert_eq!(index_files().len(), 2);
+    config["cni.dev/valid-attachments"] = json!([]);
+    gc(&config).silent();
+    gc(&config).silent();
+    assert_eq!(names(&dir()), ["last_reserved_ip.0", "lock", "notes"]);
+    assert_eq!(index_files(), [PathBuf::new(); 0]);
+    assert!(Path::new(DATA_DIR).join("other/10.0.0.2").exists());
+}
+
+#[test]
+fn crashes_of_others_exhaust_nothing() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/29");
+    fs::create_dir_all(dir()).unwrap();
+    for last in 2..=6 {
+        fs::write(dir().join(format!("10.0.0.{last}")), "").unwrap();
+    }
+    fs::write(dir().join("10.0.0.4"), " \r\n").unwrap();
+    fs::write(dir().join("last_reserved_ip.0"), "10.0").unwrap();
+    call(&node, "x").run("STATUS", &config).silent();
+    for last in 2..=6 {
+        let output = add(&node, &format!("c{last}"), &config);
+        assert_eq!(addresses(&output), [format!("10.0.0.{last}/29")]);
+        assert!(output.stderr.contains("names no owner"), "{output:?}");
+    }
+    assert!(!add(&node, "c7", &config).ok);
+}
+
+#[test]
+fn what_a_killed_process_left_disturbs_nobody_and_goes() {
+    let node = Node::new();
+    let config = older(subnet("10.0.0.0/24"));
+    addresses(&add(&node, "abc", &config));
+    let leftover = dir().join(".cnibox-0123abcd-1-0");
+    let leave = || {
+        fs::write(&leftover, "gone\r\neth0").unwrap();
+        fs::set_permissions(&leftover, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    leave();
+    assert_eq!(
+        addresses(&reference(&node, "r").run("ADD", &config)),
+        ["10.0.0.3/24"]
+    );
+    call(&node, "abc").run("CHECK", &config).silent();
+    leave();
+    assert_eq!(addresses(&add(&node, "gone", &config)), ["10.0.0.4/24"]);
+    leave();
+    for id in ["abc", "r", "gone"] {
+        call(&node, id).run("DEL", &config).silent();
+    }
+    assert_eq!(names(&dir()), ["last_reserved_ip.0", "lock"]);
+}
+
+#[test]
+fn truncated_files_hinder_nothing() {
+    let node = Node::new();
+    let mut config = subnet("10.0.0.0/24");
+    config["cni.dev/valid-attachments"] = json!([{"containerID": "keep", "ifname": "eth0"}]);
+    let run = |id: &str, command: &str| call(&node, id).run(command, &config);
+    let owned = |which: &str| match which {
+        "lease" => dir().join("10.0.0.2"),
+        "cursor" => dir().join("last_reserved_ip.0"),
+        _ => index_files().remove(0),
+    };
+    for which in ["lease", "cursor", "index"] {
+        // n-1 bytes is what usize::MAX stands for.
+        for length in [0, 1, usize::MAX] {
+            assert_eq!(
+                addresses(&run("abc", "ADD")),
+                ["10.0.0.2/24"],
+                "{which} {length}"
+            );
+            let path = owned(which);
+            let whole = fs::read(&path).unwrap();
+            let cut = || fs::write(&path, &whole[..length.min(whole.len() - 1)]).unwrap();
+            cut();
+            assert_eq!(run("abc", "CHECK").ok, which != "lease", "{which} {length}");
+            cut();
+            addresses(&run("keep", "ADD"));
+            assert_eq!(run("abc", "ADD").ok, which == "lease", "{which} {length}");
+            run("abc", "DEL").silent();
+            assert!(!run("abc", "CHECK").ok, "{which} {length}");
+            run("x", "GC").silent();
+            assert_eq!(leases().len(), 1);
+            run("keep", "CHECK").silent();
+            assert_eq!(index_files().len(), 1);
+            fs::remove_dir_all(DATA_DIR).unwrap();
+        }
+    }
+}
+
+#[test]
+fn many_leases() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/16");
+    fs::create_dir_all(dir()).unwrap();
+    let mut last = String::new();
+    for number in 2..10_002_u32 {
+        last = format!("10.0.{}.{}", number >> 8, number & 255);
+        fs::write(dir().join(&last), format!("container-{number}\r\neth0")).unwrap();
+    }
+    fs::write(dir().join("last_reserved_ip.0"), &last).unwrap();
+    assert_eq!(addresses(&add(&node, "abc", &config)), ["10.0.39.18/16"]);
+    assert_eq!(index_files().len(), 10_001);
+    let (_, msg, _) = add(&node, "container-77", &config).error();
+    assert!(msg.contains("10.0.0.77 has been allocated"), "{msg}");
+    // From here on no ADD reads other leases: this one, changed in its place, would be
+    // found to belong to `def`.
+    fs::write(dir().join("10.0.0.99"), "def\r\neth0").unwrap();
+    assert_eq!(addresses(&add(&node, "def", &config)), ["10.0.39.19/16"]);
+    fs::write(dir().join("10.0.0.99"), "container-99\r\neth0").unwrap();
+    call(&node, "container-78").run("DEL", &config).silent();
+    assert!(!dir().join("10.0.0.78").exists());
+    call(&node, "abc").run("DEL", &config).silent();
+    call(&node, "nobody").run("DEL", &config).silent();
+    assert_eq!(leases().len(), 10_000);
+    assert_eq!(index_files().len(), 10_000);
+    fs::write(dir().join("last_reserved_ip.0"), "10.0.0.1").unwrap();
+    assert_eq!(addresses(&add(&node, "ghi", &config)), ["10.0.0.78/16"]);
+}
+
+#[test]
+fn an_index_that_cannot_be_written_is_done_without() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/24");
+    fs::create_dir_all(DATA_DIR).unwrap();
+    fs::write(Path::new(DATA_DIR).join(".cnibox"), "").unwrap();
+    let output = add(&node, "abc", &config);
+    assert_eq!(addresses(&output), ["10.0.0.2/24"]);
+    assert!(output.stderr.contains("index"), "{output:?}");
+    let (_, msg, _) = add(&node, "abc", &config).error();
+    assert!(msg.contains("duplicate"), "{msg}");
+    call(&node, "abc").run("CHECK", &config).silent();
+    call(&node, "abc").run("DEL", &config).silent();
+    assert_eq!(leases(), [""; 0]);
+}
+
+#[test]
+fn status_looks_at_the_directory() {
+    let node = Node::new();
+    node.sh("mkdir /run/ro && mount -t tmpfs -o ro tmpfs /run/ro");
+    fs::write("/run/file", "").unwrap();
+    for data_dir in ["/run/ro", "/run/ro/a/b", "/run/file"] {
+        let config = config(json!({"subnet": "10.0.0.0/24", "dataDir": data_dir}));
+        let (code, msg, _) = call(&node, "x").run("STATUS", &config).error();
+        assert_eq!(code, 50, "{data_dir}");
+        assert!(msg.contains(&format!("{data_dir}/net")), "{msg}");
+        let (code, _, _) = add(&node, "abc", &config).error();
+        assert_eq!(code, 5, "{data_dir}");
+    }
+    let fine = config(json!({"subnet": "10.0.0.0/24", "dataDir": "/run/a/b"}));
+    call(&node, "x").run("STATUS", &fine).silent();
+    assert!(!Path::new("/run/a").exists());
+}
+
+#[test]
+fn a_full_disk_fails_the_add_and_nothing_else() {
+    let node = Node::new();
+    node.sh("mkdir /run/small && mount -t tmpfs -o nr_inodes=6,size=4k tmpfs /run/small");
+    let config = config(json!({"subnet": "10.0.0.0/24", "dataDir": "/run/small"}));
+    let mut failed = false;
+    for number in 0..6 {
+        let output = add(&node, &format!("c{number}"), &config);
+        let recorded = names(Path::new("/run/small/net"));
+        let recorded = recorded
+            .iter()
+            .filter(|name| name.starts_with("10."))
+            .count();
+        if !output.ok {
+            failed = true;
+            let (code, _, details) = output.error();
+            assert_eq!(code, 5);
+            assert!(details.contains("No space left"), "{details}");
+            assert_eq!(recorded, number, "a failed ADD records nothing");
+            break;
+        }
+    }
+    assert!(failed);
+    for number in 0..6 {
+        call(&node, &format!("c{number}"))
+            .run("DEL", &config)
+            .silent();
+    }
+    assert!(
+        !names(Path::new("/run/small/net"))
+            .iter()
+            .any(|name| name.starts_with("10."))
+    );
+}
+
+#[test]
+fn many_at_once_together_with_the_reference() {
+    let node = Node::new();
+    let config = older(subnet("10.0.0.0/24"));
+    let run_all = |command: &str, swap: bool| -> Vec<Output> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..32)
+                .map(|number| {
+                    let id = format!("c{number}");
+                    let call = if (number % 2 == 0) != swap {
+                        call(&node, &id)
+                    } else {
+                        reference(&node, &id)
+                    };
+                    let config = &config;
+                    scope.spawn(move || call.run(command, config))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        })
+    };
+    let given: BTreeSet<String> = run_all("ADD", false).iter().flat_map(addresses).collect();
+    assert_eq!(given.len(), 32);
+    assert_eq!(leases().len(), 32);
+    for output in run_all("DEL", true) {
+        output.silent();
+    }
+    assert_eq!(leases(), [""; 0]);
+}
+
+#[test]
+fn one_container_deleted_many_times_at_once() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/24");
+    addresses(&add(&node, "abc", &config));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| call(&node, "abc").run("DEL", &config).silent());
+        }
+    });
+    assert_eq!(leases(), [""; 0]);
+}
