@@ -257,33 +257,31 @@ fn del_succeeds_whatever_is_gone() {
     let node = Node::new();
     let netns = node.netns("c1");
     let call = node.plugin("bridge").netns(&netns);
-    let mut previous = Value::Null;
     let ways: [(&str, &str); 6] = [
         ("the interface", "ip -n c1 link del eth0"),
+        ("the addresses", "ip -n c1 addr flush dev eth0"),
         ("the bridge", "ip link del br1"),
         ("the leases", "rm -r /var/lib/cni"),
-        ("the namespace's mount", "umount /run/netns/c1"),
-        ("the path", "ip netns del c1"),
-        ("the address", "ip -n c1 addr flush dev eth0"),
+        ("the namespace, its file left", "umount /run/netns/c1"),
+        ("the namespace and its path", "ip netns del c1"),
     ];
+    let mut result = Value::Null;
     for (what, command) in ways {
-        if !Path::new("/proc/self/ns").exists() || !node.succeeds("ip -n c1 link") {
-            node.sh("rm -f /run/netns/c1");
-            node.netns("c1");
-        }
-        previous = call.run("ADD", &dual_stack()).json();
+        result = call.run("ADD", &dual_stack()).json();
         node.sh(command);
-        let output = call.run("DEL", &with_result(&dual_stack(), &previous));
+        let output = call.run("DEL", &with_result(&dual_stack(), &result));
         assert!(output.ok, "{what}: {output:?}");
         assert!(call.run("DEL", &dual_stack()).ok, "{what}");
         assert_clean(&node, "br1");
+        if !node.succeeds("ip -n c1 link 2>/dev/null") {
+            node.sh("rm -f /run/netns/c1");
+            node.netns("c1");
+        }
     }
     // No namespace told at all.
-    node.sh("rm -f /run/netns/c1");
-    node.netns("c1");
     call.run("ADD", &dual_stack()).json();
     node.plugin("bridge")
-        .run("DEL", &with_result(&dual_stack(), &previous))
+        .run("DEL", &with_result(&dual_stack(), &result))
         .silent();
     assert_clean(&node, "br1");
 }
@@ -779,6 +777,7 @@ fn check_tells_expected_and_found() {
         }
         call.run("DEL", &checked).silent();
     }
+    call.run("ADD", &config).json();
     let (_, message, _) = call.run("CHECK", &config).error();
     assert_eq!(message, "Required prevResult missing");
 }
