@@ -132,20 +132,13 @@ pub struct Lock {
 /// # Errors
 /// When the file cannot be opened or does not support locks.
 pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
-    // std has no read-only create; open what is there, else make it for the next time.
-    let open = || {
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(nix::libc::O_NOFOLLOW)
-            .open(path)
-    };
-    let file = match open() {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            create_new(path, mode, b"")?;
-            open()
-        }
-        opened => opened,
-    };
+    // std only creates files it can write; the flag itself it passes on. Made in place: a
+    // lock is empty, and nobody can be stopped halfway.
+    let file = OpenOptions::new()
+        .read(true)
+        .mode(mode)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_CREAT)
+        .open(path);
     let mut file = file.with_context(|| format!("open lock {}", path.display()))?;
     loop {
         match Flock::lock(file, FlockArg::LockExclusive) {

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -228,12 +228,7 @@ impl LeaseDir {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
             if fsutil::is_aside(name) {
-                // The lock file itself is made before anybody has the lock: while its
-                // maker may be at work, it is told by its mode.
-                let meta = entry.metadata();
-                if meta.is_ok_and(|meta| meta.permissions().mode() & 0o777 == LEASE_MODE) {
-                    found.leftovers.push(entry.path());
-                }
+                found.leftovers.push(entry.path());
                 continue;
             }
             let Some(ip) = parse_ip(name).filter(|ip| ip.to_string() == name) else {
@@ -280,6 +275,8 @@ impl LeaseDir {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn owner() -> Owner {
@@ -367,7 +364,6 @@ mod tests {
         }
         fs::create_dir(leases.file(ip("10.0.0.4"))).unwrap();
         let aside = leases.path().join(".cnibox-1-2-3");
-        fs::set_permissions(&aside, fs::Permissions::from_mode(0o600)).unwrap();
         let found = leases.scan().unwrap();
         assert_eq!(found.leases.len(), 1);
         assert_eq!(found.leftovers, [aside]);
