@@ -89,15 +89,17 @@ impl Round<'_> {
                 Some(ip) => self.reserve_requested(store, ip, index, set)?,
                 None => self.reserve_any(store, index, set)?,
             };
+            let ip = lease.ip;
+            // From here on a failure releases it.
+            self.reserved.leases.push(lease);
             let range = set
-                .range_of(lease.ip)
+                .range_of(ip)
                 .context("an address was found outside its range set")?;
-            let address = IpNet::new(lease.ip, range.subnet.prefix_len())
-                .context("make an address of a subnet")?;
+            let address =
+                IpNet::new(ip, range.subnet.prefix_len()).context("make an address of a subnet")?;
             self.reserved
                 .ips
                 .push(Ip::new(address, Some(range.gateway)));
-            self.reserved.leases.push(lease);
         }
         if self.requested.is_empty() {
             return Ok(());
