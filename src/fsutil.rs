@@ -12,18 +12,24 @@ use nix::fcntl::{Flock, FlockArg};
 /// A file written beside its place under a name nobody guesses; gone again on drop.
 struct Aside(PathBuf);
 
+/// How the names of such files start.
+const ASIDE: &str = ".cnibox-";
+
 impl Aside {
-    fn write(beside: &Path, mode: u32, bytes: &[u8], durable: bool) -> Result<Self> {
+    fn name(beside: &Path) -> Result<PathBuf> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let dir = beside.parent().unwrap_or(Path::new("/"));
+        let dir = beside.parent().unwrap_or_else(|| Path::new("/"));
+        Ok(dir.join(format!(
+            "{ASIDE}{:08x}-{}-{}",
+            random_u32()?,
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed),
+        )))
+    }
+
+    fn write(beside: &Path, mode: u32, bytes: &[u8], durable: bool) -> Result<Self> {
         loop {
-            let name = format!(
-                ".cnibox-{:08x}-{}-{}",
-                random_u32()?,
-                std::process::id(),
-                COUNT.fetch_add(1, Ordering::Relaxed),
-            );
-            let aside = dir.join(name);
+            let aside = Self::name(beside)?;
             // O_EXCL: never follows or reuses what somebody else put there.
             let opened = OpenOptions::new()
                 .write(true)
@@ -40,6 +46,20 @@ impl Aside {
                 .and_then(|()| if durable { file.sync_all() } else { Ok(()) })
                 .with_context(|| format!("write {}", aside.0.display()))?;
             return Ok(aside);
+        }
+    }
+
+    /// Makes what is no plain file: `make` fails if its name is taken.
+    fn make(beside: &Path, make: impl Fn(&Path) -> std::io::Result<()>) -> Result<Self> {
+        loop {
+            let aside = Self::name(beside)?;
+            match make(&aside) {
+                Ok(()) => return Ok(Self(aside)),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("create {}", aside.display()));
+                }
+            }
         }
     }
 }
@@ -67,8 +87,47 @@ pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
 pub fn replace_durably(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
     let aside = Aside::write(path, mode, bytes, true)?;
     fs::rename(&aside.0, path)
-        .and_then(|()| File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all())
+        .and_then(|()| File::open(path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all())
         .with_context(|| format!("write {}", path.display()))
+}
+
+/// Makes `path` a symlink to `target`, replacing what it was in one step.
+///
+/// # Errors
+/// Says which link could not be made.
+pub fn replace_with_symlink(path: &Path, target: &Path) -> Result<()> {
+    let aside = Aside::make(path, |aside| std::os::unix::fs::symlink(target, aside))?;
+    fs::rename(&aside.0, path).with_context(|| format!("link {}", path.display()))
+}
+
+/// Makes `path` a second name of the file `original`, replacing what it was in one step.
+///
+/// # Errors
+/// Says which link could not be made.
+pub fn replace_with_hard_link(path: &Path, original: &Path) -> Result<()> {
+    let aside = Aside::make(path, |aside| fs::hard_link(original, aside))?;
+    // Does nothing when both are the same file already; the drop removes the aside then.
+    fs::rename(&aside.0, path).with_context(|| format!("link {}", path.display()))
+}
+
+/// Removes what writers that were killed left in `dir`. The caller holds a lock that
+/// keeps living writers out.
+///
+/// # Errors
+/// Says what could not be listed or removed.
+pub fn sweep(dir: &Path) -> Result<()> {
+    let context = || format!("list {}", dir.display());
+    for entry in fs::read_dir(dir).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(ASIDE.as_bytes())
+        {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes `path` appear whole unless it exists; `false` when it does.
@@ -184,6 +243,24 @@ mod tests {
         assert!(remove(&path).unwrap());
         assert!(!remove(&path).unwrap());
         assert_eq!(read(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn links_replace_what_was_there_and_sweeping_keeps_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("cnibox"), dir.path().join("bridge"));
+        fs::write(&file, b"x").unwrap();
+        fs::write(&link, b"y").unwrap();
+        replace_with_hard_link(&link, &file).unwrap();
+        replace_with_hard_link(&link, &file).unwrap();
+        assert_eq!(fs::read(&link).unwrap(), b"x");
+        replace_with_symlink(&link, Path::new("cnibox")).unwrap();
+        replace_with_symlink(&link, Path::new("cnibox")).unwrap();
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new("cnibox"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        fs::write(dir.path().join(".cnibox-00000000-1-1"), b"z").unwrap();
+        sweep(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::invocation::Command;
 use super::json;
 use super::result::CniResult;
 use super::skel::{self, Call, Plugin};
+use super::version::Version;
 use crate::undo::Undo;
 
 /// Delegates ADD to `plugin` and answers its result.
@@ -37,19 +38,23 @@ pub fn add(call: &Call, plugin: &str) -> Result<CniResult> {
                 &[("CNI_COMMAND", Command::Add.as_str())],
                 &call.config.raw,
             )?;
-            read_result(call, plugin, &printed)
+            read_result(plugin, &printed, call.config.version)
         }
     }
 }
 
-fn read_result(call: &Call, plugin: &str, printed: &[u8]) -> Result<CniResult> {
+/// What `plugin` printed for ADD; `default` is its version where it does not say.
+///
+/// # Errors
+/// Code 6 for what is no result, code 1 for a version we do not speak.
+pub fn read_result(plugin: &str, printed: &[u8], default: Version) -> Result<CniResult> {
     let what = format!("the result of {plugin}");
     let value = if printed.trim_ascii() == b"null" {
         serde_json::Value::Null
     } else {
         json::parse_object(&what, printed)?.into()
     };
-    CniResult::parse(&value, call.config.version)
+    CniResult::parse(&value, default)
         .with_context(|| coded(Code::Decode, format!("{what} cannot be read")))
 }
 

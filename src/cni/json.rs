@@ -77,6 +77,30 @@ pub struct Problem {
     pub message: String,
 }
 
+/// How the message of an unknown key starts.
+const UNKNOWN_KEY: &str = "unknown key, ignored";
+
+impl Problem {
+    /// A key at `path` that nobody reads, and which of `known` it looks like.
+    pub fn unknown_key<'a>(
+        path: String,
+        key: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let advice = nearest(key, known)
+            .map_or_else(String::new, |field| format!("; did you mean \"{field}\"?"));
+        Self {
+            path,
+            message: format!("{UNKNOWN_KEY}{advice}"),
+        }
+    }
+
+    /// Whether this is about a key that nobody reads: odd, but it does no harm.
+    pub fn is_unknown_key(&self) -> bool {
+        self.message.starts_with(UNKNOWN_KEY)
+    }
+}
+
 /// Everything that reading `value` as a `T` stumbles over: wrong types, bad values and
 /// unknown keys (with the known key that looks most like it).
 pub fn problems<T: DeserializeOwned>(root: &str, value: &Value) -> Vec<Problem> {
@@ -370,26 +394,28 @@ impl<'de> de::Deserializer<'de> for Decoder<'_> {
     }
 }
 
+/// The one of `known` that `word` was probably meant to be.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    known
+        .into_iter()
+        .map(|candidate| {
+            let distance = strsim::damerau_levenshtein(&candidate.to_lowercase(), &word);
+            (distance, candidate)
+        })
+        .min()
+        .filter(|(distance, candidate)| *distance <= 2.max(candidate.len() / 4))
+        .map(|(_, candidate)| candidate)
+}
+
 impl Decoder<'_> {
     fn note_unknown(&self, key: &str, fields: &[&str]) {
         let Some(unknown) = self.unknown else { return };
-        let nearest = fields
-            .iter()
-            .map(|field| {
-                (
-                    strsim::damerau_levenshtein(&field.to_lowercase(), &key.to_lowercase()),
-                    field,
-                )
-            })
-            .min()
-            .filter(|(distance, field)| *distance <= 2.max(field.len() / 4));
-        let advice = nearest.map_or_else(String::new, |(_, field)| {
-            format!("; did you mean \"{field}\"?")
-        });
-        unknown.borrow_mut().push(Problem {
-            path: Path::Key(self.path, key).to_string(),
-            message: format!("unknown key, ignored{advice}"),
-        });
+        let path = Path::Key(self.path, key).to_string();
+        let known = fields.iter().copied();
+        unknown
+            .borrow_mut()
+            .push(Problem::unknown_key(path, key, known));
     }
 }
 
