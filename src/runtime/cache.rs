@@ -1,0 +1,391 @@
+//! The result cache (behaviour 3.7): one file for each attachment, in the format of
+//! libcni, so that either can DEL and CHECK what the other has added.
+//!
+//! The name of a file is ambiguous (`a-b` + `c` and `a` + `b-c` are one), so an entry
+//! is believed only if it says itself that it is the one asked for.
+
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::network::Network;
+use super::parameters::Parameters;
+use crate::cni::error::{Code, coded};
+use crate::cni::invocation::Attachment;
+use crate::cni::json::{self, Object};
+use crate::cni::result::CniResult;
+use crate::cni::version::Version;
+use crate::fsutil;
+
+/// Where libcni keeps it unless its user says otherwise.
+pub const DEFAULT: &str = "/var/lib/cni";
+
+const KIND: &str = "cniCacheV1";
+
+/// A cache directory; it need not exist.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    results: PathBuf,
+}
+
+/// What the cache knows of one attachment.
+#[derive(Debug)]
+pub enum Cached {
+    /// It has never been added, or was deleted.
+    Nothing,
+    /// What its ADD answered.
+    Result(Box<CniResult>),
+    /// The file is there but tells nothing: cut off, or of a version we do not speak.
+    Broken(anyhow::Error),
+    /// The file belongs to this other network and attachment.
+    Foreign(String, Attachment),
+}
+
+/// One attachment that the cache remembers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The network's name.
+    pub network: String,
+    /// Those of its ADD.
+    pub parameters: Parameters,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Written<'a> {
+    kind: &'static str,
+    container_id: &'a str,
+    config: String,
+    if_name: &'a str,
+    network_name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    netns: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    cni_args: &'a [(String, String)],
+    #[serde(skip_serializing_if = "Object::is_empty")]
+    capability_args: &'a Object,
+    result: &'a Value,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Stored {
+    kind: String,
+    container_id: String,
+    if_name: String,
+    network_name: String,
+    netns: String,
+    cni_args: Vec<Vec<String>>,
+    capability_args: Object,
+    result: Option<Value>,
+}
+
+impl Stored {
+    fn attachment(&self) -> Attachment {
+        Attachment {
+            container_id: self.container_id.clone(),
+            ifname: self.if_name.clone(),
+        }
+    }
+}
+
+impl Cache {
+    /// The cache in `directory`, such as [`DEFAULT`].
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            results: directory.join("results"),
+        }
+    }
+
+    /// The file of an attachment. All three names are checked to be single path
+    /// components where they come from.
+    pub fn file(&self, network: &str, attachment: &Attachment) -> PathBuf {
+        self.results.join(file_name(network, attachment))
+    }
+
+    /// Remembers the result of an ADD, in the list's version.
+    ///
+    /// # Errors
+    /// Code 5, naming the file.
+    pub fn write(&self, network: &Network, parameters: &Parameters, result: &Value) -> Result<()> {
+        let file = self.file(&network.name, &parameters.attachment);
+        let context = || {
+            coded(
+                Code::Io,
+                format!("write the result cache {}", file.display()),
+            )
+        };
+        let bytes = json::compact(&Written {
+            kind: KIND,
+            container_id: &parameters.attachment.container_id,
+            config: STANDARD.encode(&network.raw),
+            if_name: &parameters.attachment.ifname,
+            network_name: &network.name,
+            netns: &parameters.netns,
+            cni_args: &parameters.args,
+            capability_args: &parameters.capability_args,
+            result,
+        })?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.results)
+            .with_context(context)?;
+        fsutil::replace_durably(&file, 0o600, &bytes).with_context(context)
+    }
+
+    /// What is known of an attachment; `version` reads a result that does not say its own.
+    pub fn find(&self, network: &str, attachment: &Attachment, version: Version) -> Cached {
+        let file = self.file(network, attachment);
+        match fsutil::read(&file) {
+            Ok(None) => Cached::Nothing,
+            Err(error) if is_no_directory(&error) => Cached::Nothing,
+            Ok(Some(bytes)) => read(&bytes, network, attachment, version).unwrap_or_else(|error| {
+                let context = format!("read the result cache {}", file.display());
+                Cached::Broken(error.context(context))
+            }),
+            Err(error) => Cached::Broken(error),
+        }
+    }
+
+    /// Forgets an attachment; one that is not there is forgotten already.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn remove(&self, network: &str, attachment: &Attachment) -> Result<()> {
+        fsutil::remove(&self.file(network, attachment)).map(drop)
+    }
+
+    /// Every attachment remembered, sorted by file name. Files of another format are
+    /// left out in silence, unreadable ones are told to `note`. No directory: none.
+    ///
+    /// # Errors
+    /// Code 5 when the directory cannot be listed: taking that for "nothing attached"
+    /// would be wrong.
+    pub fn entries(&self, note: &dyn Fn(&str)) -> Result<Vec<Entry>> {
+        let context = || {
+            coded(
+                Code::Io,
+                format!("list the result cache {}", self.results.display()),
+            )
+        };
+        let listing = match std::fs::read_dir(&self.results) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            listing => listing.with_context(context)?,
+        };
+        let mut files = Vec::new();
+        for entry in listing {
+            let entry = entry.with_context(context)?;
+            if !entry.file_type().with_context(context)?.is_dir() {
+                files.push(entry.path());
+            }
+        }
+        files.sort();
+        let mut entries = Vec::new();
+        for file in files {
+            match read_entry(&file) {
+                Ok(entry) => entries.extend(entry),
+                Err(error) => note(&format!("{}: skipped: {error:#}", file.display())),
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Whether there cannot be any entry, because the directory is something else.
+fn is_no_directory(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::NotADirectory)
+}
+
+fn file_name(network: &str, attachment: &Attachment) -> String {
+    format!(
+        "{network}-{}-{}",
+        attachment.container_id, attachment.ifname
+    )
+}
+
+fn read(bytes: &[u8], network: &str, attachment: &Attachment, version: Version) -> Result<Cached> {
+    let document = Value::Object(json::parse_object("the file", bytes)?);
+    let stored: Stored = json::decode("", &document)?;
+    if stored.kind != KIND {
+        // Before there was a format, the file was the result.
+        let result = CniResult::parse(&document, version)?;
+        return Ok(Cached::Result(Box::new(result)));
+    }
+    let owner = stored.attachment();
+    if stored.network_name != network || owner != *attachment {
+        return Ok(Cached::Foreign(stored.network_name, owner));
+    }
+    let result = stored
+        .result
+        .context(coded(Code::Decode, "the file holds no result"))?;
+    Ok(Cached::Result(Box::new(CniResult::parse(
+        &result, version,
+    )?)))
+}
+
+/// The attachment a file is about; `None` when it does not tell.
+fn read_entry(file: &Path) -> Result<Option<Entry>> {
+    let Some(bytes) = fsutil::read(file)? else {
+        return Ok(None);
+    };
+    let document = Value::Object(json::parse_object("the file", &bytes)?);
+    let stored: Stored = json::decode("", &document)?;
+    let attachment = stored.attachment();
+    // A copy under another name is not the entry that a runtime would find.
+    let named = file.file_name() == Some(file_name(&stored.network_name, &attachment).as_ref());
+    if stored.kind != KIND || !named {
+        return Ok(None);
+    }
+    let args = stored.cni_args.into_iter().filter_map(|pair| {
+        let mut pair = pair.into_iter();
+        Some((pair.next()?, pair.next()?))
+    });
+    Ok(Some(Entry {
+        network: stored.network_name,
+        parameters: Parameters::new(
+            attachment,
+            stored.netns,
+            args.collect(),
+            stored.capability_args,
+        )?,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn attachment(id: &str, ifname: &str) -> Attachment {
+        Attachment {
+            container_id: id.into(),
+            ifname: ifname.into(),
+        }
+    }
+
+    fn parameters(id: &str) -> Parameters {
+        Parameters::new(
+            attachment(id, "eth0"),
+            "/run/netns/c1".into(),
+            vec![("IgnoreUnknown".into(), "1".into())],
+            json!({"portMappings": [{"hostPort": 80}]})
+                .as_object()
+                .unwrap()
+                .clone(),
+        )
+        .unwrap()
+    }
+
+    fn network(name: &str) -> Network {
+        let raw = format!(r#"{{ "name": "{name}", "plugins": [{{"type": "a"}}] }}"#);
+        Network::parse_list(Path::new("/n"), raw.into_bytes()).unwrap()
+    }
+
+    fn written(dir: &Path, name: &str, id: &str) -> Cache {
+        let cache = Cache::new(dir);
+        let result = json!({"cniVersion": "1.1.0"});
+        cache
+            .write(&network(name), &parameters(id), &result)
+            .unwrap();
+        cache
+    }
+
+    #[test]
+    fn the_file_is_libcnis() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = written(&dir.path().join("cni"), "net1", "c1");
+        let file = dir.path().join("cni/results/net1-c1-eth0");
+        let config = "eyAibmFtZSI6ICJuZXQxIiwgInBsdWdpbnMiOiBbeyJ0eXBlIjogImEifV0gfQ==";
+        assert_eq!(
+            fs::read_to_string(&file).unwrap(),
+            format!(
+                r#"{{"kind":"cniCacheV1","containerId":"c1","config":"{config}","ifName":"eth0","networkName":"net1","netns":"/run/netns/c1","cniArgs":[["IgnoreUnknown","1"]],"capabilityArgs":{{"portMappings":[{{"hostPort":80}}]}},"result":{{"cniVersion":"1.1.0"}}}}"#
+            )
+        );
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&file), 0o600);
+        assert_eq!(mode(file.parent().unwrap()), 0o700);
+        assert_eq!(
+            cache.entries(&|_| panic!()).unwrap(),
+            [Entry {
+                network: "net1".into(),
+                parameters: parameters("c1")
+            }]
+        );
+    }
+
+    #[test]
+    fn an_entry_under_an_ambiguous_name_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = written(dir.path(), "a-b", "c");
+        let found =
+            |network: &str, id: &str| cache.find(network, &attachment(id, "eth0"), Version::V1_1_0);
+        assert!(matches!(found("a-b", "c"), Cached::Result(_)));
+        let Cached::Foreign(network, owner) = found("a", "b-c") else {
+            panic!("believed");
+        };
+        assert_eq!((network.as_str(), owner), ("a-b", attachment("c", "eth0")));
+        assert!(matches!(found("a", "x"), Cached::Nothing));
+    }
+
+    #[test]
+    fn cut_off_files_are_broken_and_old_ones_results() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = written(dir.path(), "n", "c");
+        let file = dir.path().join("results/n-c-eth0");
+        let whole = fs::read(&file).unwrap();
+        let find = || cache.find("n", &attachment("c", "eth0"), Version::V0_2_0);
+        for length in [0, 1, whole.len() - 1] {
+            fs::write(&file, &whole[..length]).unwrap();
+            assert!(matches!(find(), Cached::Broken(_)), "{length}");
+            let noted = std::cell::Cell::new(0);
+            let entries = cache.entries(&|_| noted.set(noted.get() + 1)).unwrap();
+            assert_eq!((entries.len(), noted.get()), (0, 1));
+        }
+        fs::write(&file, r#"{"ip4": {"ip": "10.0.0.2/24"}}"#).unwrap();
+        let Cached::Result(result) = find() else {
+            panic!("legacy file");
+        };
+        assert_eq!(result.ips[0].address.to_string(), "10.0.0.2/24");
+        assert!(cache.entries(&|_| panic!()).unwrap().is_empty());
+        fs::write(&file, r#"{"cniVersion": "9.9"}"#).unwrap();
+        assert!(matches!(find(), Cached::Broken(_)));
+    }
+
+    #[test]
+    fn entries_are_trusted_only_under_their_own_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = written(dir.path(), "n", "c");
+        let results = dir.path().join("results");
+        fs::copy(results.join("n-c-eth0"), results.join("n-c-eth0.bak")).unwrap();
+        fs::create_dir(results.join("sub")).unwrap();
+        assert_eq!(cache.entries(&|_| panic!()).unwrap().len(), 1);
+        cache.remove("n", &attachment("c", "eth0")).unwrap();
+        cache.remove("n", &attachment("c", "eth0")).unwrap();
+        assert!(cache.entries(&|_| panic!()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_unreadable_directory_is_no_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path());
+        assert!(cache.entries(&|_| {}).unwrap().is_empty());
+        fs::write(dir.path().join("results"), "a file").unwrap();
+        let error = cache.entries(&|_| {}).unwrap_err();
+        assert!(error.to_string().contains("/results"));
+    }
+}

@@ -1,0 +1,429 @@
+//! Running the plugins of a network in their order (specification section 3).
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::Value;
+
+use super::cache::{Cache, Cached};
+use super::network::{Network, PluginConfiguration};
+use super::parameters::Parameters;
+use super::request::{self, Additions};
+use crate::cni::delegate::read_result;
+use crate::cni::error::{Code, coded, detailed};
+use crate::cni::exec;
+use crate::cni::invocation::{Attachment, Command};
+use crate::cni::json;
+use crate::cni::result::CniResult;
+use crate::cni::version::Version;
+
+/// Hears what goes on.
+pub trait Observer {
+    /// A plugin is about to be run.
+    fn starts(&self, call: &PluginCall<'_>);
+    /// It has ended, with what it printed.
+    fn ended(&self, call: &PluginCall<'_>, outcome: &Result<Vec<u8>>, took: Duration);
+    /// Something the operator should know that is no error.
+    fn note(&self, text: &str);
+}
+
+/// One run of one plugin.
+#[derive(Debug)]
+pub struct PluginCall<'a> {
+    /// What it is asked to do.
+    pub command: Command,
+    /// Its type.
+    pub plugin: &'a str,
+    /// The file that is run.
+    pub executable: &'a Path,
+    /// Its configuration.
+    pub stdin: &'a [u8],
+}
+
+/// What stays the same from network to network.
+pub struct Runtime<'a> {
+    /// `CNI_PATH`: directories separated by colons.
+    pub path: String,
+    /// Where results are kept.
+    pub cache: Cache,
+    /// Who hears of it all.
+    pub observer: &'a dyn Observer,
+}
+
+/// A network whose plugins have all been found. Nothing runs before that.
+pub struct Chain<'a> {
+    runtime: &'a Runtime<'a>,
+    network: &'a Network,
+    version: Version,
+    steps: Vec<Step<'a>>,
+}
+
+struct Step<'a> {
+    plugin: &'a PluginConfiguration,
+    executable: PathBuf,
+}
+
+impl Step<'_> {
+    /// What the reference says around a plugin's error.
+    fn failed(&self, doing: &str) -> String {
+        let name = &self.plugin.name;
+        let name = if name.is_empty() {
+            String::new()
+        } else {
+            format!(" name=\"{name}\"")
+        };
+        format!(
+            "plugin type=\"{}\"{name} failed ({doing})",
+            self.plugin.plugin
+        )
+    }
+}
+
+/// What becomes of an attachment whose ADD fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// DEL of every plugin, in reverse order.
+    RollBack,
+    /// Nothing: the operator wants to look at it.
+    Leave,
+}
+
+impl Runtime<'_> {
+    /// Looks up the executable of every plugin of `network`.
+    ///
+    /// # Errors
+    /// Code 1 for a version we do not speak; otherwise names the plugin that is missing
+    /// and where was looked.
+    pub fn chain<'a>(&'a self, network: &'a Network) -> Result<Chain<'a>> {
+        let directories: Vec<PathBuf> = std::env::split_paths(&self.path).collect();
+        let steps = network.plugins.iter().map(|plugin| {
+            let executable = find(&plugin.plugin, &directories)
+                .with_context(|| format!("network \"{}\"", network.name))?;
+            Ok(Step { plugin, executable })
+        });
+        Ok(Chain {
+            runtime: self,
+            network,
+            version: network.version()?,
+            steps: steps.collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// The executable of `plugin`.
+///
+/// # Errors
+/// Says where was looked, and which plugin there is called nearly so.
+pub fn find(plugin: &str, directories: &[PathBuf]) -> Result<PathBuf> {
+    exec::find(plugin, directories).map_err(|error| {
+        let there: Vec<String> = directories
+            .iter()
+            .filter_map(|directory| std::fs::read_dir(directory).ok())
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        match json::nearest(plugin, there.iter().map(String::as_str)) {
+            Some(nearest) if nearest != plugin => {
+                anyhow!("did you mean \"{nearest}\"?").context(error)
+            }
+            _ => error,
+        }
+    })
+}
+
+impl Chain<'_> {
+    /// The plugins in the order of `command`, each with its executable.
+    pub fn steps(&self, command: Command) -> Vec<(&str, &Path)> {
+        let mut steps: Vec<_> = self
+            .steps
+            .iter()
+            .map(|step| (step.plugin.plugin.as_str(), step.executable.as_path()))
+            .collect();
+        if command == Command::Del {
+            steps.reverse();
+        }
+        steps
+    }
+
+    /// The version in which results come.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Makes the attachment and remembers its result.
+    ///
+    /// # Errors
+    /// The failing plugin's, unchanged inside; what was made is then removed again if
+    /// `on_failure` says so. An attachment made before is left alone.
+    pub fn add(&self, parameters: &Parameters, on_failure: OnFailure) -> Result<CniResult> {
+        let before = self.cached(parameters);
+        if let Cached::Foreign(network, owner) = &before {
+            return Err(self.occupied(parameters, network, owner));
+        }
+        let error = match self.add_each(parameters) {
+            Ok(result) => return Ok(result),
+            Err(error) => error,
+        };
+        let note = |text: &str| self.runtime.observer.note(text);
+        match (on_failure, before) {
+            (OnFailure::Leave, _) => note("ADD failed: what it made so far is left as it is"),
+            (OnFailure::RollBack, Cached::Nothing) => {
+                note("ADD failed: removing what it made so far (DEL of every plugin)");
+                self.roll_back(parameters);
+            }
+            (OnFailure::RollBack, _) => note(
+                "ADD failed: this attachment existed before and is left as it is; \
+                 to remove it, run: cnitool del",
+            ),
+        }
+        Err(error)
+    }
+
+    fn add_each(&self, parameters: &Parameters) -> Result<CniResult> {
+        let mut result = CniResult::default();
+        let mut prev_result = None;
+        for step in &self.steps {
+            result = self
+                .add_one(step, parameters, prev_result.as_ref())
+                .with_context(|| step.failed("add"))?;
+            let value = result
+                .to_value(self.version)
+                .with_context(|| step.failed("add"))?;
+            prev_result = Some(value);
+        }
+        let value = prev_result.unwrap_or_default();
+        self.runtime.cache.write(self.network, parameters, &value)?;
+        Ok(result)
+    }
+
+    fn add_one(
+        &self,
+        step: &Step<'_>,
+        parameters: &Parameters,
+        prev_result: Option<&Value>,
+    ) -> Result<CniResult> {
+        let additions = Additions {
+            prev_result,
+            ..Additions::default()
+        };
+        let printed = self.call(step, Command::Add, Some(parameters), additions)?;
+        read_result(&step.plugin.plugin, &printed, self.version)
+    }
+
+    fn roll_back(&self, parameters: &Parameters) {
+        for step in self.steps.iter().rev() {
+            let undone = self.call(step, Command::Del, Some(parameters), Additions::default());
+            if let Err(error) = undone {
+                let text = format!("{}: {error:#}", step.failed("delete"));
+                self.runtime.observer.note(&text);
+            }
+        }
+    }
+
+    fn occupied(
+        &self,
+        parameters: &Parameters,
+        network: &str,
+        owner: &Attachment,
+    ) -> anyhow::Error {
+        let file = self
+            .runtime
+            .cache
+            .file(&self.network.name, &parameters.attachment);
+        detailed(
+            Code::Config,
+            format!("the result cache {} is in use", file.display()),
+            format!(
+                "it belongs to container {}, interface {} of network {network}; choose another --id",
+                owner.container_id, owner.ifname
+            ),
+        )
+    }
+
+    /// Removes the attachment, last plugin first, and forgets its result. An unreadable
+    /// result is no reason to stop.
+    ///
+    /// # Errors
+    /// The first plugin's that fails; those before it in the list are then not run.
+    pub fn del(&self, parameters: &Parameters) -> Result<()> {
+        let cached = self.cached(parameters);
+        let prev_result = self.prev_result(&cached)?;
+        for step in self.steps.iter().rev() {
+            let additions = Additions {
+                prev_result: prev_result.as_ref(),
+                ..Additions::default()
+            };
+            self.call(step, Command::Del, Some(parameters), additions)
+                .with_context(|| step.failed("delete"))?;
+        }
+        if !matches!(cached, Cached::Foreign(..)) {
+            let (cache, name) = (&self.runtime.cache, &self.network.name);
+            if let Err(error) = cache.remove(name, &parameters.attachment) {
+                self.runtime.observer.note(&format!("{error:#}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks every plugin whether the attachment is as the cached result says.
+    ///
+    /// # Errors
+    /// The first plugin's that fails, or that the version has no CHECK.
+    pub fn check(&self, parameters: &Parameters) -> Result<()> {
+        if self.version < Version::V0_4_0 {
+            return Err(coded(
+                Code::IncompatibleVersion,
+                format!(
+                    "configuration version \"{}\" does not support the CHECK command",
+                    self.network.cni_version
+                ),
+            )
+            .into());
+        }
+        if self.network.disable_check {
+            self.runtime
+                .observer
+                .note("disableCheck is set: no plugin was asked");
+            return Ok(());
+        }
+        let prev_result = self.prev_result(&self.cached(parameters))?;
+        for step in &self.steps {
+            let additions = Additions {
+                prev_result: prev_result.as_ref(),
+                ..Additions::default()
+            };
+            self.call(step, Command::Check, Some(parameters), additions)
+                .with_context(|| step.failed("check"))?;
+        }
+        Ok(())
+    }
+
+    /// Asks every plugin whether it could serve an ADD.
+    ///
+    /// # Errors
+    /// The first plugin's that could not.
+    pub fn status(&self) -> Result<()> {
+        if self.version < Version::V1_1_0 {
+            let version = self.version;
+            self.runtime.observer.note(&format!(
+                "cniVersion {version} has no STATUS: no plugin was asked"
+            ));
+            return Ok(());
+        }
+        for step in &self.steps {
+            self.call(step, Command::Status, None, Additions::default())
+                .with_context(|| step.failed("status"))?;
+        }
+        Ok(())
+    }
+
+    /// Tells every plugin which attachments live; whatever else belongs to the network
+    /// goes. Versions before 1.1.0 have no GC: nothing is run.
+    ///
+    /// # Errors
+    /// Those of all plugins that failed; every plugin is run.
+    pub fn gc(&self, valid: &[Attachment]) -> Vec<anyhow::Error> {
+        if self.version < Version::V1_1_0 {
+            return Vec::new();
+        }
+        let additions = Additions {
+            valid_attachments: Some(valid),
+            ..Additions::default()
+        };
+        self.steps
+            .iter()
+            .filter_map(|step| {
+                self.call(step, Command::Gc, None, additions)
+                    .with_context(|| step.failed("gc"))
+                    .err()
+            })
+            .collect()
+    }
+
+    fn cached(&self, parameters: &Parameters) -> Cached {
+        self.runtime
+            .cache
+            .find(&self.network.name, &parameters.attachment, self.version)
+    }
+
+    /// DEL and CHECK get the final result since 0.4.0.
+    fn prev_result(&self, cached: &Cached) -> Result<Option<Value>> {
+        match cached {
+            Cached::Result(result) if self.version >= Version::V0_4_0 => {
+                result.to_value(self.version).map(Some)
+            }
+            Cached::Broken(error) => {
+                let text = format!("going on without the cached result: {error:#}");
+                self.runtime.observer.note(&text);
+                Ok(None)
+            }
+            Cached::Result(_) | Cached::Nothing | Cached::Foreign(..) => Ok(None),
+        }
+    }
+
+    fn call(
+        &self,
+        step: &Step<'_>,
+        command: Command,
+        parameters: Option<&Parameters>,
+        additions: Additions<'_>,
+    ) -> Result<Vec<u8>> {
+        let additions = Additions {
+            capability_args: parameters.map(|p| &p.capability_args),
+            ..additions
+        };
+        let stdin = request::encode(self.network, step.plugin, additions)?;
+        let attachment = parameters.map(|p| &p.attachment);
+        let args = parameters.map(Parameters::args_text).unwrap_or_default();
+        // All six are always set, so that none of our own environment shines through.
+        let env = [
+            ("CNI_COMMAND", command.as_str()),
+            (
+                "CNI_CONTAINERID",
+                attachment.map_or("", |a| a.container_id.as_str()),
+            ),
+            ("CNI_NETNS", parameters.map_or("", |p| p.netns.as_str())),
+            ("CNI_ARGS", args.as_str()),
+            ("CNI_IFNAME", attachment.map_or("", |a| a.ifname.as_str())),
+            ("CNI_PATH", self.runtime.path.as_str()),
+        ];
+        let call = PluginCall {
+            command,
+            plugin: &step.plugin.plugin,
+            executable: &step.executable,
+            stdin: &stdin,
+        };
+        self.runtime.observer.starts(&call);
+        let start = Instant::now();
+        let outcome = exec::run(&step.executable, &env, &stdin);
+        self.runtime
+            .observer
+            .ended(&call, &outcome, start.elapsed());
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_plugin_is_named_with_what_it_may_have_been() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("bridge"), "").unwrap();
+        let path = [dir.path().to_owned()];
+        let error = format!("{:#}", find("brigde", &path).unwrap_err());
+        assert_eq!(
+            error,
+            format!(
+                "failed to find plugin \"brigde\" in path [{}]: did you mean \"bridge\"?",
+                dir.path().display()
+            )
+        );
+        assert!(find("../bridge", &path).is_err());
+        assert!(find("bridge", &path).is_ok());
+    }
+}
