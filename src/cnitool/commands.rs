@@ -1,0 +1,217 @@
+//! The five commands of the specification: each runs the chain of a network.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use super::trace::Trace;
+use super::{AddArgs, CheckArgs, DelArgs, GcArgs, Site, StatusArgs, Target, Tracing, output};
+use crate::cni::error::{Code, coded};
+use crate::cni::invocation::{Attachment, Command};
+use crate::cni::json::{self, Object};
+use crate::cni::version::Version;
+use crate::runtime::cache::{self, Cache};
+use crate::runtime::chain::{Chain, OnFailure, Runtime};
+use crate::runtime::directory::{self, Directory};
+use crate::runtime::gc::{self, Sweep};
+use crate::runtime::parameters::{Parameters, clean, container_id, parse_args};
+
+/// `cnitool add`: prints the last plugin's result.
+///
+/// # Errors
+/// The failing plugin's.
+pub fn add(args: &AddArgs) -> Result<ExitCode> {
+    let parameters = args.target.parameters()?;
+    let on_failure = if args.no_rollback {
+        OnFailure::Leave
+    } else {
+        OnFailure::RollBack
+    };
+    on_chain(&args.site, &args.tracing, &args.target.network, |chain| {
+        if args.dry_run {
+            return dry_run(chain, Command::Add, &parameters);
+        }
+        let result = chain.add(&parameters, on_failure).inspect_err(|_| {
+            hint_at_netns(&parameters.netns);
+        })?;
+        let text = json::pretty(&result.to_wire(chain.version())?)?;
+        output::answer(&text)
+    })
+}
+
+/// `cnitool check`.
+///
+/// # Errors
+/// The first plugin's that fails.
+pub fn check(args: &CheckArgs) -> Result<ExitCode> {
+    let parameters = args.target.parameters()?;
+    on_chain(&args.site, &args.tracing, &args.target.network, |chain| {
+        chain.check(&parameters)
+    })
+}
+
+/// `cnitool del`.
+///
+/// # Errors
+/// The first plugin's that fails, in reverse order.
+pub fn del(args: &DelArgs) -> Result<ExitCode> {
+    let parameters = args.target.parameters()?;
+    on_chain(&args.site, &args.tracing, &args.target.network, |chain| {
+        if args.dry_run {
+            return dry_run(chain, Command::Del, &parameters);
+        }
+        chain.del(&parameters)
+    })
+}
+
+/// `cnitool status`.
+///
+/// # Errors
+/// The first plugin's that could not serve.
+pub fn status(args: &StatusArgs) -> Result<ExitCode> {
+    on_chain(&args.site, &args.tracing, &args.network, |chain| {
+        chain.status()
+    })
+}
+
+/// `cnitool gc`. What fails is reported, and stops nothing.
+///
+/// # Errors
+/// When nothing could be tried.
+pub fn gc(args: &GcArgs) -> Result<ExitCode> {
+    let directory = open(args.site.conf())?;
+    let network = directory.find(&args.network)?;
+    if network.disable_gc {
+        output::note("disableGC is set: nothing is removed");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let trace = args.tracing.observer();
+    let runtime = runtime(args.site.path(), &trace);
+    let chain = runtime.chain(network)?;
+    let entries = runtime.cache.entries(&output::note)?;
+    let sweep = gc::plan(&network.name, entries, |netns| {
+        !args.all && gc::is_live(netns)
+    });
+    if args.dry_run {
+        output::answer(sweep_plan(&chain, &sweep).concat().as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let errors = gc::collect(&chain, &sweep, &output::note);
+    if chain.version() < Version::V1_1_0 {
+        output::note(&format!(
+            "cniVersion {} has no GC: no plugin was asked to look for more",
+            chain.version()
+        ));
+    }
+    errors.iter().for_each(output::report);
+    Ok(if errors.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+impl Tracing {
+    fn observer(&self) -> Trace {
+        Trace {
+            verbose: self.verbose,
+            timing: self.timing,
+        }
+    }
+}
+
+impl Target {
+    /// # Errors
+    /// Names the argument that cannot be used.
+    fn parameters(&self) -> Result<Parameters> {
+        let netns = std::path::absolute(&self.netns)
+            .with_context(|| format!("make {} absolute", self.netns.display()))?;
+        let netns = clean(&netns);
+        let attachment = Attachment {
+            container_id: self.id.clone().unwrap_or_else(|| container_id(&netns)),
+            ifname: self.ifname.clone(),
+        };
+        let netns = netns.into_os_string().into_string().map_err(|path| {
+            let path = path.display();
+            coded(Code::Environment, format!("NETNS {path} is not UTF-8"))
+        })?;
+        let capability_args = if self.cap.is_empty() {
+            Object::new()
+        } else {
+            json::parse_object("CAP_ARGS (--cap)", self.cap.as_bytes())?
+        };
+        Parameters::new(attachment, netns, parse_args(&self.args)?, capability_args)
+    }
+}
+
+/// Reads the configurations; what cannot be read is told and disables nothing else.
+fn open(path: &Path) -> Result<Directory> {
+    let directory = directory::load(path)?;
+    for broken in &directory.broken {
+        output::note(&format!("warning: {broken}"));
+    }
+    Ok(directory)
+}
+
+fn runtime<'a>(path: &str, trace: &'a Trace) -> Runtime<'a> {
+    Runtime {
+        path: path.to_owned(),
+        cache: Cache::new(Path::new(cache::DEFAULT)),
+        observer: trace,
+    }
+}
+
+fn on_chain(
+    site: &Site,
+    tracing: &Tracing,
+    network: &str,
+    run: impl FnOnce(&Chain<'_>) -> Result<()>,
+) -> Result<ExitCode> {
+    let directory = open(site.conf())?;
+    let network = directory.find(network)?;
+    let trace = tracing.observer();
+    let runtime = runtime(site.path(), &trace);
+    run(&runtime.chain(network)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn dry_run(chain: &Chain<'_>, command: Command, parameters: &Parameters) -> Result<()> {
+    let mut lines = vec![format!("{}\n", gc::describe(parameters))];
+    lines.extend(steps(chain, command));
+    output::answer(lines.concat().as_bytes())
+}
+
+/// A line for each plugin that `command` would run.
+fn steps(chain: &Chain<'_>, command: Command) -> Vec<String> {
+    let word = command.as_str();
+    chain
+        .steps(command)
+        .into_iter()
+        .map(|(plugin, file)| format!("would run {word} {plugin} ({})\n", file.display()))
+        .collect()
+}
+
+fn sweep_plan(chain: &Chain<'_>, sweep: &Sweep) -> Vec<String> {
+    let stale = sweep.stale.iter();
+    let mut lines: Vec<String> = stale
+        .map(|parameters| format!("would remove {}\n", gc::describe(parameters)))
+        .collect();
+    if chain.version() >= Version::V1_1_0 {
+        lines.extend(steps(chain, Command::Gc));
+        lines.extend(sweep.valid.iter().map(|valid| {
+            let (id, ifname) = (&valid.container_id, &valid.ifname);
+            format!("would keep container {id}, interface {ifname}\n")
+        }));
+    }
+    lines
+}
+
+/// The commonest mistake: the name of a namespace where its path is wanted.
+fn hint_at_netns(netns: &str) {
+    if !Path::new(netns).exists() {
+        output::note(&format!(
+            "{netns} does not exist; what `ip netns add NAME` makes is /run/netns/NAME"
+        ));
+    }
+}

@@ -1,0 +1,161 @@
+//! `cnitool list`: what a runtime would find.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::{ListArgs, output};
+use crate::runtime::chain::find;
+use crate::runtime::directory::{self, Directory};
+use crate::runtime::network::{Network, PluginConfiguration};
+
+/// Prints a table of networks, then the files that hold none.
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn run(args: &ListArgs) -> Result<ExitCode> {
+    let directory = directory::load(args.site.conf())?;
+    let directories: Vec<PathBuf> = std::env::split_paths(args.site.path()).collect();
+    let text = render(&directory, &|plugin| {
+        find(plugin, &directories).map_or_else(
+            |_missing| "NOT FOUND".to_owned(),
+            |file| file.display().to_string(),
+        )
+    });
+    output::answer(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+const HEADER: [&str; 5] = ["NAME", "VERSION", "FILE", "PLUGIN", "EXECUTABLE"];
+
+fn render(directory: &Directory, locate: &dyn Fn(&str) -> String) -> String {
+    let mut rows = vec![HEADER.map(str::to_owned)];
+    for network in &directory.networks {
+        rows.extend(rows_of(network, locate));
+    }
+    let mut lines = if directory.networks.is_empty() {
+        vec![format!("no networks in {}", directory.path.display())]
+    } else {
+        table(&rows)
+    };
+    for (index, network) in directory.networks.iter().enumerate() {
+        let first = directory
+            .networks
+            .iter()
+            .take(index)
+            .find(|earlier| earlier.name == network.name);
+        if let Some(first) = first {
+            lines.push(format!(
+                "never used: {}: \"{}\" is defined in {} already",
+                network.file.display(),
+                network.name,
+                first.file.display()
+            ));
+        }
+    }
+    let broken = directory.broken.iter();
+    lines.extend(broken.map(|broken| format!("broken: {broken}")));
+    lines.join("\n") + "\n"
+}
+
+/// One row for each plugin and each delegate; the first one names the network.
+fn rows_of(network: &Network, locate: &dyn Fn(&str) -> String) -> Vec<[String; 5]> {
+    let mut name = network.name.clone();
+    let mut version = if network.cni_version.is_empty() {
+        "0.1.0".to_owned()
+    } else {
+        network.cni_version.clone()
+    };
+    let mut file = network.file.display().to_string();
+    let mut rows = Vec::new();
+    for plugin in &network.plugins {
+        let ipam = ipam(plugin).map(|ipam| (format!("  {ipam} (ipam)"), locate(&ipam)));
+        let own = (plugin.plugin.clone(), locate(&plugin.plugin));
+        for (label, executable) in [Some(own), ipam].into_iter().flatten() {
+            rows.push([
+                std::mem::take(&mut name),
+                std::mem::take(&mut version),
+                std::mem::take(&mut file),
+                label,
+                executable,
+            ]);
+        }
+    }
+    rows
+}
+
+/// The type of the plugin's IPAM delegate.
+fn ipam(plugin: &PluginConfiguration) -> Option<String> {
+    let plugin = plugin.document.get("ipam")?.get("type")?.as_str()?;
+    Some(plugin.to_owned()).filter(|plugin| !plugin.is_empty())
+}
+
+/// Columns padded to their widest cell, two spaces between them.
+fn table(rows: &[[String; 5]]) -> Vec<String> {
+    let mut widths = [0; 5];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let pad = |row: &[String; 5]| {
+        let cells = row.iter().zip(widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(pad).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        let network = |file: &str, text: &str| {
+            Network::parse_list(Path::new(file), text.as_bytes().to_vec()).unwrap()
+        };
+        let directory = Directory {
+            path: "/net.d".into(),
+            networks: vec![
+                network(
+                    "/net.d/1.conflist",
+                    r#"{"name": "dbnet", "cniVersion": "1.1.0", "plugins": [
+                        {"type": "bridge", "ipam": {"type": "host-local"}}, {"type": "portmap"}]}"#,
+                ),
+                network(
+                    "/net.d/2.conflist",
+                    r#"{"name": "dbnet", "plugins": [{"type": "bridge"}]}"#,
+                ),
+            ],
+            broken: vec![directory::Broken {
+                file: "/net.d/3.conf".into(),
+                error: anyhow::anyhow!("odd"),
+            }],
+        };
+        let locate = |plugin: &str| {
+            if plugin == "portmap" {
+                "NOT FOUND".into()
+            } else {
+                format!("/bin/{plugin}")
+            }
+        };
+        assert_eq!(
+            render(&directory, &locate),
+            "\
+NAME   VERSION  FILE               PLUGIN               EXECUTABLE
+dbnet  1.1.0    /net.d/1.conflist  bridge               /bin/bridge
+                                     host-local (ipam)  /bin/host-local
+                                   portmap              NOT FOUND
+dbnet  0.1.0    /net.d/2.conflist  bridge               /bin/bridge
+never used: /net.d/2.conflist: \"dbnet\" is defined in /net.d/1.conflist already
+broken: /net.d/3.conf: odd
+"
+        );
+    }
+}

@@ -1,0 +1,73 @@
+//! The one place where cnitool prints: answers on stdout, everything else on stderr.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::cni::error::{Code, ErrorObject, coded};
+
+/// Prints an answer, as it is.
+///
+/// # Errors
+/// Code 5 when stdout is closed or full.
+pub fn answer(bytes: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .context(coded(Code::Io, "write the answer to stdout"))
+}
+
+/// Prints a line for the operator. A closed stderr is nobody's error.
+pub fn note(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+/// Prints an error with its causes, on one line.
+pub fn report(error: &anyhow::Error) {
+    note(&describe(error));
+}
+
+/// An error with its causes, and the code if a plugin gave one.
+pub fn describe(error: &anyhow::Error) -> String {
+    let object = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<ErrorObject>());
+    match object {
+        Some(object) => format!("{error:#} (code {})", object.code),
+        None => format!("{error:#}"),
+    }
+}
+
+/// Answers a command line that asks for help, or is none.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    if !error.use_stderr() {
+        return answer(text.as_bytes()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    note(text.trim_end());
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugins_code_is_told() {
+        let object = ErrorObject {
+            code: 11,
+            msg: "busy".into(),
+            details: "lock".into(),
+            ..ErrorObject::default()
+        };
+        let error = anyhow::Error::new(object).context("plugin type=\"x\" failed (add)");
+        assert_eq!(
+            describe(&error),
+            "plugin type=\"x\" failed (add): busy; lock (code 11)"
+        );
+        let error = anyhow::anyhow!("deep").context(coded(Code::Io, "read"));
+        assert_eq!(describe(&error), "read: deep");
+    }
+}

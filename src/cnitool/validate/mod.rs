@@ -1,0 +1,159 @@
+//! `cnitool validate`: everything that is wrong with configurations, at once.
+//!
+//! An error is what makes a network unusable; a warning is what is odd and does no harm
+//! by itself. What plugins know of their own keys they say themselves
+//! (`Plugin::validate`); foreign plugins are looked up but never run.
+
+mod document;
+mod neighbours;
+mod plugin;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use super::{Site, ValidateArgs, output};
+use crate::cni::json::Problem;
+use crate::runtime::directory::{self, Broken, Directory};
+use document::Named;
+use plugin::Look;
+
+/// One thing to say about one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Finding {
+    /// The file, maybe with line and column.
+    place: String,
+    severity: Severity,
+    problem: Problem,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Severity {
+    Error,
+    Warning,
+}
+
+impl Finding {
+    fn new(file: &Path, severity: Severity, path: &str, message: impl Into<String>) -> Self {
+        Self {
+            place: file.display().to_string(),
+            severity,
+            problem: Problem {
+                path: path.into(),
+                message: message.into(),
+            },
+        }
+    }
+
+    fn error(file: &Path, path: &str, message: impl Into<String>) -> Self {
+        Self::new(file, Severity::Error, path, message)
+    }
+
+    fn warning(file: &Path, path: &str, message: impl Into<String>) -> Self {
+        Self::new(file, Severity::Warning, path, message)
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        write!(f, "{}: {severity}: ", self.place)?;
+        if !self.problem.path.is_empty() {
+            write!(f, "{}: ", self.problem.path)?;
+        }
+        f.write_str(&self.problem.message)
+    }
+}
+
+/// Prints every finding, and a line for each file without any.
+///
+/// # Errors
+/// When there is nothing to look at.
+pub fn run(args: &ValidateArgs) -> Result<ExitCode> {
+    let (directory, files) = select(&args.site, args.what.as_deref())?;
+    let directories: Vec<PathBuf> = std::env::split_paths(args.site.path()).collect();
+    let look = Look {
+        find: &|plugin| crate::runtime::chain::find(plugin, &directories).map(drop),
+        plugin: crate::applets::plugin,
+    };
+    let mut lines = Vec::new();
+    let mut failed = false;
+    for file in &files {
+        let findings = inspect(file, &directory, &look);
+        failed |= findings.iter().any(|f| f.severity == Severity::Error);
+        if findings.is_empty() {
+            lines.push(format!("{}: ok\n", file.display()));
+        }
+        lines.extend(findings.iter().map(|finding| format!("{finding}\n")));
+    }
+    output::answer(lines.concat().as_bytes())?;
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// What to look at, and what stands beside it.
+fn select(site: &Site, what: Option<&str>) -> Result<(Directory, Vec<PathBuf>)> {
+    let is_file = |text: &&str| text.contains('/') || Path::new(text).is_file();
+    if let Some(file) = what.filter(is_file) {
+        let file = PathBuf::from(file);
+        let beside = match file.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        return Ok((directory::load(beside)?, vec![file]));
+    }
+    let directory = directory::load(site.conf())?;
+    let Some(name) = what else {
+        let networks = directory.networks.iter().map(|network| &network.file);
+        let broken = directory.broken.iter().map(|broken| &broken.file);
+        let mut files: Vec<PathBuf> = networks.chain(broken).cloned().collect();
+        files.sort();
+        anyhow::ensure!(
+            !files.is_empty(),
+            "no net configurations found in {}",
+            directory.path.display()
+        );
+        return Ok((directory, files));
+    };
+    // A network that cannot be used cannot be found by its name: look for the file.
+    let named = directory
+        .broken
+        .iter()
+        .find(|broken| document::name_in(&broken.file).as_deref() == Some(name));
+    let file = match named {
+        Some(broken) => broken.file.clone(),
+        None => directory.find(name)?.file.clone(),
+    };
+    Ok((directory, vec![file]))
+}
+
+fn inspect(file: &Path, directory: &Directory, look: &Look<'_>) -> Vec<Finding> {
+    let raw = match std::fs::read(file).context("read the file") {
+        Ok(raw) => raw,
+        Err(error) => return vec![Finding::error(file, "", format!("{error:#}"))],
+    };
+    let (named, mut findings) = match document::parse(file, &raw) {
+        Ok(Named { name, value }) => (name, document::inspect(file, &value, look)),
+        Err(error) => {
+            let broken = Broken {
+                file: file.into(),
+                error,
+            };
+            let mut finding = Finding::error(file, "", format!("{:#}", broken.error));
+            finding.place = broken.place();
+            return vec![finding];
+        }
+    };
+    if let Some(name) = named {
+        findings.extend(neighbours::inspect(file, &name, directory));
+    }
+    findings
+}
