@@ -1,10 +1,208 @@
-//! `cnibox` itself.
+//! `cnibox` itself: what it is, which names it answers to, and how it gets onto a node.
+
 use std::ffi::OsString;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::applets::{self, APPLETS, Applet};
+use crate::cni::error::{Code, ErrorObject};
+use crate::cni::version::Version;
+use crate::cni::{invocation, json};
+use crate::{fsutil, log};
+
+/// The binary's own name. Under any other it is an applet.
 pub const NAME: &str = "cnibox";
-pub fn main(_args: Vec<OsString>) -> ExitCode {
+
+/// Every CNI plugin a Linux node needs, in one binary.
+#[derive(Parser)]
+#[command(name = NAME, version, subcommand_value_name = "COMMAND|APPLET")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Print the name of every applet, one a line
+    List,
+    /// Put this binary and a link for each applet into a directory
+    Install(InstallArgs),
+}
+
+#[derive(Args)]
+struct InstallArgs {
+    /// Where runtimes look for plugins, such as /opt/cni/bin; made if need be
+    dir: PathBuf,
+    /// Make the names hard links instead of symlinks
+    #[arg(long, conflicts_with = "copy")]
+    hardlink: bool,
+    /// Make each name a copy of its own instead of a symlink
+    #[arg(long)]
+    copy: bool,
+}
+
+/// Serves a command line that names no applet; `args` starts with the program's name.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let word = args.get(1).map(|arg| arg.to_string_lossy().into_owned());
+    let ours = ["list", "install", "help"];
+    if let Some(word) = word.filter(|w| !w.starts_with('-') && !ours.contains(&w.as_str())) {
+        return unknown_applet(&word);
+    }
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => return fail(error.render().to_string().trim_end()),
+        Err(error) => return print(&error.render().to_string()),
+    };
+    match cli.verb {
+        None => print(&overview()),
+        Some(Verb::List) => print(&applets::names().fold(String::new(), |all, n| all + n + "\n")),
+        Some(Verb::Install(args)) => match install(&args) {
+            Ok(report) => print(&report),
+            Err(error) => fail(&format!("{NAME}: install: {error:#}")),
+        },
+    }
+}
+
+/// Answers a call under a name that no applet has. A runtime that followed a mistyped
+/// link gets the error object it expects.
+pub fn unknown_applet(name: &str) -> ExitCode {
+    let advice = json::nearest(name, applets::names())
+        .map_or_else(String::new, |n| format!("; did you mean \"{n}\"?"));
+    let names: Vec<_> = applets::names().collect();
+    let names = names.join(", ");
+    let called_as_plugin = invocation::environment()
+        .get("CNI_COMMAND")
+        .is_some_and(|command| !command.is_empty());
+    if called_as_plugin {
+        let object = ErrorObject {
+            code: Code::Internal.number(),
+            msg: format!("{NAME} has no applet called \"{name}\""),
+            details: format!("there are: {names}"),
+            ..ErrorObject::default()
+        };
+        if let Ok(bytes) = json::pretty(&object) {
+            drop(std::io::stdout().write_all(&bytes));
+        }
+    }
+    fail(&format!(
+        "{NAME}: no applet is called \"{name}\"{advice}\nthere are: {names}"
+    ))
+}
+
+fn overview() -> String {
+    let applet = |applet: &Applet| {
+        let names: Vec<_> = [applet.name]
+            .iter()
+            .chain(applet.aliases)
+            .copied()
+            .collect();
+        format!("  {:<18} {}\n", names.join(", "), applet.summary)
+    };
+    format!(
+        "\
+{NAME} {}: every CNI plugin a Linux node needs, in one binary
+
+Applets:
+{}
+CNI versions: {}
+
+Commands:
+  {NAME} install DIR  put this binary and a link for each applet into DIR
+  {NAME} list         print the name of every applet
+  {NAME} APPLET ...   run an applet
+  {NAME} --help       tell more
+",
+        env!("CARGO_PKG_VERSION"),
+        APPLETS.iter().map(applet).collect::<String>(),
+        Version::ALL.map(Version::as_str).join(", "),
+    )
+}
+
+fn print(text: &str) -> ExitCode {
+    let mut stdout = std::io::stdout().lock();
+    let printed = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("{NAME}: write to stdout: {error}")),
+    }
+}
+
+fn fail(text: &str) -> ExitCode {
+    drop(writeln!(std::io::stderr(), "{text}"));
     ExitCode::FAILURE
 }
-pub fn unknown_applet(_n: &str) -> ExitCode {
-    ExitCode::FAILURE
+
+/// Who may run the binary: everybody.
+const MODE: u32 = 0o755;
+
+/// Installs into a directory that runtimes are using: every name is replaced in one
+/// step by something complete, the binary first. Answers what was done.
+fn install(args: &InstallArgs) -> Result<String> {
+    fs::create_dir_all(&args.dir).with_context(|| format!("create {}", args.dir.display()))?;
+    // The lock is not taken through a symlink.
+    let dir =
+        fs::canonicalize(&args.dir).with_context(|| format!("look up {}", args.dir.display()))?;
+    let lock = fsutil::lock(&dir, MODE)?;
+    fsutil::sweep(&dir)?;
+    let binary = dir.join(NAME);
+    for name in applets::names().chain([NAME]) {
+        let target = dir.join(name);
+        if target.is_dir() {
+            bail!("{} is a directory", target.display());
+        }
+    }
+    // Not the path: the file may be replaced while we run, by ourselves too.
+    let bytes = fs::read("/proc/self/exe").context("read this binary")?;
+    fsutil::replace_durably(&binary, MODE, &bytes)?;
+    let mut report = vec![format!("{} ({} bytes)\n", binary.display(), bytes.len())];
+    for name in applets::names() {
+        let link = dir.join(name);
+        if args.copy {
+            fsutil::replace_durably(&link, MODE, &bytes)?;
+            report.push(format!("{} (copy)\n", link.display()));
+        } else if args.hardlink {
+            fsutil::replace_with_hard_link(&link, &binary)?;
+            report.push(format!("{} (hard link)\n", link.display()));
+        } else {
+            fsutil::replace_with_symlink(&link, Path::new(NAME))?;
+            report.push(format!("{} -> {NAME}\n", link.display()));
+        }
+    }
+    drop(lock);
+    // The links are whole either way; this makes them outlive a power cut as well.
+    if let Err(error) = fs::File::open(&dir).and_then(|dir| dir.sync_all()) {
+        log::warn(&format!("sync {}: {error}", dir.display()));
+    }
+    Ok(report.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_overview_names_everything() {
+        let text = overview();
+        for name in applets::names() {
+            assert!(text.contains(name), "{name}");
+        }
+        for applet in APPLETS {
+            assert!(text.contains(applet.summary));
+        }
+        assert!(text.contains("0.1.0, 0.2.0") && text.contains("1.1.0"));
+    }
 }
