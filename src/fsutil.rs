@@ -128,11 +128,7 @@ pub fn sweep(dir: &Path) -> Result<()> {
     let context = || format!("list {}", dir.display());
     for entry in fs::read_dir(dir).with_context(context)? {
         let entry = entry.with_context(context)?;
-        if entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(ASIDE.as_bytes())
-        {
+        if entry.file_name().to_str().is_some_and(is_aside) {
             remove(&entry.path())?;
         }
     }

@@ -86,7 +86,7 @@ fn rows_of(network: &Network, locate: &dyn Fn(&str) -> String) -> Vec<[String; 5
 }
 
 /// The type of the plugin's IPAM delegate.
-pub fn ipam(plugin: &PluginConfiguration) -> Option<String> {
+fn ipam(plugin: &PluginConfiguration) -> Option<String> {
     let plugin = plugin.document.get("ipam")?.get("type")?.as_str()?;
     Some(plugin.to_owned()).filter(|plugin| !plugin.is_empty())
 }

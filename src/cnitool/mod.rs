@@ -105,10 +105,22 @@ struct Target {
     )]
     ifname: String,
     /// Capability arguments: {"portMappings": [...], ...}
-    #[arg(long, env = "CAP_ARGS", value_name = "JSON", default_value = "")]
+    #[arg(
+        long,
+        env = "CAP_ARGS",
+        value_name = "JSON",
+        default_value = "",
+        hide_default_value = true
+    )]
     cap: String,
     /// Arguments for the plugins: KEY=VALUE;KEY=VALUE
-    #[arg(long, env = "CNI_ARGS", value_name = "PAIRS", default_value = "")]
+    #[arg(
+        long,
+        env = "CNI_ARGS",
+        value_name = "PAIRS",
+        default_value = "",
+        hide_default_value = true
+    )]
     args: String,
 }
 

@@ -146,6 +146,7 @@ impl Cache {
         let file = self.file(network, attachment);
         match fsutil::read(&file) {
             Ok(None) => Cached::Nothing,
+            Err(error) if is_no_directory(&error) => Cached::Nothing,
             Ok(Some(bytes)) => read(&bytes, network, attachment, version).unwrap_or_else(|error| {
                 let context = format!("read the result cache {}", file.display());
                 Cached::Broken(error.context(context))
@@ -196,6 +197,13 @@ impl Cache {
         }
         Ok(entries)
     }
+}
+
+/// Whether there cannot be any entry, because the directory is something else.
+fn is_no_directory(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::NotADirectory)
 }
 
 fn file_name(network: &str, attachment: &Attachment) -> String {

@@ -110,6 +110,7 @@ impl Directory {
 
     fn alternatives(&self, name: &str) -> String {
         let mut names: Vec<&str> = self.networks.iter().map(|n| n.name.as_str()).collect();
+        names.sort_unstable();
         names.dedup();
         let mut text = if names.is_empty() {
             "it has no usable network".to_owned()

@@ -15,7 +15,7 @@ use crate::cni::json::{self, Object};
 const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// Keys that never pass from the file to the plugin.
-pub const RUNTIMES_OWN: [&str; 7] = [
+const RUNTIMES_OWN: [&str; 7] = [
     "name",
     "cniVersion",
     "capabilities",

@@ -5,6 +5,15 @@
     dead_code,
     reason = "every test program uses another part of this module"
 )]
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::unused_self,
+    reason = "a test that cannot do its work says so by panicking; doors are for the product"
+)]
 
 use std::ffi::OsStr;
 use std::fs;
@@ -67,9 +76,9 @@ impl Node {
         for name in links() {
             symlink(binary(), bin.join(name)).unwrap();
         }
-        let node = Self { dir, bin };
-        node.sh("ip link set lo up");
-        node
+        let made = Self { dir, bin };
+        made.sh("ip link set lo up");
+        made
     }
 
     /// A new network namespace `/run/netns/NAME`, with `lo` up.

@@ -1,29 +1,17 @@
-//! One file: its keys, their types, its plugins.
+//! One file: the keys of the list or of the single plugin, and which plugins belong to it.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::Finding;
+use super::plugin::{Look, is_remark};
 use crate::cni::invocation::check_network_name;
 use crate::cni::json::{self, Object, Problem};
-use crate::cni::result::Dns;
-use crate::cni::skel::Plugin;
 use crate::cni::version::{self, Version};
-use crate::runtime::network::{Network, PluginConfiguration, parse_boolean};
-use crate::runtime::request::{self, Additions};
-
-/// How plugins are found.
-pub struct Look<'a> {
-    /// On the disk.
-    pub find: &'a dyn Fn(&str) -> Result<()>,
-    /// Among our applets.
-    pub plugin: fn(&str) -> Option<&'static dyn Plugin>,
-}
+use crate::runtime::network::parse_boolean;
 
 /// The keys of a list (specification section 1).
 const LIST_KEYS: [&str; 7] = [
@@ -38,37 +26,6 @@ const LIST_KEYS: [&str; 7] = [
 
 /// Keys that nerdctl and podman write into their lists for themselves.
 const RUNTIME_KEYS: [&str; 3] = ["args", "nerdctlID", "nerdctlLabels"];
-
-/// Keys of a plugin's object that belong to no single plugin.
-const SHARED_KEYS: [&str; 9] = [
-    "cniVersion",
-    "name",
-    "type",
-    "capabilities",
-    "args",
-    "ipam",
-    "dns",
-    "runtimeConfig",
-    "prevResult",
-];
-
-#[derive(Deserialize, Default)]
-#[serde(default, rename_all = "camelCase")]
-struct Shared {
-    cni_version: String,
-    name: String,
-    r#type: String,
-    capabilities: BTreeMap<String, bool>,
-    args: BTreeMap<String, Value>,
-    ipam: Ipam,
-    dns: Dns,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Ipam {
-    r#type: String,
-}
 
 /// A document, and the network it names.
 pub struct Named {
@@ -115,24 +72,31 @@ pub fn inspect(file: &Path, value: &Object, look: &Look<'_>) -> Vec<Finding> {
     inspection.findings
 }
 
-struct Inspection<'a> {
-    file: PathBuf,
-    look: &'a Look<'a>,
-    findings: Vec<Finding>,
+/// One document being looked at.
+pub struct Inspection<'a> {
+    /// The file whose turn it is: the list's, or a plugin's beside it.
+    pub file: PathBuf,
+    /// How plugins are found.
+    pub look: &'a Look<'a>,
+    /// So far.
+    pub findings: Vec<Finding>,
 }
 
 impl Inspection<'_> {
-    fn error(&mut self, path: &str, message: impl Into<String>) {
+    /// Adds what makes the network unusable.
+    pub fn error(&mut self, path: &str, message: impl Into<String>) {
         self.findings
             .push(Finding::error(&self.file, path, message));
     }
 
-    fn warning(&mut self, path: &str, message: impl Into<String>) {
+    /// Adds what is odd and does no harm.
+    pub fn warning(&mut self, path: &str, message: impl Into<String>) {
         self.findings
             .push(Finding::warning(&self.file, path, message));
     }
 
-    fn problem(&mut self, problem: Problem) {
+    /// Adds what a reader of the JSON stumbled over.
+    pub fn problem(&mut self, problem: Problem) {
         if problem.is_unknown_key() {
             self.warning(&problem.path, problem.message);
         } else {
@@ -279,154 +243,19 @@ impl Inspection<'_> {
         list.extend(version.map(|version| ("cniVersion".into(), version)));
         self.plugin(&list, "", &document.clone().into());
     }
-
-    fn plugin(&mut self, list: &Object, path: &str, plugin: &Value) {
-        let Value::Object(object) = plugin else {
-            self.error(path, "a plugin must be an object");
-            return;
-        };
-        let shared = json::problems::<Shared>(path, plugin);
-        let mistyped = shared.into_iter().filter(|p| !p.is_unknown_key());
-        mistyped.for_each(|problem| self.problem(problem));
-        for key in ["runtimeConfig", "prevResult"] {
-            if object.keys().any(|k| k.eq_ignore_ascii_case(key)) {
-                let message = "the runtime's to set: not passed on to the plugin";
-                self.warning(&below(path, key), message);
-            }
-        }
-        let text = |object: &Object| match json::take(&mut object.clone(), "type") {
-            None => Some(String::new()),
-            Some(Value::String(text)) => Some(text),
-            // Told as a wrong type already.
-            Some(_) => None,
-        };
-        let Some(plugin_type) = text(object) else {
-            return;
-        };
-        if plugin_type.is_empty() {
-            self.error(&below(path, "type"), "missing");
-            return;
-        }
-        self.executable(&below(path, "type"), &plugin_type);
-        let ipam = match json::take(&mut object.clone(), "ipam") {
-            Some(Value::Object(ipam)) => text(&ipam).filter(|text| !text.is_empty()),
-            _ => None,
-        };
-        if let Some(ipam) = &ipam {
-            self.executable(&below(path, "ipam.type"), ipam);
-        }
-        self.ask(list, path, plugin, &plugin_type, ipam.as_deref());
-    }
-
-    fn executable(&mut self, path: &str, plugin: &str) {
-        if let Err(error) = (self.look.find)(plugin) {
-            self.error(path, format!("{error:#}"));
-        }
-    }
-
-    /// Lets our own plugins say what they find. They see what they would be run with.
-    fn ask(
-        &mut self,
-        list: &Object,
-        path: &str,
-        plugin: &Value,
-        plugin_type: &str,
-        ipam: Option<&str>,
-    ) {
-        let name = list.get("name").and_then(Value::as_str).unwrap_or_default();
-        let (Ok(configuration), Some(version)) = (
-            PluginConfiguration::parse(path, plugin.clone()),
-            chosen_version(list),
-        ) else {
-            // Both have been reported.
-            return;
-        };
-        let network = Network {
-            file: self.file.clone(),
-            name: name.to_owned(),
-            cni_version: version.as_str().into(),
-            disable_check: false,
-            disable_gc: false,
-            only_inlined: true,
-            plugins: Vec::new(),
-            raw: Vec::new(),
-        };
-        let document = request::document(&network, &configuration, Additions::default()).into();
-        let ipam_path = below(path, "ipam");
-        let mut problems: Vec<Problem> = Vec::new();
-        for (name, is_ipam) in [(Some(plugin_type), false), (ipam, true)] {
-            let Some((name, plugin)) = name.and_then(|n| Some((n, (self.look.plugin)(n)?))) else {
-                continue;
-            };
-            if !plugin.versions().contains(&version) {
-                let list: Vec<_> = plugin.versions().iter().map(|v| v.as_str()).collect();
-                self.error(
-                    "cniVersion",
-                    format!("{name} does not speak {version}, only {}", list.join(", ")),
-                );
-            }
-            // Who delegates knows nothing of its delegate's keys, and the other way round.
-            let concerned = |problem: &Problem| {
-                let in_ipam = is_below(&problem.path, &ipam_path);
-                let key = problem.path.rsplit('.').next().unwrap_or_default();
-                let shared = below(path, key) == problem.path
-                    && (SHARED_KEYS.iter().any(|k| k.eq_ignore_ascii_case(key)) || is_remark(key));
-                !problem.is_unknown_key() || (in_ipam == is_ipam && !shared)
-            };
-            problems.extend(
-                plugin
-                    .validate(path, &document)
-                    .into_iter()
-                    .filter(concerned),
-            );
-        }
-        for problem in problems {
-            let known = self.findings.iter().any(|f| f.problem == problem);
-            if !known {
-                self.problem(problem);
-            }
-        }
-    }
-}
-
-fn chosen_version(list: &Object) -> Option<Version> {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let one = list.get("cniVersion").map_or(Some(String::new()), text)?;
-    let many = list.get("cniVersions").and_then(Value::as_array);
-    let many = many.into_iter().flatten().filter_map(text);
-    many.filter(|text| !text.is_empty())
-        .filter_map(|text| Version::exact(&text))
-        .chain(Version::exact(&one))
-        .max()
-}
-
-/// Keys that say of themselves that they are a remark, or another program's.
-fn is_remark(key: &str) -> bool {
-    key.starts_with(['_', '/', '#', '$']) || key.contains(['/', '.'])
 }
 
 fn ours() -> String {
     Version::ALL.map(Version::as_str).join(", ")
 }
 
-fn below(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
-}
-
-fn is_below(path: &str, parent: &str) -> bool {
-    path.strip_prefix(parent)
-        .is_some_and(|rest| rest.starts_with(['.', '[']))
-}
-
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
     use crate::cni::result::CniResult;
-    use crate::cni::skel::Call;
+    use crate::cni::skel::{Call, Plugin};
     use crate::undo::Undo;
 
     /// A plugin that knows one key, and IPAM's.

@@ -6,6 +6,7 @@
 
 mod document;
 mod neighbours;
+mod plugin;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ use anyhow::{Context, Result};
 use super::{Site, ValidateArgs, output};
 use crate::cni::json::Problem;
 use crate::runtime::directory::{self, Broken, Directory};
-use document::{Look, Named};
+use document::Named;
+use plugin::Look;
 
 /// One thing to say about one file.
 #[derive(Debug, Clone, PartialEq, Eq)]

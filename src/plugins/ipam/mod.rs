@@ -16,7 +16,6 @@ mod reserve;
 mod resolv;
 mod status;
 mod store;
-mod utc;
 
 use std::path::Path;
 

@@ -10,7 +10,6 @@ use super::config::Settings;
 use super::lease_dir::{Lease, LeaseDir};
 use super::range_set::RangeSet;
 use super::store::{Held, Miss, Store};
-use super::utc;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::invocation::Attachment;
 use crate::cni::result::Ip;
@@ -199,7 +198,10 @@ impl Round<'_> {
         let ip = held.lease.ip;
         let file = store.leases.file(ip);
         let written = std::fs::metadata(&file).and_then(|meta| meta.modified());
-        let written = written.map_or_else(|_unknown| "at an unknown time".into(), utc::show);
+        let written = written.map_or_else(
+            |_unknown| "at an unknown time".into(),
+            |time| humantime::format_rfc3339_seconds(time).to_string(),
+        );
         let boot = match &held.boot {
             Some(boot) => format!("in this boot of the node ({boot})"),
             None => "in an unknown boot of the node".to_owned(),

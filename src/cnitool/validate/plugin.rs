@@ -1,0 +1,195 @@
+//! One plugin's object: what all plugins share, whether it can be found, and what it
+//! says of itself.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::document::Inspection;
+use crate::cni::json::{self, Object, Problem};
+use crate::cni::result::Dns;
+use crate::cni::skel::Plugin;
+use crate::cni::version::Version;
+use crate::runtime::network::{Network, PluginConfiguration};
+use crate::runtime::request::{self, Additions};
+
+/// How plugins are found.
+pub struct Look<'a> {
+    /// On the disk.
+    pub find: &'a dyn Fn(&str) -> Result<()>,
+    /// Among our applets.
+    pub plugin: fn(&str) -> Option<&'static dyn Plugin>,
+}
+
+/// Keys of a plugin's object that belong to no single plugin.
+const SHARED_KEYS: [&str; 9] = [
+    "cniVersion",
+    "name",
+    "type",
+    "capabilities",
+    "args",
+    "ipam",
+    "dns",
+    "runtimeConfig",
+    "prevResult",
+];
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Shared {
+    cni_version: String,
+    name: String,
+    r#type: String,
+    capabilities: BTreeMap<String, bool>,
+    args: BTreeMap<String, Value>,
+    ipam: Ipam,
+    dns: Dns,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Ipam {
+    r#type: String,
+}
+
+impl Inspection<'_> {
+    /// Looks at one plugin's object, which stands at `path` of the file.
+    pub fn plugin(&mut self, list: &Object, path: &str, plugin: &Value) {
+        let Value::Object(object) = plugin else {
+            self.error(path, "a plugin must be an object");
+            return;
+        };
+        let shared = json::problems::<Shared>(path, plugin);
+        let mistyped = shared.into_iter().filter(|p| !p.is_unknown_key());
+        mistyped.for_each(|problem| self.problem(problem));
+        for key in ["runtimeConfig", "prevResult"] {
+            if object.keys().any(|k| k.eq_ignore_ascii_case(key)) {
+                let message = "the runtime's to set: not passed on to the plugin";
+                self.warning(&below(path, key), message);
+            }
+        }
+        let text = |object: &Object| match json::take(&mut object.clone(), "type") {
+            None => Some(String::new()),
+            Some(Value::String(text)) => Some(text),
+            // Told as a wrong type already.
+            Some(_) => None,
+        };
+        let Some(plugin_type) = text(object) else {
+            return;
+        };
+        if plugin_type.is_empty() {
+            self.error(&below(path, "type"), "missing");
+            return;
+        }
+        self.executable(&below(path, "type"), &plugin_type);
+        let ipam = match json::take(&mut object.clone(), "ipam") {
+            Some(Value::Object(ipam)) => text(&ipam).filter(|text| !text.is_empty()),
+            _ => None,
+        };
+        if let Some(ipam) = &ipam {
+            self.executable(&below(path, "ipam.type"), ipam);
+        }
+        self.ask(list, path, plugin, &plugin_type, ipam.as_deref());
+    }
+
+    fn executable(&mut self, path: &str, plugin: &str) {
+        if let Err(error) = (self.look.find)(plugin) {
+            self.error(path, format!("{error:#}"));
+        }
+    }
+
+    /// Lets our own plugins say what they find. They see what they would be run with.
+    fn ask(
+        &mut self,
+        list: &Object,
+        path: &str,
+        plugin: &Value,
+        plugin_type: &str,
+        ipam: Option<&str>,
+    ) {
+        let name = list.get("name").and_then(Value::as_str).unwrap_or_default();
+        let (Ok(configuration), Some(version)) = (
+            PluginConfiguration::parse(path, plugin.clone()),
+            chosen_version(list),
+        ) else {
+            // Both have been reported.
+            return;
+        };
+        let network = Network {
+            file: self.file.clone(),
+            name: name.to_owned(),
+            cni_version: version.as_str().into(),
+            disable_check: false,
+            disable_gc: false,
+            only_inlined: true,
+            plugins: Vec::new(),
+            raw: Vec::new(),
+        };
+        let document = request::document(&network, &configuration, Additions::default()).into();
+        let ipam_path = below(path, "ipam");
+        let mut problems: Vec<Problem> = Vec::new();
+        for (name, is_ipam) in [(Some(plugin_type), false), (ipam, true)] {
+            let Some((name, plugin)) = name.and_then(|n| Some((n, (self.look.plugin)(n)?))) else {
+                continue;
+            };
+            if !plugin.versions().contains(&version) {
+                let list: Vec<_> = plugin.versions().iter().map(|v| v.as_str()).collect();
+                self.error(
+                    "cniVersion",
+                    format!("{name} does not speak {version}, only {}", list.join(", ")),
+                );
+            }
+            // Who delegates knows nothing of its delegate's keys, and the other way round.
+            let concerned = |problem: &Problem| {
+                let in_ipam = is_below(&problem.path, &ipam_path);
+                let key = problem.path.rsplit('.').next().unwrap_or_default();
+                let shared = below(path, key) == problem.path
+                    && (SHARED_KEYS.iter().any(|k| k.eq_ignore_ascii_case(key)) || is_remark(key));
+                !problem.is_unknown_key() || (in_ipam == is_ipam && !shared)
+            };
+            problems.extend(
+                plugin
+                    .validate(path, &document)
+                    .into_iter()
+                    .filter(concerned),
+            );
+        }
+        for problem in problems {
+            let known = self.findings.iter().any(|f| f.problem == problem);
+            if !known {
+                self.problem(problem);
+            }
+        }
+    }
+}
+
+fn chosen_version(list: &Object) -> Option<Version> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let one = list.get("cniVersion").map_or(Some(String::new()), text)?;
+    let many = list.get("cniVersions").and_then(Value::as_array);
+    let many = many.into_iter().flatten().filter_map(text);
+    many.filter(|text| !text.is_empty())
+        .filter_map(|text| Version::exact(&text))
+        .chain(Version::exact(&one))
+        .max()
+}
+
+/// Keys that say of themselves that they are a remark, or another program's.
+pub fn is_remark(key: &str) -> bool {
+    key.starts_with(['_', '/', '#', '$']) || key.contains(['/', '.'])
+}
+
+fn below(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+fn is_below(path: &str, parent: &str) -> bool {
+    path.strip_prefix(parent)
+        .is_some_and(|rest| rest.starts_with(['.', '[']))
+}

@@ -1,0 +1,256 @@
+//! `cnibox` itself: what it says, and how it installs itself while plugins run.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test starts processes, and fails by panicking"
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::{Output, binary, links, run};
+
+fn cnibox(args: &[&str]) -> Output {
+    run(Command::new(binary()).arg0("cnibox").args(args), "")
+}
+
+/// Asserts that `command` answers as the plugin or tool `applet`.
+#[track_caller]
+fn answers(command: &mut Command, applet: &str) {
+    if applet == "cnitool" {
+        let output = run(command.arg("--version"), "");
+        assert!(
+            output.ok && output.stdout.starts_with("cnitool "),
+            "{output:?}"
+        );
+        return;
+    }
+    let output = run(command.env("CNI_COMMAND", "VERSION"), "");
+    assert!(output.json()["supportedVersions"].is_array(), "{applet}");
+}
+
+/// Asserts that every applet runs from `dir`: by its link, and by the binary's name.
+#[track_caller]
+fn all_run(dir: &Path) {
+    for name in links() {
+        answers(&mut Command::new(dir.join(&name)), &name);
+        answers(Command::new(dir.join("cnibox")).arg(&name), &name);
+        let relative = format!("./{name}");
+        answers(Command::new(relative).current_dir(dir), &name);
+    }
+}
+
+/// Puts the binary into an empty directory under its own name.
+fn source() -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cnibox");
+    fs::copy(binary(), &file).unwrap();
+    (dir, file)
+}
+
+fn install(args: &[&str], dir: &Path) -> Output {
+    let output = run(
+        Command::new(binary())
+            .arg0("cnibox")
+            .arg("install")
+            .args(args)
+            .arg(dir),
+        "",
+    );
+    assert!(output.ok, "{output:?}");
+    output
+}
+
+fn entries(dir: &Path) -> BTreeSet<String> {
+    fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+#[test]
+fn it_says_what_it_is() {
+    let overview = cnibox(&[]);
+    assert!(overview.ok && overview.stderr.is_empty(), "{overview:?}");
+    for part in links().iter().map(String::as_str).chain([
+        env!("CARGO_PKG_VERSION"),
+        "0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0",
+    ]) {
+        assert!(overview.stdout.contains(part), "{part}: {overview:?}");
+    }
+    let list = cnibox(&["list"]);
+    let names: BTreeSet<_> = list.stdout.lines().map(str::to_owned).collect();
+    assert_eq!(names, links().into_iter().collect());
+    assert!(cnibox(&["--version"]).stdout.starts_with("cnibox "));
+    assert!(cnibox(&["--help"]).stdout.contains("install"));
+    let refused = cnibox(&["install"]);
+    assert!(!refused.ok && refused.stderr.contains("DIR"), "{refused:?}");
+}
+
+#[test]
+fn unknown_names_fail_loudly() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("brigde");
+    symlink(binary(), &link).unwrap();
+    let by_link = run(Command::new(&link).env_remove("CNI_COMMAND"), "");
+    let by_argument = cnibox(&["brigde"]);
+    for output in [&by_link, &by_argument] {
+        assert_eq!(output.code, Some(1), "{output:?}");
+        assert!(output.stdout.is_empty());
+        assert!(
+            output.stderr.contains("did you mean \"bridge\"?"),
+            "{output:?}"
+        );
+        for name in links() {
+            assert!(output.stderr.contains(&name), "{output:?}");
+        }
+    }
+    // A runtime gets the document it expects.
+    let (code, message, details) = run(Command::new(&link).env("CNI_COMMAND", "ADD"), "{}").error();
+    assert_eq!(code, 999);
+    assert!(message.contains("brigde") && details.contains("host-local"));
+}
+
+#[test]
+fn three_ways_to_install_twice_each() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("opt/cni/bin");
+    for (index, mode) in ["", "--hardlink", "--copy", ""].iter().enumerate() {
+        let args: &[&str] = if mode.is_empty() { &[] } else { &[mode] };
+        for _ in 0..2 {
+            let said = install(args, &dir);
+            for name in links() {
+                assert!(
+                    said.stdout.contains(&format!("/opt/cni/bin/{name} ")),
+                    "{said:?}"
+                );
+            }
+            all_run(&dir);
+            let mut expected: BTreeSet<String> = links().into_iter().collect();
+            expected.insert("cnibox".into());
+            if index > 0 {
+                expected.insert("other".into());
+            }
+            assert_eq!(entries(&dir), expected);
+        }
+        let own = fs::metadata(dir.join("cnibox")).unwrap();
+        assert_eq!(own.permissions().mode() & 0o7777, 0o755);
+        for name in links() {
+            let link = dir.join(&name);
+            let is_symlink = fs::symlink_metadata(&link).unwrap().is_symlink();
+            assert_eq!(is_symlink, mode.is_empty(), "{name}");
+            if is_symlink {
+                assert_eq!(fs::read_link(&link).unwrap(), Path::new("cnibox"));
+            }
+            let shared = fs::metadata(&link).unwrap().ino() == own.ino();
+            assert_eq!(shared, *mode != "--copy", "{name}");
+        }
+        // Foreign files stay as they are.
+        fs::write(dir.join("other"), "not ours").unwrap();
+    }
+    assert_eq!(fs::read_to_string(dir.join("other")).unwrap(), "not ours");
+    let refused = cnibox(&["install", "--copy", "--hardlink", dir.to_str().unwrap()]);
+    assert!(!refused.ok, "{refused:?}");
+}
+
+/// A plugin that waits for its configuration, with its standard input held open.
+fn waiting(executable: &Path, args: &[&str]) -> Child {
+    Command::new(executable)
+        .args(args)
+        .env("CNI_COMMAND", "GC")
+        .env("CNI_PATH", "/x")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn running_copies_are_replaced_under_their_feet() {
+    let dir = tempfile::tempdir().unwrap();
+    install(&["--copy"], dir.path());
+    let (own, bridge) = (dir.path().join("cnibox"), dir.path().join("bridge"));
+    let children = [waiting(&own, &["bridge"]), waiting(&bridge, &[])];
+    for file in [&own, &bridge] {
+        let error = fs::write(file, "").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ExecutableFileBusy);
+    }
+    install(&[], dir.path());
+    all_run(dir.path());
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let answer = String::from_utf8(output.stdout).unwrap();
+        assert!(answer.contains("\"code\": 6"), "{answer}");
+    }
+}
+
+#[test]
+fn it_installs_from_inside_the_directory() {
+    let (dir, file) = source();
+    for mode in ["--copy", "--hardlink"] {
+        let output = run(
+            Command::new(&file).args(["install", mode]).arg(dir.path()),
+            "",
+        );
+        assert!(output.ok, "{output:?}");
+        all_run(dir.path());
+    }
+    let output = run(
+        Command::new("./cnibox")
+            .args(["install", "."])
+            .current_dir(dir.path()),
+        "",
+    );
+    assert!(output.ok, "{output:?}");
+    all_run(dir.path());
+    assert_eq!(entries(dir.path()).len(), links().len() + 1);
+}
+
+#[test]
+fn what_cannot_be_replaced_is_told_before_anything_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("bridge")).unwrap();
+    let refused = cnibox(&["install", dir.path().to_str().unwrap()]);
+    assert!(
+        !refused.ok && refused.stderr.contains("/bridge is a directory"),
+        "{refused:?}"
+    );
+    assert_eq!(entries(dir.path()).len(), 1);
+}
+
+#[test]
+fn an_installer_killed_anywhere_leaves_every_applet_running() {
+    let dir = tempfile::tempdir().unwrap();
+    install(&[], dir.path());
+    let mut killed = 0;
+    for round in 0..60 {
+        let mode = ["--copy", "--hardlink"].get(round % 3);
+        let mut child = Command::new(binary())
+            .arg0("cnibox")
+            .arg("install")
+            .args(mode)
+            .arg(dir.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros(700 * u64::try_from(round).unwrap()));
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+        for name in links() {
+            answers(&mut Command::new(dir.path().join(&name)), &name);
+        }
+    }
+    assert!(killed > 0, "no installer was caught at work");
+    // The next one that is let alone cleans up after the others.
+    install(&[], dir.path());
+    all_run(dir.path());
+    assert_eq!(entries(dir.path()).len(), links().len() + 1);
+}
