@@ -178,19 +178,26 @@ pub struct Lock {
     _held: Flock<File>,
 }
 
-/// Waits for the exclusive lock on `path`, creating the file with `mode` if need be.
-/// The file is opened read-only, without following a symlink.
+/// Waits for the exclusive lock on `path`, a directory or a file; a file is created with
+/// `mode` if need be. It is opened read-only, without following a symlink.
 ///
 /// # Errors
 /// When the file cannot be opened or does not support locks.
 pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
-    // std only creates files it can write; the flag itself it passes on. Made in place: a
-    // lock is empty, and nobody can be stopped halfway.
-    let file = OpenOptions::new()
-        .read(true)
-        .mode(mode)
-        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_CREAT)
-        .open(path);
+    // A directory can be locked too, but only opened without O_CREAT. A new file is made
+    // in place: a lock is empty, and nobody can be stopped halfway. (std only creates
+    // what it can write; the flag itself it passes on.)
+    let open = |flags| {
+        OpenOptions::new()
+            .read(true)
+            .mode(mode)
+            .custom_flags(nix::libc::O_NOFOLLOW | flags)
+            .open(path)
+    };
+    let file = match open(0) {
+        Err(error) if error.kind() == ErrorKind::NotFound => open(nix::libc::O_CREAT),
+        opened => opened,
+    };
     let mut file = file.with_context(|| format!("open lock {}", path.display()))?;
     loop {
         match Flock::lock(file, FlockArg::LockExclusive) {
