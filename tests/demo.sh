@@ -21,7 +21,7 @@ trap 'rm -rf "$bin"' EXIT
 
 # Shows a command, then runs it.
 show() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    if [ -t 1 ]; then printf '\n\033[1m$ %s\033[0m\n' "$*"; else printf '\n$ %s\n' "$*"; fi
     "$@"
 }
 
@@ -32,7 +32,7 @@ ip link set lo up
 for name in red blue; do
     ip netns add "$name"
     ip -n "$name" link set lo up
-    show cnitool add bridge "/run/netns/$name"
+    show cnitool add dual-stack "/run/netns/$name"
     echo
 done
 
@@ -43,16 +43,16 @@ for address in $(ip -n blue -brief address show dev eth0 | tr ' ' '\n' | grep -v
     show ip netns exec red ping -n -c 1 -W 2 "$address"
 done
 for name in red blue; do
-    show cnitool check bridge "/run/netns/$name"
+    show cnitool check dual-stack "/run/netns/$name"
 done
-show cnitool status bridge
+show cnitool status dual-stack
 for name in red blue; do
-    show cnitool del bridge "/run/netns/$name"
+    show cnitool del dual-stack "/run/netns/$name"
 done
 
 echo
-echo "What is left: links $(ip -brief link show type veth | wc -l), leases $(find /var/lib/cni/networks/bridge -name '*[.:]*' ! -name 'last_*' | wc -l)," \
+echo "What is left: links $(ip -brief link show type veth | wc -l), leases $(find /var/lib/cni/networks/dual-stack -name '*[.:]*' ! -name 'last_*' | wc -l)," \
     "interfaces in the namespaces $(ip netns exec red ip -brief link show type veth | wc -l)."
 test -z "$(ip -brief link show type veth)"
-test -z "$(find /var/lib/cni/networks/bridge -name '*[.:]*' ! -name 'last_*')"
+test -z "$(find /var/lib/cni/networks/dual-stack -name '*[.:]*' ! -name 'last_*')"
 echo "Done: everything that was made is gone."
