@@ -1,0 +1,138 @@
+//! The configurations in `conf/`, run with cnitool as the README tells.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot do its work says so by panicking"
+)]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Node, Output};
+use serde_json::{Value, json};
+
+fn conf() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("conf")
+}
+
+/// Every network in `conf/`, by name.
+fn networks() -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(conf())
+        .unwrap()
+        .map(|entry| {
+            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+            let list: Value = serde_json::from_str(&text).unwrap();
+            list["name"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+fn cnitool(node: &Node, args: &[&str]) -> Output {
+    node.cnitool(&conf(), args)
+}
+
+/// Everything below the state directories that is a lease or a cached result.
+fn state(node: &Node) -> String {
+    node.sh("find /var/lib/cni -type f ! -name 'last_reserved_ip.*' ! -name lock ! -name complete")
+}
+
+#[test]
+fn every_network_goes_through_its_whole_life() {
+    let node = Node::new();
+    let all = networks();
+    assert!(all.len() >= 3);
+    for (index, network) in all.iter().enumerate() {
+        let netns = node.netns(&format!("c{index}"));
+        let result = cnitool(&node, &["add", network, &netns]).json();
+        assert_eq!(result["cniVersion"], "1.1.0");
+        assert_eq!(result["interfaces"][2]["sandbox"], json!(netns));
+        for ip in result["ips"].as_array().into_iter().flatten() {
+            node.ping(&netns, ip["gateway"].as_str().unwrap());
+        }
+        cnitool(&node, &["check", network, &netns]).silent();
+        cnitool(&node, &["status", network]).silent();
+        cnitool(&node, &["gc", network]).silent();
+        cnitool(&node, &["check", network, &netns]).silent();
+        cnitool(&node, &["del", network, &netns]).silent();
+        cnitool(&node, &["del", network, &netns]).silent();
+    }
+    assert_eq!(state(&node), "");
+    assert!(!node.links().iter().any(|name| name.starts_with("veth")));
+}
+
+#[test]
+fn they_are_listed_and_valid() {
+    let node = Node::new();
+    let listed = cnitool(&node, &["list"]);
+    assert!(listed.ok, "{listed:?}");
+    for network in networks() {
+        assert!(listed.stdout.contains(&network), "{listed:?}");
+    }
+    assert!(!listed.stdout.contains("NOT FOUND"), "{listed:?}");
+    let valid = cnitool(&node, &["validate"]);
+    assert!(valid.ok, "{valid:?}");
+    let lines: Vec<&str> = valid.stdout.lines().collect();
+    assert_eq!(lines.len(), networks().len());
+    assert!(lines.iter().all(|line| line.ends_with(": ok")), "{lines:?}");
+}
+
+#[test]
+fn what_the_runtime_asks_for_is_what_it_gets() {
+    let node = Node::new();
+    let netns = node.netns("c1");
+    let asked = r#"{"ips": ["10.89.1.7"], "mac": "02:00:00:00:00:07"}"#;
+    let result = cnitool(&node, &["add", "requested", &netns, "--cap", asked]).json();
+    assert_eq!(result["ips"][0]["address"], "10.89.1.7/24");
+    assert_eq!(result["interfaces"][2]["mac"], "02:00:00:00:00:07");
+    assert_eq!(result["interfaces"][2]["mtu"], 1400);
+    let route = node.sh("ip -n c1 route show 10.0.0.0/8");
+    assert!(
+        route.contains("via 10.89.1.1") && route.contains("mtu 1300"),
+        "{route}"
+    );
+    cnitool(&node, &["del", "requested", &netns]).silent();
+}
+
+#[test]
+fn gc_removes_what_belonged_to_namespaces_that_are_gone() {
+    let node = Node::new();
+    let (dead, alive) = (node.netns("dead"), node.netns("alive"));
+    for netns in [&dead, &alive] {
+        cnitool(&node, &["add", "dual-stack", netns]).json();
+    }
+    node.sh("ip netns del dead");
+    let dry = cnitool(&node, &["gc", "dual-stack", "--dry-run"]);
+    assert!(dry.ok && dry.stdout.contains("/run/netns/dead"), "{dry:?}");
+    assert_eq!(state(&node).matches("10.88.0.").count(), 2);
+    let gc = cnitool(&node, &["gc", "dual-stack"]);
+    assert!(gc.ok && gc.stderr.contains("/run/netns/dead"), "{gc:?}");
+    let left = state(&node);
+    assert!(
+        left.contains("10.88.0.3") && !left.contains("10.88.0.2"),
+        "{left}"
+    );
+    node.ping(&alive, "10.88.0.1");
+    cnitool(&node, &["check", "dual-stack", &alive]).silent();
+}
+
+#[test]
+fn a_network_that_is_not_there_is_explained() {
+    let node = Node::new();
+    let netns = node.netns("c1");
+    let output = cnitool(&node, &["add", "dual-stak", &netns]);
+    assert_eq!((output.ok, output.stdout.as_str()), (false, ""));
+    for word in [
+        "no net configuration with name \"dual-stak\"",
+        "dual-stack",
+        "conf",
+    ] {
+        assert!(output.stderr.contains(word), "{output:?}");
+    }
+    let typo = cnitool(&node, &["ad", "dual-stack", &netns]);
+    assert!(!typo.ok && typo.stderr.contains("add"), "{typo:?}");
+}
