@@ -11,6 +11,7 @@ mod fsutil;
 mod hash;
 mod log;
 mod net;
+mod netfilter;
 mod plugins;
 mod runtime;
 mod undo;

@@ -1,0 +1,159 @@
+//! What must exist in the kernel's packet filter for one attachment, in words that belong
+//! to no backend; and the two backends that make it so.
+//!
+//! Each operation is one atomic transaction per address family. Layout (tables, chains,
+//! comments) is the reference's v1.9.1, so that either implementation can check and
+//! remove what the other added.
+
+pub mod iptables;
+pub mod nftables;
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use ipnet::IpNet;
+
+use crate::cni::invocation::Attachment;
+
+/// Whose rules these are: one attachment to one network.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    pub network: String,
+    pub attachment: Attachment,
+}
+
+/// Source NAT for what leaves the network: from each address to anything that is neither
+/// in its subnet nor multicast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Masquerade {
+    /// The container's addresses with their prefix lengths, host bits kept.
+    pub addresses: Vec<IpNet>,
+}
+
+/// Ports of this host that lead into the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortMaps {
+    /// The container's addresses with prefix length, at most one of each family.
+    pub container: Vec<IpNet>,
+    /// In the order of the configuration.
+    pub mappings: Vec<Mapping>,
+    /// Masquerade what the container or the host itself sends through a mapping.
+    pub snat: bool,
+    /// iptables only: masquerade whatever comes through a mapping.
+    pub masquerade_all: bool,
+    /// How iptables marks packets that are to be masqueraded.
+    pub mark: Mark,
+    /// More conditions, in the words of the backend: iptables arguments or an nft
+    /// expression.
+    pub conditions_v4: Vec<String>,
+    pub conditions_v6: Vec<String>,
+}
+
+/// One port of the host and where it leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapping {
+    pub protocol: Protocol,
+    /// Only this address of the host; `None` is any. It decides the family.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub container_port: u16,
+}
+
+impl Mapping {
+    /// Whether the mapping is for the family of `container`.
+    pub fn is_for(&self, container: IpAddr) -> bool {
+        self.host_ip
+            .is_none_or(|host| host.is_ipv4() == container.is_ipv4())
+    }
+}
+
+/// Transport protocols that can be mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    Sctp,
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    /// As iptables and nft spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sctp => "sctp",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// The number in the IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+/// Where the mark for masquerading comes from (iptables only).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mark {
+    /// Our own chains set and look at this bit, 0 to 31.
+    Bit(u8),
+    /// A chain of somebody else's that marks, and masquerades what it has marked.
+    Chain(String),
+}
+
+/// One way to make the kernel filter and translate packets.
+pub trait Backend {
+    /// Makes exactly these rules exist for `owner`, in front of older ones; those it had
+    /// before are replaced.
+    ///
+    /// # Errors
+    /// When the kernel or the tool refuses; nothing is changed then.
+    fn ensure_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()>;
+
+    /// Removes the owner's masquerade rules. `known` are its addresses where they are
+    /// known; without them all of the container's rules in this network go. None there is
+    /// no error, and neither is a backend that this host does not have.
+    ///
+    /// # Errors
+    /// When a rule is there and stays.
+    fn remove_masquerade(&self, owner: &Owner, known: &[IpNet]) -> Result<()>;
+
+    /// Compares.
+    ///
+    /// # Errors
+    /// Names the rule that is missing.
+    fn check_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()>;
+
+    /// Removes the masquerade rules of `network` whose attachment is not in `valid`.
+    ///
+    /// # Errors
+    /// When a rule is there and stays.
+    fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()>;
+
+    /// As [`Backend::ensure_masquerade`].
+    ///
+    /// # Errors
+    /// As [`Backend::ensure_masquerade`].
+    fn ensure_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()>;
+
+    /// As [`Backend::remove_masquerade`]; needs no addresses.
+    ///
+    /// # Errors
+    /// As [`Backend::remove_masquerade`].
+    fn remove_port_maps(&self, owner: &Owner) -> Result<()>;
+
+    /// As [`Backend::check_masquerade`].
+    ///
+    /// # Errors
+    /// As [`Backend::check_masquerade`].
+    fn check_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()>;
+
+    /// As [`Backend::collect_masquerade`].
+    ///
+    /// # Errors
+    /// As [`Backend::collect_masquerade`].
+    fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()>;
+}
