@@ -75,12 +75,20 @@ pub struct Problem {
     pub path: String,
     /// What, and what to do about it.
     pub message: String,
+    /// Whether this is only a key that nobody reads: odd, but it does no harm.
+    pub is_unknown_key: bool,
 }
 
-/// How the message of an unknown key starts.
-const UNKNOWN_KEY: &str = "unknown key, ignored";
-
 impl Problem {
+    /// A value that is wrong.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            message: message.into(),
+            is_unknown_key: false,
+        }
+    }
+
     /// A key at `path` that nobody reads, and which of `known` it looks like.
     pub fn unknown_key<'a>(
         path: String,
@@ -91,14 +99,15 @@ impl Problem {
             .map_or_else(String::new, |field| format!("; did you mean \"{field}\"?"));
         Self {
             path,
-            message: format!("{UNKNOWN_KEY}{advice}"),
+            message: format!("unknown key, ignored{advice}"),
+            is_unknown_key: true,
         }
     }
+}
 
-    /// Whether this is about a key that nobody reads: odd, but it does no harm.
-    pub fn is_unknown_key(&self) -> bool {
-        self.message.starts_with(UNKNOWN_KEY)
-    }
+/// The path of member `key` of the object at `root`.
+pub fn below(root: &str, key: &str) -> String {
+    Path::Key(&Path::Root(root), key).to_string()
 }
 
 /// Everything that reading `value` as a `T` stumbles over: wrong types, bad values and
@@ -121,10 +130,7 @@ pub fn problems<T: DeserializeOwned>(root: &str, value: &Value) -> Vec<Problem> 
         // `null` reads as "not there": take the bad value out and look for the next.
         let bad = value.pointer_mut(&error.pointer);
         let removed = bad.is_some_and(|bad| !std::mem::take(bad).is_null());
-        found.push(Problem {
-            path: error.path,
-            message: error.message,
-        });
+        found.push(Problem::new(error.path, error.message));
         if !removed {
             return found;
         }

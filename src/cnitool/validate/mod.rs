@@ -40,10 +40,7 @@ impl Finding {
         Self {
             place: file.display().to_string(),
             severity,
-            problem: Problem {
-                path: path.into(),
-                message: message.into(),
-            },
+            problem: Problem::new(path, message),
         }
     }
 

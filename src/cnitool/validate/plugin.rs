@@ -62,12 +62,12 @@ impl Inspection<'_> {
             return;
         };
         let shared = json::problems::<Shared>(path, plugin);
-        let mistyped = shared.into_iter().filter(|p| !p.is_unknown_key());
+        let mistyped = shared.into_iter().filter(|p| !p.is_unknown_key);
         mistyped.for_each(|problem| self.problem(problem));
         for key in ["runtimeConfig", "prevResult"] {
             if object.keys().any(|k| k.eq_ignore_ascii_case(key)) {
                 let message = "the runtime's to set: not passed on to the plugin";
-                self.warning(&below(path, key), message);
+                self.warning(&json::below(path, key), message);
             }
         }
         let text = |object: &Object| match json::take(&mut object.clone(), "type") {
@@ -80,16 +80,16 @@ impl Inspection<'_> {
             return;
         };
         if plugin_type.is_empty() {
-            self.error(&below(path, "type"), "missing");
+            self.error(&json::below(path, "type"), "missing");
             return;
         }
-        self.executable(&below(path, "type"), &plugin_type);
+        self.executable(&json::below(path, "type"), &plugin_type);
         let ipam = match json::take(&mut object.clone(), "ipam") {
             Some(Value::Object(ipam)) => text(&ipam).filter(|text| !text.is_empty()),
             _ => None,
         };
         if let Some(ipam) = &ipam {
-            self.executable(&below(path, "ipam.type"), ipam);
+            self.executable(&json::below(path, "ipam.type"), ipam);
         }
         self.ask(list, path, plugin, &plugin_type, ipam.as_deref());
     }
@@ -128,7 +128,7 @@ impl Inspection<'_> {
             raw: Vec::new(),
         };
         let document = request::document(&network, &configuration, Additions::default()).into();
-        let ipam_path = below(path, "ipam");
+        let ipam_path = json::below(path, "ipam");
         let mut problems: Vec<Problem> = Vec::new();
         for (name, is_ipam) in [(Some(plugin_type), false), (ipam, true)] {
             let Some((name, plugin)) = name.and_then(|n| Some((n, (self.look.plugin)(n)?))) else {
@@ -145,9 +145,9 @@ impl Inspection<'_> {
             let concerned = |problem: &Problem| {
                 let in_ipam = is_below(&problem.path, &ipam_path);
                 let key = problem.path.rsplit('.').next().unwrap_or_default();
-                let shared = below(path, key) == problem.path
+                let shared = json::below(path, key) == problem.path
                     && (SHARED_KEYS.iter().any(|k| k.eq_ignore_ascii_case(key)) || is_remark(key));
-                !problem.is_unknown_key() || (in_ipam == is_ipam && !shared)
+                !problem.is_unknown_key || (in_ipam == is_ipam && !shared)
             };
             problems.extend(
                 plugin
@@ -179,14 +179,6 @@ fn chosen_version(list: &Object) -> Option<Version> {
 /// Keys that say of themselves that they are a remark, or another program's.
 pub fn is_remark(key: &str) -> bool {
     key.starts_with(['_', '/', '#', '$']) || key.contains(['/', '.'])
-}
-
-fn below(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
 }
 
 fn is_below(path: &str, parent: &str) -> bool {

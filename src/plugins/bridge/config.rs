@@ -191,47 +191,20 @@ impl Settings {
     }
 }
 
-/// Everything wrong with a configuration; `root` is its path in the file.
+/// Everything wrong with a configuration; `root` is its path in the file. Keys that
+/// belong to no single plugin, and those of IPAM, are reported as unknown.
 pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
-    let mut known = document.clone();
-    // What other readers look at: the shared keys, and IPAM's own object.
-    if let Value::Object(members) = &mut known {
-        for key in ["name", "type", "cniVersion", "prevResult", "capabilities"] {
-            json::take(members, key);
-        }
-        for (key, inside) in [
-            ("ipam", &["type"][..]),
-            ("args", &["cni"]),
-            ("runtimeConfig", &["mac"]),
-        ] {
-            let Some(mut value) = json::take(members, key) else {
-                continue;
-            };
-            if let Value::Object(object) = &mut value {
-                object.retain(|name, _| inside.iter().any(|k| k.eq_ignore_ascii_case(name)));
-            }
-            members.insert(key.to_owned(), value);
-        }
-    }
-    let mut problems = json::problems::<Wire>(root, &known);
-    if let Ok(wire) = json::decode::<Wire>(root, &known) {
+    let mut problems = json::problems::<Wire>(root, document);
+    if let Ok(wire) = json::decode::<Wire>(root, document) {
         if let Some((key, value)) = wire.unsupported() {
-            problems.push(Problem {
-                path: join(root, key),
-                message: format!("{value} is not supported by this version of cnibox"),
-            });
+            problems.push(Problem::new(
+                json::below(root, key),
+                format!("{value} is not supported by this version of cnibox"),
+            ));
         }
         problems.extend(wire.problems(root));
     }
     problems
-}
-
-fn join(root: &str, key: &str) -> String {
-    if root.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{root}.{key}")
-    }
 }
 
 impl Wire {
@@ -267,10 +240,7 @@ impl Wire {
     fn problems(&self, root: &str) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut add = |key: &str, message: String| {
-            problems.push(Problem {
-                path: join(root, key),
-                message,
-            });
+            problems.push(Problem::new(json::below(root, key), message));
         };
         if let Err(error) = check_ifname(&self.bridge) {
             add("bridge", format!("{error}: \"{}\"", self.bridge));
@@ -470,17 +440,12 @@ mod tests {
 
     #[test]
     fn validation_finds_everything() {
-        let found: Vec<String> = validate(
-            "plugins[0]",
-            &json!({
-                "type": "bridge", "name": "x", "isGatewy": true, "mtu": 5,
-                "hairpinMode": true, "promiscMode": true, "capabilities": {"mac": true},
-                "ipam": {"type": "host-local", "subnet": "10.0.0.0/8"},
-            }),
-        )
-        .into_iter()
-        .map(|p| p.path)
-        .collect();
+        let document =
+            json!({"isGatewy": true, "mtu": 5, "hairpinMode": true, "promiscMode": true});
+        let found: Vec<String> = validate("plugins[0]", &document)
+            .into_iter()
+            .map(|p| p.path)
+            .collect();
         assert_eq!(
             found,
             [

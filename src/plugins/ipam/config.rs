@@ -181,10 +181,10 @@ pub fn data_dir(config: &Config) -> Result<PathBuf> {
 pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
     let mut found = Vec::new();
     if let Some(ipam) = member(document, &["ipam"]) {
-        found.extend(json::problems::<Ipam>(&below(root, "ipam"), &ipam));
+        found.extend(json::problems::<Ipam>(&json::below(root, "ipam"), &ipam));
     }
     if let Some(ranges) = member(document, &["runtimeConfig", "ipRanges"]) {
-        let path = below(root, "runtimeConfig.ipRanges");
+        let path = json::below(root, "runtimeConfig.ipRanges");
         found.extend(json::problems::<Vec<Vec<Written>>>(&path, &ranges));
     }
     for keys in [
@@ -192,7 +192,7 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
         &["runtimeConfig", "ips"],
     ] {
         if let Some(ips) = member(document, keys) {
-            let path = below(root, &keys.join("."));
+            let path = json::below(root, &keys.join("."));
             found.extend(json::problems::<Vec<String>>(&path, &ips));
         }
     }
@@ -215,10 +215,10 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
             ]
         }) {
             if !text.is_empty() {
-                found.push(Problem {
-                    path: below(root, &format!("ipam.{key}")),
-                    message: "ignored without ipam.subnet".into(),
-                });
+                found.push(Problem::new(
+                    json::below(root, &format!("ipam.{key}")),
+                    "ignored without ipam.subnet",
+                ));
             }
         }
     }
@@ -227,10 +227,10 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
 
 /// Nothing to hand out: neither `ranges` nor `subnet` nor, from the runtime, `ipRanges`.
 fn no_ranges(root: &str) -> Problem {
-    Problem {
-        path: below(root, "ipam"),
-        message: "no IP ranges specified: set ipam.ranges".into(),
-    }
+    Problem::new(
+        json::below(root, "ipam"),
+        "no IP ranges specified: set ipam.ranges",
+    )
 }
 
 /// The member of nested objects, case and `null` as in the dialect.
@@ -241,15 +241,6 @@ fn member(document: &Value, keys: &[&str]) -> Option<Value> {
         };
         json::take(&mut object, key)
     })
-}
-
-/// `key` under `root`, which may be the document itself.
-fn below(root: &str, key: &str) -> String {
-    if root.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{root}.{key}")
-    }
 }
 
 fn path_or_default(text: &str) -> PathBuf {
@@ -275,10 +266,7 @@ fn resolve(
 ) -> Settings {
     let none = Ipam::default();
     let ipam = document.ipam.as_ref().unwrap_or_else(|| {
-        problems.push(Problem {
-            path: below(root, "ipam"),
-            message: "is missing".into(),
-        });
+        problems.push(Problem::new(json::below(root, "ipam"), "is missing"));
         &none
     });
     let requested = requested(document, root, problems);
@@ -288,7 +276,7 @@ fn resolve(
         data_dir: path_or_default(&ipam.data_dir),
         sets: sets.into_iter().map(|(_, set)| set).collect(),
         requested,
-        routes: routes(&ipam.routes, &below(root, "ipam.routes"), problems),
+        routes: routes(&ipam.routes, &json::below(root, "ipam.routes"), problems),
         resolv_conf: Some(&ipam.resolv_conf)
             .filter(|path| !path.is_empty())
             .map(PathBuf::from),
@@ -305,10 +293,10 @@ fn requested(document: &Document, root: &str, problems: &mut Vec<Problem>) -> Ve
             match without_length(text) {
                 Some(ip) if requested.contains(&ip) => {}
                 Some(ip) => requested.push(ip),
-                None => problems.push(Problem {
-                    path: below(root, &format!("{key}[{index}]")),
-                    message: format!("\"{text}\" is not an IP address"),
-                }),
+                None => problems.push(Problem::new(
+                    json::below(root, &format!("{key}[{index}]")),
+                    format!("\"{text}\" is not an IP address"),
+                )),
             }
         }
     }
@@ -325,14 +313,14 @@ fn sets(
 ) -> Vec<(String, RangeSet)> {
     let legacy = ipam.legacy();
     let mut written = numbered(
-        &below(root, "runtimeConfig.ipRanges"),
+        &json::below(root, "runtimeConfig.ipRanges"),
         &document.runtime_config.ip_ranges,
     );
     if !legacy.subnet.is_empty() {
-        let path = below(root, "ipam");
+        let path = json::below(root, "ipam");
         written.push((path.clone(), vec![(path, &legacy)]));
     }
-    written.extend(numbered(&below(root, "ipam.ranges"), &ipam.ranges));
+    written.extend(numbered(&json::below(root, "ipam.ranges"), &ipam.ranges));
     written
         .into_iter()
         .map(|(path, ranges)| {
@@ -365,10 +353,7 @@ fn routes(written: &[WrittenRoute], path: &str, problems: &mut Vec<Problem>) -> 
     let mut routes = Vec::new();
     for (index, route) in written.iter().enumerate() {
         let mut problem = |key: &str, message: String| {
-            problems.push(Problem {
-                path: format!("{path}[{index}].{key}"),
-                message,
-            });
+            problems.push(Problem::new(format!("{path}[{index}].{key}"), message));
         };
         if route.dst.is_empty() {
             problem("dst", "is missing: a route needs its destination".into());

@@ -79,10 +79,8 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Notes a problem; `None`, to be returned.
     fn problem<T>(&mut self, key: &str, message: String) -> Option<T> {
-        self.problems.push(Problem {
-            path: format!("{}.{key}", self.path),
-            message,
-        });
+        self.problems
+            .push(Problem::new(format!("{}.{key}", self.path), message));
         None
     }
 

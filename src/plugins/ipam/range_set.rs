@@ -23,10 +23,10 @@ impl RangeSet {
     ) -> Self {
         let mut set = Self::default();
         if written.is_empty() {
-            problems.push(Problem {
-                path: path.to_owned(),
-                message: "the range set is empty: give it a range, or remove it".into(),
-            });
+            problems.push(Problem::new(
+                path,
+                "the range set is empty: give it a range, or remove it",
+            ));
         }
         for (path, written) in written {
             let Some(range) = Range::resolve(written, path, problems) else {
@@ -34,7 +34,7 @@ impl RangeSet {
             };
             if let Some(message) = set.conflict(&range) {
                 let path = path.clone();
-                problems.push(Problem { path, message });
+                problems.push(Problem::new(path, message));
             }
             set.ranges.push(range);
         }
@@ -90,23 +90,23 @@ pub fn check(sets: &[(String, RangeSet)], version: Version, problems: &mut Vec<P
         for v4 in [true, false] {
             let of_family = |set: &RangeSet| set.ranges.first().is_some_and(|r| r.is_ipv4() == v4);
             if let Some((path, _)) = sets.iter().filter(|(_, set)| of_family(set)).nth(1) {
-                problems.push(Problem {
-                    path: path.clone(),
-                    message: format!(
+                problems.push(Problem::new(
+                    path.clone(),
+                    format!(
                         "a second {} range set needs cniVersion 0.3.0 or newer, not {version}",
                         if v4 { "IPv4" } else { "IPv6" }
                     ),
-                });
+                ));
             }
         }
     }
     for (index, (path, set)) in sets.iter().enumerate() {
         for (earlier, (_, other)) in sets.iter().enumerate().take(index) {
             if let Some((ours, theirs)) = set.overlap(other) {
-                problems.push(Problem {
-                    path: path.clone(),
-                    message: format!("{ours} overlaps with {theirs} of range set {earlier}"),
-                });
+                problems.push(Problem::new(
+                    path.clone(),
+                    format!("{ours} overlaps with {theirs} of range set {earlier}"),
+                ));
             }
         }
     }
