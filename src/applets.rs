@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::cni::skel::Plugin;
 use crate::cnitool;
-use crate::plugins::{bridge::Bridge, ipam::Ipam};
+use crate::plugins::{bridge::Bridge, ipam::Ipam, portmap::Portmap};
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
 pub struct Applet {
@@ -38,6 +38,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &["host-local"],
         summary: "hands out addresses from ranges, recorded in files on this host",
         entry: Entry::Plugin(&Ipam),
+    },
+    Applet {
+        name: "portmap",
+        aliases: &[],
+        summary: "leads ports of this host into a container",
+        entry: Entry::Plugin(&Portmap),
     },
     Applet {
         name: "cnitool",

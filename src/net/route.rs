@@ -13,7 +13,8 @@ use netlink_packet_route::route::{
 use nix::errno::Errno;
 
 use super::addr::family;
-use super::netlink::{Netlink, tolerate};
+use super::link;
+use super::netlink::{Netlink, errno, tolerate};
 
 /// The table that routes go to when nothing else is said.
 pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
@@ -98,6 +99,35 @@ pub fn add(netlink: &Netlink, index: u32, link: &str, route: &Route) -> Result<(
     }
     let added = netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE);
     tolerate(added, &[Errno::EEXIST]).with_context(|| format!("add route {route} dev {link}"))
+}
+
+/// The name of the link through which packets to `ip` leave (`ip route get`); `None`
+/// when there is no route.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family(ip);
+    request.header.destination_prefix_length = IpNet::from(ip).max_prefix_len();
+    request
+        .attributes
+        .push(RouteAttribute::Destination(ip.into()));
+    let found = match netlink.get(RouteNetlinkMessage::GetRoute(request)) {
+        Err(error) if errno(&error) == Some(Errno::ENETUNREACH) => None,
+        found => found.with_context(|| format!("look up the route to {ip}"))?,
+    };
+    let Some(RouteNetlinkMessage::NewRoute(message)) = found else {
+        return Ok(None);
+    };
+    let index = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    match index {
+        None => Ok(None),
+        Some(index) => Ok(link::by_index(netlink, index)?.map(|link| link.name)),
+    }
 }
 
 /// The routes of `sample`'s family that lead through the link with `index`, in every

@@ -5,21 +5,34 @@
 //! comments) is the reference's v1.9.1, so that either implementation can check and
 //! remove what the other added.
 
+pub mod conntrack;
 pub mod iptables;
 pub mod nftables;
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 
+use crate::cni::error::{Code, all, detailed};
 use crate::cni::invocation::Attachment;
+use crate::cni::skel::Call;
 
 /// Whose rules these are: one attachment to one network.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
     pub network: String,
     pub attachment: Attachment,
+}
+
+impl Owner {
+    /// The attachment that `call` is about.
+    pub fn of(call: &Call) -> Self {
+        Self {
+            network: call.config.network.clone(),
+            attachment: call.invocation.attachment.clone(),
+        }
+    }
 }
 
 /// Source NAT for what leaves the network: from each address to anything that is neither
@@ -60,10 +73,40 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    /// Whether both claim the same port of the same addresses of the host.
+    pub fn same_port(&self, other: &Self) -> bool {
+        let specific = |mapping: &Self| mapping.host_ip.filter(|ip| !ip.is_unspecified());
+        let family = |mapping: &Self| mapping.host_ip.map(|ip| ip.is_ipv4());
+        let same_family = match (family(self), family(other)) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        self.protocol == other.protocol
+            && self.host_port == other.host_port
+            && specific(self) == specific(other)
+            && same_family
+    }
+
+    /// Whether a program on the host can use it by calling a loopback address.
+    pub fn is_local(&self) -> bool {
+        self.host_ip
+            .is_none_or(|ip| ip.is_unspecified() || ip.is_loopback())
+    }
+
     /// Whether the mapping is for the family of `container`.
     pub fn is_for(&self, container: IpAddr) -> bool {
         self.host_ip
             .is_none_or(|host| host.is_ipv4() == container.is_ipv4())
+    }
+}
+
+impl std::fmt::Display for Mapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.host_ip {
+            None => write!(f, "{}", self.host_port)?,
+            Some(ip) => write!(f, "{}", std::net::SocketAddr::new(ip, self.host_port))?,
+        }
+        write!(f, "/{}", self.protocol.as_str())
     }
 }
 
@@ -104,8 +147,78 @@ pub enum Mark {
     Chain(String),
 }
 
+/// The backends, as configurations call them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendName {
+    Iptables,
+    Nftables,
+}
+
+impl BackendName {
+    /// The word in a configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        }
+    }
+
+    /// The backend that the word names; `None` for what is neither.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Iptables, Self::Nftables]
+            .into_iter()
+            .find(|name| name.as_str() == word)
+    }
+
+    /// The backend itself.
+    pub fn backend(self) -> &'static dyn Backend {
+        match self {
+            Self::Iptables => &iptables::Iptables,
+            Self::Nftables => &nftables::Nftables,
+        }
+    }
+}
+
+/// The backend to use: the one asked for, else iptables, unless only nftables can be used
+/// here. The reference chooses the same, so that changing over surprises nobody.
+///
+/// # Errors
+/// When neither can be used.
+pub fn choose(asked: Option<BackendName>) -> Result<BackendName> {
+    match asked {
+        Some(name) => Ok(name),
+        None if iptables::is_usable() => Ok(BackendName::Iptables),
+        None if nftables::is_usable() => Ok(BackendName::Nftables),
+        None => Err(detailed(
+            Code::Internal,
+            "this host has neither iptables nor nftables",
+            "install iptables (iptables-restore must be in PATH), or load the kernel module nf_tables",
+        )),
+    }
+}
+
+/// Runs `work` with both backends: what a container left may be in either. All errors
+/// are reported, the first in front.
+///
+/// # Errors
+/// Those of `work`.
+pub fn with_both(work: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> {
+    let done = [BackendName::Nftables, BackendName::Iptables].map(|name| {
+        work(name.backend()).with_context(|| format!("clean up {} rules", name.as_str()))
+    });
+    all(done)
+}
+
 /// One way to make the kernel filter and translate packets.
-pub trait Backend {
+pub trait Backend: Sync {
+    /// Keeps neighbours away from services on 127.0.0.1, which `route_localnet` alone
+    /// would open to them (CVE-2020-8558): drops what comes in from outside and claims to
+    /// be from or for 127.0.0.0/8.
+    ///
+    /// # Errors
+    /// When the kernel or the tool refuses.
+    fn ensure_localnet_guard(&self) -> Result<()>;
+
     /// Makes exactly these rules exist for `owner`, in front of older ones; those it had
     /// before are replaced.
     ///

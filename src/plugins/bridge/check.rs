@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::apply::{self, Sides};
 use super::config::Settings;
 use super::plan::Plan;
+use super::rules;
 use crate::cni::error::{Code, coded};
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::Call;
@@ -51,7 +52,7 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
     let observed = observe(&sides, settings, ifname, &result)?;
     let mut differences = compare(settings, &result, interface, &observed).into_iter();
     match differences.next() {
-        None => Ok(()),
+        None => rules::check(call, settings, &result, interface),
         Some(first) => {
             let rest: Vec<String> = differences.collect();
             let error = anyhow::Error::msg(first.clone());

@@ -11,6 +11,7 @@ use crate::cni::json::{self, Problem};
 use crate::cni::result::Dns;
 use crate::cni::skel::Call;
 use crate::net::mac::Mac;
+use crate::netfilter::BackendName;
 
 /// Every key of the reference's bridge v1.9.1 (behaviour 5.1).
 #[derive(Debug, Deserialize)]
@@ -129,6 +130,12 @@ pub struct Settings {
     pub promiscuous: bool,
     /// The port cannot talk to other isolated ports.
     pub isolated: bool,
+    /// What leaves the network is masqueraded.
+    pub masquerade: bool,
+    /// The packet filter that was asked for.
+    pub backend: Option<BackendName>,
+    /// The container may only send from its own hardware address.
+    pub spoof_check: bool,
     /// IPv6 addresses are used only after asking the neighbours.
     pub detect_duplicates: bool,
     /// The container's end is set up.
@@ -181,6 +188,9 @@ impl Settings {
             hairpin: wire.hairpin_mode,
             promiscuous: wire.promisc_mode,
             isolated: wire.port_isolation,
+            masquerade: wire.ip_masq,
+            backend: BackendName::parse(&wire.ip_masq_backend),
+            spoof_check: wire.macspoofchk,
             detect_duplicates: wire.enabledad,
             container_end_up: !wire.disable_container_interface,
             mac,
@@ -219,12 +229,6 @@ impl Wire {
     fn unsupported(&self) -> Option<(&'static str, String)> {
         let trunk = self.vlan_trunk.as_ref().map(|ids| format!("{ids:?}"));
         [
-            ("ipMasq", self.ip_masq.then(|| "true".to_owned())),
-            (
-                "ipMasqBackend",
-                Some(format!("\"{}\"", self.ip_masq_backend)).filter(|text| text != "\"\""),
-            ),
-            ("macspoofchk", self.macspoofchk.then(|| "true".to_owned())),
             ("vlan", (self.vlan != 0).then(|| self.vlan.to_string())),
             ("vlanTrunk", trunk),
             (
@@ -253,6 +257,17 @@ impl Wire {
             add(
                 "disableContainerInterface",
                 "cannot be used together with ipam: an interface that stays down has no use for an address".into(),
+            );
+        }
+        if !self.ip_masq_backend.is_empty()
+            && BackendName::parse(&self.ip_masq_backend).is_none()
+        {
+            add(
+                "ipMasqBackend",
+                format!(
+                    "\"{}\" is neither \"iptables\" nor \"nftables\"",
+                    self.ip_masq_backend
+                ),
             );
         }
         if self.hairpin_mode && self.promisc_mode {
@@ -352,6 +367,9 @@ mod tests {
                 hairpin: false,
                 promiscuous: false,
                 isolated: false,
+                masquerade: false,
+                backend: None,
+                spoof_check: false,
                 detect_duplicates: false,
                 container_end_up: true,
                 mac: None,
@@ -366,9 +384,6 @@ mod tests {
     #[test]
     fn later_features_are_refused_by_name() {
         for (config, key) in [
-            (json!({"ipMasq": true}), "ipMasq"),
-            (json!({"ipMasqBackend": "nftables"}), "ipMasqBackend"),
-            (json!({"macspoofchk": true}), "macspoofchk"),
             (json!({"vlan": 5}), "vlan"),
             (json!({"vlanTrunk": []}), "vlanTrunk"),
             (json!({"preserveDefaultVlan": true}), "preserveDefaultVlan"),
@@ -377,7 +392,7 @@ mod tests {
             assert_eq!(code, 2);
             assert!(message.starts_with(&format!("\"{key}\":")), "{message}");
         }
-        settings(json!({"ipMasq": false, "vlan": 0, "vlanTrunk": null, "ipMasqBackend": ""}));
+        settings(json!({"vlan": 0, "vlanTrunk": null, "preserveDefaultVlan": false}));
     }
 
     #[test]
@@ -386,6 +401,7 @@ mod tests {
             (json!({"bridge": ""}), 7, "bridge: "),
             (json!({"bridge": "a/b"}), 7, "bridge: "),
             (json!({"mtu": 67}), 7, "mtu: 67"),
+            (json!({"ipMasqBackend": "ebtables"}), 7, "ipMasqBackend: "),
             (json!({"mtu": -1}), 6, "mtu: expected an integer"),
             (
                 json!({"hairpinMode": true, "promiscMode": true}),

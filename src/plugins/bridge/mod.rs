@@ -8,12 +8,14 @@ mod check;
 mod config;
 mod host_end;
 mod plan;
+mod rules;
 
 use anyhow::Result;
+use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cni::delegate;
-use crate::cni::error::{Code, detailed};
+use crate::cni::error::{Code, all, detailed, not_available};
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Interface};
@@ -24,12 +26,14 @@ use crate::net::addr;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
+use crate::netfilter;
 use crate::undo::Undo;
 
 use apply::Sides;
 use config::Settings;
 use host_end::Identity;
 use plan::Plan;
+use rules::Rules;
 
 /// The applet.
 #[derive(Debug)]
@@ -54,8 +58,14 @@ impl Plugin for Bridge {
         apply::ensure_gateways(&sides.host, &settings, &bridge, &plan.bridge_addresses)?;
         let pair = apply::create_pair(&sides, call, &settings, undo)?;
         let bridge = apply::attach(&sides, call, &settings, &bridge, &pair)?;
+        if settings.spoof_check {
+            rules::check_spoofing(call, &pair.host_end, &pair.container_end.mac, undo)?;
+        }
         if ipam.is_some() {
             apply::configure_container(&sides, &settings, &pair.container_end, &plan)?;
+            if settings.masquerade {
+                rules::masquerade(call, &settings, &plan.ips, undo)?;
+            }
         } else if settings.container_end_up {
             apply::set_up(&sides.container, &pair.container_end)?;
         }
@@ -90,28 +100,38 @@ impl Plugin for Bridge {
     }
 
     fn del(&self, call: &Call) -> Result<()> {
-        let mut errors = Vec::new();
         let host = Netlink::open()?;
+        let mut done: Vec<Result<()>> = Vec::new();
         // The link and its namespace may be gone, half gone, or somebody else's by now.
         let link = find_container_end(call, &host).unwrap_or_else(|error| {
-            errors.push(error);
+            done.push(Err(error));
             None
         });
-        // No address is free while an interface still has it; but the link stays until
-        // IPAM is done, which may want to talk over it.
-        if let Some((container, end)) = &link {
-            errors.extend(remove_addresses(container, end).err());
-        }
-        let released = call.config.ipam_type().and_then(|ipam| match ipam {
-            Some(plugin) => delegate::run(call, &plugin, Command::Del),
-            None => Ok(()),
+        let rules = Rules::of(call);
+        let known = known_addresses(call, link.as_ref());
+        std::thread::scope(|scope| {
+            // Deleting a link and deleting rules each wait for the kernel: let them wait
+            // at the same time.
+            let cleaner = rules
+                .any()
+                .then(|| scope.spawn(|| rules::remove(call, rules, &known)));
+            // No address is free while an interface still has it; but the link stays
+            // until IPAM is done, which may want to talk over it.
+            if let Some((container, end)) = &link {
+                done.push(remove_addresses(container, end));
+            }
+            done.push(call.config.ipam_type().and_then(|ipam| match ipam {
+                Some(plugin) => delegate::run(call, &plugin, Command::Del),
+                None => Ok(()),
+            }));
+            if let Some((container, end)) = &link {
+                done.push(link::delete(container, end.index));
+            }
+            done.push(Identity::of(call).delete(&host).map(drop));
+            // A panic ends the process in its hook: there is none to join.
+            done.extend(cleaner.and_then(|cleaner| cleaner.join().ok()));
         });
-        errors.extend(released.err());
-        if let Some((container, end)) = &link {
-            errors.extend(link::delete(container, end.index).err());
-        }
-        errors.extend(Identity::of(call).delete(&host).err());
-        join(errors)
+        all(done)
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -125,11 +145,12 @@ impl Plugin for Bridge {
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         if let Err(error) = apply::find_bridge(&Netlink::open()?, &settings.bridge) {
-            return Err(detailed(
-                Code::NotAvailable,
-                error.to_string(),
-                error.root_cause().to_string(),
-            ));
+            return Err(not_available(&error));
+        }
+        if settings.masquerade
+            && let Err(error) = netfilter::choose(settings.backend)
+        {
+            return Err(not_available(&error));
         }
         match &settings.ipam {
             Some(plugin) => delegate::run(call, plugin, Command::Status),
@@ -138,12 +159,12 @@ impl Plugin for Bridge {
     }
 
     fn gc(&self, call: &Call) -> Result<()> {
-        // Insist on the list here too: without IPAM nobody else would.
-        call.config.valid_attachments()?;
-        match call.config.ipam_type()? {
+        let valid = call.config.valid_attachments()?;
+        let released = call.config.ipam_type().and_then(|ipam| match ipam {
             Some(plugin) => delegate::run(call, &plugin, Command::Gc),
             None => Ok(()),
-        }
+        });
+        all([released, rules::collect(&call.config.network, &valid)])
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
@@ -202,6 +223,17 @@ fn find_container_end(call: &Call, host: &Netlink) -> Result<Option<(Netlink, Li
     }
 }
 
+/// The attachment's addresses: as ADD reported them, else as the link has them.
+fn known_addresses(call: &Call, link: Option<&(Netlink, Link)>) -> Vec<IpNet> {
+    if let Ok(Some(result)) = call.config.prev_result() {
+        return result.ips.iter().map(|ip| ip.address).collect();
+    }
+    let listed = link.map(|(container, end)| addr::list(container, end.index));
+    let listed = listed.and_then(Result::ok).unwrap_or_default();
+    let mine = listed.into_iter().filter(|address| address.is_global);
+    mine.map(|address| address.net).collect()
+}
+
 fn remove_addresses(container: &Netlink, end: &Link) -> Result<()> {
     for address in addr::list(container, end.index)? {
         if address.is_global {
@@ -209,16 +241,4 @@ fn remove_addresses(container: &Netlink, end: &Link) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// All errors as one, the first in front; none is success.
-fn join(errors: Vec<anyhow::Error>) -> Result<()> {
-    let mut errors = errors.into_iter();
-    let Some(first) = errors.next() else {
-        return Ok(());
-    };
-    for error in errors {
-        log::warn(&format!("also: {error:#}"));
-    }
-    Err(first)
 }

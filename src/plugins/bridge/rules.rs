@@ -1,0 +1,139 @@
+//! The packet filter's part of an attachment: masquerading and the check that the
+//! container sends from its own hardware address (behaviour 5.7, 5.8).
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use super::config::Settings;
+use crate::cni::error::all;
+use crate::cni::invocation::Attachment;
+use crate::cni::result::{CniResult, Ip};
+use crate::cni::skel::Call;
+use crate::net::link::Link;
+use crate::net::mac::Mac;
+use crate::netfilter::nftables::Nftables;
+use crate::netfilter::{self, Masquerade, Owner};
+use crate::undo::Undo;
+
+/// Lets nothing but the container's own hardware address through its port. The rules are
+/// there before the container can send.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn check_spoofing(call: &Call, host_end: &Link, mac: &str, undo: &mut Undo<'_>) -> Result<()> {
+    let Some(mac) = Mac::parse(mac) else {
+        return Ok(());
+    };
+    let owner = Owner::of(call);
+    undo.push("remove the spoof check", {
+        let owner = owner.clone();
+        move || Nftables.remove_spoof_check(&owner)
+    });
+    Nftables
+        .ensure_spoof_check(&owner, &host_end.name, mac)
+        .context("check for spoofed hardware addresses (macspoofchk)")
+}
+
+/// Masquerades what the addresses send out of their networks.
+///
+/// # Errors
+/// When no backend can be used, or the one chosen refuses.
+pub fn masquerade(call: &Call, settings: &Settings, ips: &[Ip], undo: &mut Undo<'_>) -> Result<()> {
+    let name = netfilter::choose(settings.backend)?;
+    let backend = name.backend();
+    let owner = Owner::of(call);
+    let addresses = addresses(ips);
+    undo.push("remove the masquerade rules", {
+        let (owner, addresses) = (owner.clone(), addresses.clone());
+        move || backend.remove_masquerade(&owner, &addresses)
+    });
+    backend
+        .ensure_masquerade(&owner, &Masquerade { addresses })
+        .with_context(|| format!("masquerade with {} (ipMasq)", name.as_str()))
+}
+
+fn addresses(ips: &[Ip]) -> Vec<IpNet> {
+    ips.iter().map(|ip| ip.address).collect()
+}
+
+/// Removes what either backend has of the attachment. Without `known` addresses all of
+/// the container's rules in this network go.
+///
+/// # Errors
+/// When a rule is there and stays.
+pub fn remove(call: &Call, rules: Rules, known: &[IpNet]) -> Result<()> {
+    let owner = Owner::of(call);
+    let mut done = Vec::new();
+    if rules.masquerade {
+        done.push(netfilter::with_both(|backend| {
+            backend.remove_masquerade(&owner, known)
+        }));
+    }
+    if rules.spoof_check {
+        done.push(Nftables.remove_spoof_check(&owner));
+    }
+    all(done)
+}
+
+/// Which rules an attachment may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    pub masquerade: bool,
+    pub spoof_check: bool,
+}
+
+impl Rules {
+    /// Whether there can be any.
+    pub fn any(self) -> bool {
+        self.masquerade || self.spoof_check
+    }
+
+    /// Those of the configuration; all where it cannot be read, for DEL must go on.
+    pub fn of(call: &Call) -> Self {
+        Settings::resolve(call).map_or(
+            Self {
+                masquerade: true,
+                spoof_check: true,
+            },
+            |settings| Self {
+                masquerade: settings.masquerade,
+                spoof_check: settings.spoof_check,
+            },
+        )
+    }
+}
+
+/// Checks that the rules are there.
+///
+/// # Errors
+/// Names the rule that is missing.
+pub fn check(call: &Call, settings: &Settings, result: &CniResult, interface: usize) -> Result<()> {
+    let owner = Owner::of(call);
+    if settings.masquerade {
+        let mine = result
+            .ips
+            .iter()
+            .filter(|ip| ip.interface.is_none_or(|index| index == interface))
+            .map(|ip| ip.address)
+            .collect();
+        netfilter::choose(settings.backend)?
+            .backend()
+            .check_masquerade(&owner, &Masquerade { addresses: mine })?;
+    }
+    let mac = result.interfaces.get(interface).and_then(|i| Mac::parse(&i.mac));
+    match mac.filter(|_| settings.spoof_check) {
+        Some(mac) => Nftables.check_spoof_check(&owner, mac),
+        None => Ok(()),
+    }
+}
+
+/// Removes the rules of attachments that are no longer valid.
+///
+/// # Errors
+/// When a rule is there and stays.
+pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
+    all([
+        netfilter::with_both(|backend| backend.collect_masquerade(network, valid)),
+        Nftables.collect_spoof_checks(network, valid),
+    ])
+}

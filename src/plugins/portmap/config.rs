@@ -1,0 +1,334 @@
+//! Port mappings: as written, and as meant (behaviour 7.1).
+
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cni::config::parse_ip;
+use crate::cni::error::{Code, coded};
+use crate::cni::json::{self, Problem};
+use crate::cni::skel::Call;
+use crate::netfilter::{BackendName, Mapping, Mark, Protocol};
+
+#[derive(Debug, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Wire {
+    backend: String,
+    snat: bool,
+    masq_all: bool,
+    mark_masq_bit: Option<i64>,
+    external_set_mark_chain: Option<String>,
+    #[serde(rename = "conditionsV4")]
+    conditions_v4: Vec<String>,
+    #[serde(rename = "conditionsV6")]
+    conditions_v6: Vec<String>,
+    runtime_config: WireRuntimeConfig,
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self {
+            backend: String::new(),
+            snat: true,
+            masq_all: false,
+            mark_masq_bit: None,
+            external_set_mark_chain: None,
+            conditions_v4: Vec::new(),
+            conditions_v6: Vec::new(),
+            runtime_config: WireRuntimeConfig::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct WireRuntimeConfig {
+    port_mappings: Vec<WireMapping>,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct WireMapping {
+    host_port: i64,
+    container_port: i64,
+    protocol: String,
+    #[serde(rename = "hostIP")]
+    host_ip: String,
+}
+
+/// What the operator and the runtime want, with every value in range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The backend that was asked for, or that the conditions are written for.
+    pub backend: Option<BackendName>,
+    pub snat: bool,
+    pub masquerade_all: bool,
+    pub mark: Mark,
+    pub conditions_v4: Vec<String>,
+    pub conditions_v6: Vec<String>,
+    pub mappings: Vec<Mapping>,
+}
+
+/// The mark of the reference where nobody says otherwise.
+const DEFAULT_MARK_BIT: u8 = 13;
+
+impl Settings {
+    /// The settings for `call`.
+    ///
+    /// # Errors
+    /// Code 6 or 7, naming the key or the mapping.
+    pub fn resolve(call: &Call) -> Result<Self> {
+        let wire: Wire = call.config.read()?;
+        wire.settings().map_err(|mut problems| {
+            let first = problems.remove(0);
+            coded(Code::Config, format!("{}: {}", first.path, first.message)).into()
+        })
+    }
+}
+
+/// Everything wrong with a configuration; `root` is its path in the file.
+pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
+    let mut problems = json::problems::<Wire>(root, document);
+    if let Ok(wire) = json::decode::<Wire>(root, document)
+        && let Err(found) = wire.settings()
+    {
+        let placed = |problem: Problem| {
+            Problem::new(json::below(root, &problem.path), problem.message)
+        };
+        problems.extend(found.into_iter().map(placed));
+    }
+    problems
+}
+
+impl Wire {
+    /// The settings, or everything that is wrong, paths below the configuration.
+    fn settings(&self) -> Result<Settings, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let backend = self.backend().map_err(|p| problems.push(p)).ok().flatten();
+        let mark = self.mark().map_err(|p| problems.push(p)).ok();
+        let mut mappings: Vec<Mapping> = Vec::new();
+        for (index, wire) in self.runtime_config.port_mappings.iter().enumerate() {
+            let path = format!("runtimeConfig.portMappings[{index}]");
+            match wire.mapping() {
+                Err((key, message)) => {
+                    problems.push(Problem::new(format!("{path}.{key}"), message));
+                }
+                Ok(mapping) if mappings.iter().any(|other| other.same_port(&mapping)) => {
+                    problems.push(Problem::new(path, format!("host port {mapping} is mapped twice")));
+                }
+                Ok(mapping) => mappings.push(mapping),
+            }
+        }
+        let Some(mark) = mark.filter(|_| problems.is_empty()) else {
+            return Err(problems);
+        };
+        Ok(Settings {
+            backend,
+            snat: self.snat,
+            masquerade_all: self.masq_all,
+            mark,
+            conditions_v4: self.conditions_v4.clone(),
+            conditions_v6: self.conditions_v6.clone(),
+            mappings,
+        })
+    }
+
+    fn mark(&self) -> Result<Mark, Problem> {
+        let problem = |message: &str| Problem::new("markMasqBit", message);
+        let chain = self
+            .external_set_mark_chain
+            .as_ref()
+            .filter(|chain| !chain.is_empty());
+        match (self.mark_masq_bit, chain) {
+            (Some(_), Some(_)) => Err(problem(
+                "cannot be used together with externalSetMarkChain: that chain decides on the mark",
+            )),
+            (None, None) => Ok(Mark::Bit(DEFAULT_MARK_BIT)),
+            (None, Some(chain)) => Ok(Mark::Chain(chain.clone())),
+            (Some(bit), None) => u8::try_from(bit)
+                .ok()
+                .filter(|bit| *bit <= 31)
+                .map(Mark::Bit)
+                .ok_or_else(|| problem("must be from 0 to 31")),
+        }
+    }
+
+    /// The backend asked for, which must be the one that the other keys are written for.
+    fn backend(&self) -> Result<Option<BackendName>, Problem> {
+        let asked = match self.backend.as_str() {
+            "" => None,
+            "iptables" => Some(BackendName::Iptables),
+            "nftables" => Some(BackendName::Nftables),
+            other => {
+                let message = format!("\"{other}\" is neither \"iptables\" nor \"nftables\"");
+                return Err(Problem::new("backend", message));
+            }
+        };
+        let written_for = |conditions: &[String]| {
+            let first = conditions.first()?;
+            Some(if first.starts_with(['-', '!']) {
+                BackendName::Iptables
+            } else {
+                BackendName::Nftables
+            })
+        };
+        let external = self.external_set_mark_chain.as_deref().unwrap_or_default();
+        let keys = [
+            ("conditionsV4", written_for(&self.conditions_v4)),
+            ("conditionsV6", written_for(&self.conditions_v6)),
+            (
+                "externalSetMarkChain",
+                (!external.is_empty()).then_some(BackendName::Iptables),
+            ),
+        ];
+        let mut backend = asked;
+        for (key, wanted) in keys {
+            let Some(wanted) = wanted else { continue };
+            let backend = *backend.get_or_insert(wanted);
+            if backend != wanted {
+                let message = format!(
+                    "is written for {}, but the backend is {}",
+                    wanted.as_str(),
+                    backend.as_str()
+                );
+                return Err(Problem::new(key, message));
+            }
+        }
+        Ok(backend)
+    }
+}
+
+impl WireMapping {
+    /// The mapping, or the key that is wrong and why.
+    fn mapping(&self) -> Result<Mapping, (&'static str, String)> {
+        let port = |key, port: i64| {
+            u16::try_from(port)
+                .ok()
+                .filter(|port| *port != 0)
+                .ok_or_else(|| (key, format!("{port} is not a port: 1 to 65535")))
+        };
+        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+            .into_iter()
+            .find(|protocol| protocol.as_str().eq_ignore_ascii_case(&self.protocol))
+            .ok_or_else(|| {
+                let message = format!("\"{}\" is none of tcp, udp and sctp", self.protocol);
+                ("protocol", message)
+            })?;
+        let host_ip = if self.host_ip.is_empty() {
+            None
+        } else {
+            let ip = parse_ip(&self.host_ip).ok_or_else(|| {
+                ("hostIP", format!("\"{}\" is not an IP address", self.host_ip))
+            })?;
+            Some(ip)
+        };
+        Ok(Mapping {
+            protocol,
+            host_ip,
+            host_port: port("hostPort", self.host_port)?,
+            container_port: port("containerPort", self.container_port)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn settings(value: &Value) -> Result<Settings, Vec<Problem>> {
+        json::decode::<Wire>("", value).unwrap().settings()
+    }
+
+    fn problems(value: &Value) -> Vec<String> {
+        let found = settings(value).unwrap_err().into_iter();
+        found.map(|p| format!("{}: {}", p.path, p.message)).collect()
+    }
+
+    fn mapped(mappings: &Value) -> Value {
+        json!({"runtimeConfig": {"portMappings": mappings}})
+    }
+
+    #[test]
+    fn defaults() {
+        let settings = settings(&json!({})).unwrap();
+        assert!(settings.snat && !settings.masquerade_all && settings.backend.is_none());
+        assert_eq!(settings.mark, Mark::Bit(13));
+        assert!(settings.mappings.is_empty());
+    }
+
+    #[test]
+    fn mappings_are_read() {
+        let mappings = json!([
+            {"hostPort": 8080, "containerPort": 80, "protocol": "TCP"},
+            {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "::1"},
+            {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "192.0.2.1"},
+            {"hostPort": 8081, "containerPort": 81, "protocol": "sctp", "hostIP": "0.0.0.0"},
+        ]);
+        let read = settings(&mapped(&mappings)).unwrap().mappings;
+        let words: Vec<String> = read.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            words,
+            ["8080/tcp", "[::1]:8080/udp", "192.0.2.1:8080/udp", "0.0.0.0:8081/sctp"]
+        );
+    }
+
+    #[test]
+    fn wrong_mappings_are_all_named() {
+        let mappings = json!([
+            {"hostPort": 0, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 80, "containerPort": 65536, "protocol": "tcp"},
+            {"hostPort": 80, "containerPort": 80, "protocol": "icmp"},
+            {"hostPort": 80, "containerPort": 80, "protocol": "tcp", "hostIP": "10.0.0"},
+            {"hostPort": 81, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 81, "containerPort": 90, "protocol": "tcp"},
+            {"hostPort": 82, "containerPort": 80, "protocol": "tcp", "hostIP": "0.0.0.0"},
+            {"hostPort": 82, "containerPort": 80, "protocol": "tcp"},
+        ]);
+        assert_eq!(
+            problems(&mapped(&mappings)),
+            [
+                "runtimeConfig.portMappings[0].hostPort: 0 is not a port: 1 to 65535",
+                "runtimeConfig.portMappings[1].containerPort: 65536 is not a port: 1 to 65535",
+                "runtimeConfig.portMappings[2].protocol: \"icmp\" is none of tcp, udp and sctp",
+                "runtimeConfig.portMappings[3].hostIP: \"10.0.0\" is not an IP address",
+                "runtimeConfig.portMappings[5]: host port 81/tcp is mapped twice",
+                "runtimeConfig.portMappings[7]: host port 82/tcp is mapped twice",
+            ]
+        );
+    }
+
+    #[test]
+    fn marks() {
+        assert_eq!(settings(&json!({"markMasqBit": 0})).unwrap().mark, Mark::Bit(0));
+        let external = settings(&json!({"externalSetMarkChain": "KUBE-MARK-MASQ"})).unwrap();
+        assert_eq!(external.mark, Mark::Chain("KUBE-MARK-MASQ".into()));
+        assert_eq!(external.backend, Some(BackendName::Iptables));
+        assert!(problems(&json!({"markMasqBit": 32}))[0].starts_with("markMasqBit: "));
+        assert!(
+            problems(&json!({"markMasqBit": 1, "externalSetMarkChain": "X"}))[0]
+                .contains("externalSetMarkChain")
+        );
+    }
+
+    #[test]
+    fn conditions_and_backend_must_agree() {
+        let backend = |value: &Value| settings(value).unwrap().backend;
+        assert_eq!(
+            backend(&json!({"conditionsV4": ["!", "-d", "192.0.2.0/24"]})),
+            Some(BackendName::Iptables)
+        );
+        assert_eq!(
+            backend(&json!({"conditionsV6": ["ip6 daddr != fd00::/8"]})),
+            Some(BackendName::Nftables)
+        );
+        for value in [
+            json!({"backend": "nftables", "conditionsV4": ["-d", "192.0.2.1"]}),
+            json!({"conditionsV4": ["-d", "192.0.2.1"], "conditionsV6": ["ip6 daddr ::1"]}),
+            json!({"backend": "nftables", "externalSetMarkChain": "X"}),
+            json!({"backend": "ebtables"}),
+        ] {
+            assert_eq!(problems(&value).len(), 1, "{value}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! `portmap`: ports of the host that lead into the container (behaviour 7).
+//!
+//! Chained after the plugin that made the interface; the mappings come from the runtime
+//! (`runtimeConfig.portMappings`). Without any, nothing is looked at or touched.
+
+mod config;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::cni::error::{Code, coded, not_available};
+use crate::cni::json::Problem;
+use crate::cni::result::{CniResult, Ip};
+use crate::cni::skel::{Call, Plugin};
+use crate::log;
+use crate::net::netlink::Netlink;
+use crate::net::{route, sysctl};
+use crate::netfilter::{self, Owner, PortMaps, conntrack};
+use crate::undo::Undo;
+
+use config::Settings;
+
+/// The applet.
+#[derive(Debug)]
+pub struct Portmap;
+
+impl Plugin for Portmap {
+    fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
+        let settings = Settings::resolve(call)?;
+        let result = required_result(call)?;
+        let Some(wanted) = wanted(call, &settings, &result) else {
+            return Ok(result);
+        };
+        let name = netfilter::choose(settings.backend)?;
+        let backend = name.backend();
+        let owner = Owner::of(call);
+        if must_route_localnet(&wanted) {
+            // The guard first: not for a moment may neighbours reach 127.0.0.1.
+            backend.ensure_localnet_guard()?;
+        }
+        undo.push("remove the port mappings", {
+            let owner = owner.clone();
+            move || backend.remove_port_maps(&owner)
+        });
+        backend
+            .ensure_port_maps(&owner, &wanted)
+            .with_context(|| format!("map ports with {}", name.as_str()))?;
+        if must_route_localnet(&wanted) {
+            route_localnet(&wanted)?;
+        }
+        forget_old_flows(&wanted, conntrack::Keep::To);
+        Ok(result)
+    }
+
+    fn del(&self, call: &Call) -> Result<()> {
+        let owner = Owner::of(call);
+        let removed = netfilter::with_both(|backend| backend.remove_port_maps(&owner));
+        // Only what is still known helps here, and nothing that is wrong may get in the
+        // way of the rules' removal.
+        if let Ok(settings) = Settings::resolve(call)
+            && let Ok(Some(result)) = call.config.prev_result()
+            && let Some(wanted) = wanted(call, &settings, &result)
+        {
+            forget_old_flows(&wanted, conntrack::Keep::AllBut);
+        }
+        removed
+    }
+
+    fn check(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        let result = required_result(call)?;
+        match wanted(call, &settings, &result) {
+            None => Ok(()),
+            Some(wanted) => netfilter::choose(settings.backend)?
+                .backend()
+                .check_port_maps(&Owner::of(call), &wanted),
+        }
+    }
+
+    fn status(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        netfilter::choose(settings.backend)
+            .map(drop)
+            .map_err(|error| not_available(&error))
+    }
+
+    fn gc(&self, call: &Call) -> Result<()> {
+        let valid = call.config.valid_attachments()?;
+        netfilter::with_both(|backend| {
+            backend.collect_port_maps(&call.config.network, &valid)
+        })
+    }
+
+    fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
+        config::validate(root, document)
+    }
+}
+
+fn required_result(call: &Call) -> Result<CniResult> {
+    call.config.prev_result()?.with_context(|| {
+        coded(
+            Code::Config,
+            "portmap must be called as a chained plugin: Required prevResult missing",
+        )
+    })
+}
+
+/// The rules that `call` is about; `None` when there is nothing to map, or nowhere to.
+fn wanted(call: &Call, settings: &Settings, result: &CniResult) -> Option<PortMaps> {
+    if settings.mappings.is_empty() {
+        return None;
+    }
+    let container = addresses(result, &call.invocation.attachment.ifname);
+    (!container.is_empty()).then(|| PortMaps {
+        container,
+        mappings: settings.mappings.clone(),
+        snat: settings.snat,
+        masquerade_all: settings.masquerade_all,
+        mark: settings.mark.clone(),
+        conditions_v4: settings.conditions_v4.clone(),
+        conditions_v6: settings.conditions_v6.clone(),
+    })
+}
+
+/// The container's first address of each family: of the interface `ifname`, or of none
+/// that the result names.
+fn addresses(result: &CniResult, ifname: &str) -> Vec<IpNet> {
+    let mine = |ip: &&Ip| {
+        ip.interface
+            .and_then(|index| result.interfaces.get(index))
+            .is_none_or(|interface| interface.name == ifname && !interface.sandbox.is_empty())
+    };
+    let first = |is_ipv4: bool| {
+        let mut mine = result.ips.iter().filter(mine).map(|ip| ip.address);
+        mine.find(|address| address.addr().is_ipv4() == is_ipv4)
+    };
+    [first(true), first(false)].into_iter().flatten().collect()
+}
+
+/// Whether a program on the host could call 127.0.0.1 and be led into the container: the
+/// kernel routes such packets only where it is told to. IPv6 has no such thing.
+fn must_route_localnet(wanted: &PortMaps) -> bool {
+    let Some(container) = wanted.container.iter().find(|ip| ip.addr().is_ipv4()) else {
+        return false;
+    };
+    wanted.snat
+        && wanted
+            .mappings
+            .iter()
+            .any(|mapping| mapping.is_for(container.addr()) && mapping.is_local())
+}
+
+/// Lets the link that leads to the container carry packets from 127.0.0.1. It stays that
+/// way: other containers are behind the same link.
+fn route_localnet(wanted: &PortMaps) -> Result<()> {
+    let netlink = Netlink::open()?;
+    for container in wanted.container.iter().filter(|ip| ip.addr().is_ipv4()) {
+        let Some(link) = route::link_to(&netlink, container.addr())? else {
+            continue;
+        };
+        sysctl::set(&format!("ipv4/conf/{link}/route_localnet"), "1")
+            .context("let 127.0.0.1 reach the container")?;
+    }
+    Ok(())
+}
+
+/// Connections without an end, UDP above all, keep leading where they led when they
+/// began. A failure here costs a flow its redirection, not the container its ports.
+fn forget_old_flows(wanted: &PortMaps, keep: conntrack::Keep) {
+    for container in &wanted.container {
+        let mappings: Vec<_> = wanted
+            .mappings
+            .iter()
+            .filter(|mapping| mapping.is_for(container.addr()))
+            .copied()
+            .collect();
+        if let Err(error) = conntrack::forget(container.addr(), &mappings, keep) {
+            log::warn(&format!("old connections stay as they are: {error:#}"));
+        }
+    }
+}
