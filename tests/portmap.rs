@@ -1,0 +1,493 @@
+//! Port mappings and masquerading with real packets: every backend, every protocol, both
+//! families, from every place a connection can come from.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test that cannot do its work says so by panicking; doors are for the product"
+)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use common::{Node, Output, run};
+use serde_json::{Value, json};
+
+/// A node with a second machine behind it, and networks on a backend.
+struct Lab {
+    node: Node,
+    backend: &'static str,
+    /// Where the backend's programs are found: nowhere, for nftables.
+    path: String,
+    servers: Vec<Child>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            drop(server.kill());
+            drop(server.wait());
+        }
+    }
+}
+
+const BACKENDS: [&str; 3] = ["nftables", "iptables-nft", "iptables-legacy"];
+
+impl Lab {
+    fn new(backend: &'static str) -> Self {
+        let node = Node::new();
+        let tools = node.dir.path().join("tools");
+        fs::create_dir(&tools).unwrap();
+        if backend != "nftables" {
+            for (family, variant) in [("iptables", backend), ("ip6tables", &backend.replace("ip", "ip6"))] {
+                for tool in ["", "-save", "-restore"] {
+                    let program = PathBuf::from(format!("/usr/sbin/{variant}{tool}"));
+                    assert!(program.exists(), "{} is needed: see `make test`", program.display());
+                    symlink(program, tools.join(format!("{family}{tool}"))).unwrap();
+                }
+            }
+        }
+        node.sh(
+            "ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
+             ip addr add 192.0.2.1/24 dev up0 && ip addr add fd00:2::1/64 dev up0 nodad && ip link set up0 up && \
+             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext addr add fd00:2::9/64 dev up1 nodad && \
+             ip -n ext link set lo up && ip -n ext link set up1 up && \
+             ip -n ext route add default via 192.0.2.1 && ip -n ext route add default via fd00:2::1",
+        );
+        let path = tools.to_str().unwrap().to_owned();
+        let lab = Self {
+            node,
+            backend,
+            path,
+            servers: Vec::new(),
+        };
+        lab.configure(&json!({}), &json!({}));
+        lab
+    }
+
+    /// The backend, as configurations call it.
+    fn word(&self) -> &'static str {
+        self.backend.split('-').next().unwrap()
+    }
+
+    fn conf(&self) -> PathBuf {
+        self.node.dir.path().join("net.d")
+    }
+
+    /// Writes the network, with changes to the bridge and the portmap plugin.
+    fn configure(&self, bridge: &Value, portmap: &Value) {
+        let merge = |mut base: Value, change: &Value| {
+            for (key, value) in change.as_object().unwrap() {
+                base[key] = value.clone();
+            }
+            base
+        };
+        let list = json!({
+            "cniVersion": "1.1.0",
+            "name": "net1",
+            "plugins": [
+                merge(json!({
+                    "type": "bridge", "bridge": "br1", "isDefaultGateway": true, "hairpinMode": true,
+                    "ipMasq": true, "ipMasqBackend": self.word(),
+                    "ipam": {"type": "host-local",
+                             "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]},
+                }), bridge),
+                merge(json!({
+                    "type": "portmap", "backend": self.word(), "capabilities": {"portMappings": true},
+                }), portmap),
+            ],
+        });
+        fs::create_dir_all(self.conf()).unwrap();
+        fs::write(self.conf().join("10-net1.conflist"), list.to_string()).unwrap();
+    }
+
+    fn cnitool(&self, command: &str, name: &str, mappings: &Value) -> Output {
+        let caps = json!({"portMappings": mappings}).to_string();
+        run(
+            Command::new(self.node.bin.join("cnitool"))
+                .args([command, "net1", &format!("/run/netns/{name}"), "--cap", &caps])
+                .env("CNI_PATH", &self.node.bin)
+                .env("NETCONFPATH", self.conf())
+                .env("PATH", &self.path),
+            "",
+        )
+    }
+
+    fn add(&self, name: &str, mappings: &Value) -> Value {
+        self.node.netns(name);
+        self.cnitool("add", name, mappings).json()
+    }
+
+    /// Serves TCP or UDP on a port in `netns`, IPv4 and IPv6: the answer is WHO and the
+    /// address the caller is seen with.
+    fn serve(&mut self, netns: &str, protocol: &str, port: u16, who: &str) {
+        let listen = match protocol {
+            "udp" => format!("UDP6-RECVFROM:{port},fork,ipv6only=0"),
+            _ => format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0"),
+        };
+        let answer = format!("SYSTEM:echo {who} \\$SOCAT_PEERADDR");
+        let child = Command::new("ip")
+            .args(["netns", "exec", netns, "socat", &listen, &answer])
+            .spawn()
+            .unwrap();
+        self.servers.push(child);
+        let proto = if protocol == "udp" { "-u" } else { "-t" };
+        let listening = format!("ip netns exec {netns} ss -Hln {proto} | grep -q ':{port} '");
+        for _ in 0..200 {
+            if self.node.succeeds(&listening) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("socat does not listen in {netns}");
+    }
+
+    /// What a server answers to a call from `netns` ("" is the host); empty for nothing.
+    fn call(&self, netns: &str, protocol: &str, address: &str, port: u16) -> String {
+        let target = if address.contains(':') {
+            format!("[{address}]:{port}")
+        } else {
+            format!("{address}:{port}")
+        };
+        let socat = match protocol {
+            "udp" => format!("echo | socat -T1 -t0.5 - UDP:{target}"),
+            _ => format!("socat -T1 - TCP:{target},connect-timeout=1 </dev/null"),
+        };
+        let inside = if netns.is_empty() {
+            socat
+        } else {
+            format!("ip netns exec {netns} sh -c '{socat}'")
+        };
+        let output = run(Command::new("sh").args(["-c", &inside]), "");
+        output.stdout.trim().replace(['[', ']'], "")
+    }
+
+    /// Every rule of either kind on the node, for comparison; counters left out.
+    fn rules(&self) -> String {
+        self.node.sh(
+            "nft list ruleset 2>/dev/null; iptables-legacy-save; ip6tables-legacy-save; true",
+        )
+    }
+}
+
+fn mapping(protocol: &str, host: u16, container: u16) -> Value {
+    json!({"hostPort": host, "containerPort": container, "protocol": protocol})
+}
+
+/// The table that the closing note shows: one line for each protocol and family.
+fn everywhere(backend: &'static str) {
+    let mut lab = Lab::new(backend);
+    let mappings = json!([mapping("tcp", 8080, 80), mapping("udp", 5353, 53)]);
+    lab.add("c1", &mappings);
+    lab.add("c2", &json!([]));
+    lab.serve("c1", "tcp", 80, "c1");
+    lab.serve("c1", "udp", 53, "c1");
+    for (protocol, port) in [("tcp", 8080), ("udp", 5353)] {
+        for (family, host, loopback) in [("v4", "192.0.2.1", "127.0.0.1"), ("v6", "fd00:2::1", "")] {
+            for (place, netns, address) in [
+                ("another machine", "ext", host),
+                ("the host", "", host),
+                ("the host by loopback", "", loopback),
+                ("another container", "c2", host),
+                ("the container itself", "c1", host),
+            ] {
+                // The kernel has no route_localnet for IPv6; the reference does not either.
+                if address.is_empty() {
+                    continue;
+                }
+                let answer = lab.call(netns, protocol, address, port);
+                println!("{backend:16} {protocol} {family} {place:22} {answer}");
+                assert!(answer.starts_with("c1 "), "{backend} {protocol} {family} from {place}: {answer:?}\n{}", lab.rules());
+            }
+        }
+    }
+    lab.cnitool("check", "c1", &mappings).silent();
+    lab.cnitool("check", "c2", &json!([])).silent();
+}
+
+#[test]
+fn from_everywhere_with_nftables() {
+    everywhere("nftables");
+}
+
+#[test]
+fn from_everywhere_with_iptables_nft() {
+    everywhere("iptables-nft");
+}
+
+#[test]
+fn from_everywhere_with_iptables_legacy() {
+    everywhere("iptables-legacy");
+}
+
+#[test]
+fn the_world_sees_the_hosts_address_where_it_is_masqueraded() {
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(backend);
+            lab.serve("ext", "tcp", 7000, "ext");
+            lab.add("c1", &json!([]));
+            assert_eq!(lab.call("c1", "tcp", "192.0.2.9", 7000), "ext 0000:0000:0000:0000:0000:ffff:c000:0201");
+            assert!(lab.call("c1", "tcp", "fd00:2::9", 7000).ends_with(":0001"));
+            lab.configure(&json!({"ipMasq": false}), &json!({}));
+            lab.add("c2", &json!([]));
+            assert_eq!(lab.call("c2", "tcp", "192.0.2.9", 7000), "ext 0000:0000:0000:0000:0000:ffff:0a09:0003");
+            // Inside the network nobody's address is changed.
+            lab.serve("c2", "tcp", 7001, "c2");
+            assert_eq!(lab.call("c1", "tcp", "10.9.0.3", 7001), "c2 0000:0000:0000:0000:0000:ffff:0a09:0002");
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn only_what_is_meant_for_this_host_is_intercepted() {
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(backend);
+            // A mapping of port 53, and a DNS server elsewhere that a container asks.
+            let everywhere = json!([mapping("tcp", 53, 80)]);
+            lab.add("c1", &everywhere);
+            lab.serve("c1", "tcp", 80, "c1");
+            lab.serve("ext", "tcp", 53, "ext");
+            lab.add("c2", &json!([]));
+            for netns in ["", "c2"] {
+                assert!(lab.call(netns, "tcp", "192.0.2.9", 53).starts_with("ext "));
+                assert!(lab.call(netns, "tcp", "fd00:2::9", 53).starts_with("ext "));
+            }
+            // A mapping for one address of the host is not one for another.
+            lab.node.sh("ip addr add 192.0.2.2/24 dev up0");
+            let one = json!([{"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.2"}]);
+            lab.add("c3", &one);
+            lab.serve("c3", "tcp", 80, "c3");
+            assert!(lab.call("ext", "tcp", "192.0.2.2", 8081).starts_with("c3 "));
+            assert_eq!(lab.call("ext", "tcp", "192.0.2.1", 8081), "");
+            // Nor does a mapping for an address that is not the host's catch anything.
+            let foreign = json!([{"hostPort": 7000, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.9"}]);
+            lab.add("c4", &foreign);
+            lab.serve("c4", "tcp", 80, "c4");
+            lab.serve("ext", "tcp", 7000, "ext");
+            assert!(lab.call("c2", "tcp", "192.0.2.9", 7000).starts_with("ext "));
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn what_is_deleted_is_gone_and_nobody_else_notices() {
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(backend);
+            let (one, two) = (json!([mapping("tcp", 8081, 80)]), json!([mapping("tcp", 8082, 80)]));
+            // The shared tables and chains may stay: made once, they are the baseline.
+            lab.add("c0", &json!([mapping("tcp", 8080, 80), mapping("udp", 8080, 80)]));
+            lab.cnitool("del", "c0", &json!([])).silent();
+            let before = lab.rules();
+            assert!(!before.contains("10.9.0."), "{before}");
+            lab.add("c1", &one);
+            lab.add("c2", &two);
+            lab.serve("c1", "tcp", 80, "c1");
+            lab.serve("c2", "tcp", 80, "c2");
+            assert!(lab.call("ext", "tcp", "192.0.2.1", 8081).starts_with("c1 "));
+            // Without the port mappings, as a runtime that lost them would.
+            lab.cnitool("del", "c1", &json!([])).silent();
+            lab.cnitool("del", "c1", &json!([])).silent();
+            assert_eq!(lab.call("ext", "tcp", "192.0.2.1", 8081), "");
+            assert!(lab.call("ext", "tcp", "192.0.2.1", 8082).starts_with("c2 "));
+            lab.cnitool("check", "c2", &two).silent();
+            // Without the namespace.
+            lab.node.sh("umount /run/netns/c2");
+            lab.cnitool("del", "c2", &two).silent();
+            assert_eq!(lab.rules(), before);
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn rules_go_without_namespace_and_without_result() {
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let lab = Lab::new(backend);
+            let mappings = json!([mapping("tcp", 8081, 80)]);
+            lab.add("c0", &mappings);
+            lab.cnitool("del", "c0", &mappings).silent();
+            let before = lab.rules();
+            lab.add("c1", &mappings);
+            assert_ne!(lab.rules(), before);
+            lab.node.sh("rm -r /var/lib/cni/results && ip netns del c1");
+            lab.cnitool("del", "c1", &json!([])).silent();
+            assert_eq!(lab.rules(), before);
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn the_newest_owner_of_a_port_gets_it() {
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(backend);
+            let mappings = json!([mapping("tcp", 8080, 80)]);
+            lab.add("old", &mappings);
+            // A crash: the container is gone, its rules and nothing else stay.
+            lab.node.sh("ip netns del old && rm -r /var/lib/cni");
+            lab.add("new", &mappings);
+            lab.serve("new", "tcp", 80, "new");
+            assert!(lab.call("ext", "tcp", "192.0.2.1", 8080).starts_with("new "));
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn localhost_of_the_host_stays_its_own() {
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(backend);
+            lab.add("c1", &json!([mapping("tcp", 8080, 80)]));
+            lab.serve("c1", "tcp", 80, "c1");
+            assert!(lab.call("", "tcp", "127.0.0.1", 8080).starts_with("c1 "));
+            lab.add("evil", &json!([]));
+            let mut secret = Command::new("socat")
+                .args(["TCP-LISTEN:9999,bind=127.0.0.1,fork,reuseaddr", "SYSTEM:echo LEAK"])
+                .spawn()
+                .unwrap();
+            while !lab.node.succeeds("ss -Hltn | grep -q ':9999 '") {}
+            assert_eq!(lab.call("", "tcp", "127.0.0.1", 9999), "LEAK");
+            // A container that sends packets for 127.0.0.1 to its gateway.
+            lab.node.sh(
+                "ip netns exec evil sh -c 'ip link set lo down; \
+                 for k in all eth0; do echo 1 > /proc/sys/net/ipv4/conf/$k/route_localnet; echo 0 > /proc/sys/net/ipv4/conf/$k/rp_filter; done; \
+                 ip route add 127.0.0.1/32 via 10.9.0.1 dev eth0 table 100; \
+                 ip rule add pref 5 from all lookup local; ip rule del pref 0 from all lookup local; \
+                 ip rule add pref 0 to 127.0.0.1 lookup 100'",
+            );
+            let answer = lab.call("evil", "tcp", "127.0.0.1", 9999);
+            secret.kill().unwrap();
+            secret.wait().unwrap();
+            assert_eq!(answer, "", "{backend}: a container reached a service on 127.0.0.1");
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn old_udp_flows_follow_the_new_owner() {
+    let mut lab = Lab::new("nftables");
+    let mappings = json!([mapping("udp", 5353, 53)]);
+    let ask = "echo | ip netns exec ext socat -T1 -t0.5 - UDP:192.0.2.1:5353,sourceport=40000 || true";
+    lab.add("c1", &mappings);
+    lab.serve("c1", "udp", 53, "c1");
+    assert!(lab.node.sh(ask).starts_with("c1 "));
+    lab.cnitool("del", "c1", &mappings).silent();
+    lab.add("c2", &mappings);
+    lab.serve("c2", "udp", 53, "c2");
+    // The same flow, which the kernel remembers as c1's.
+    assert!(lab.node.sh(ask).starts_with("c2 "));
+}
+
+#[test]
+fn gc_removes_the_rules_of_the_dead() {
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(backend);
+            let (one, two) = (json!([mapping("tcp", 8081, 80)]), json!([mapping("tcp", 8082, 80)]));
+            lab.add("alive", &one);
+            let before = lab.rules();
+            lab.add("dead", &two);
+            lab.node.sh("ip netns del dead");
+            let gc = lab.cnitool("gc", "alive", &json!([]));
+            assert!(gc.ok, "{gc:?}");
+            assert_eq!(lab.rules(), before);
+            lab.serve("alive", "tcp", 80, "alive");
+            assert!(lab.call("ext", "tcp", "192.0.2.1", 8081).starts_with("alive "));
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn check_misses_what_was_flushed() {
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let lab = Lab::new(backend);
+            let mappings = json!([mapping("tcp", 8081, 80)]);
+            lab.add("c1", &mappings);
+            lab.cnitool("check", "c1", &mappings).silent();
+            lab.node.sh("nft flush ruleset; iptables-legacy -t nat -F; ip6tables-legacy -t nat -F");
+            let checked = lab.cnitool("check", "c1", &mappings);
+            assert!(!checked.ok && checked.stderr.contains("10.9.0.2"), "{checked:?}");
+            lab.cnitool("del", "c1", &mappings).silent();
+            // And it works again for the next one.
+            lab.add("c2", &mappings);
+            lab.cnitool("check", "c2", &mappings).silent();
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_container_cannot_send_from_another_hardware_address() {
+    let lab = Lab::new("nftables");
+    lab.configure(&json!({"macspoofchk": true}), &json!({}));
+    lab.add("c1", &json!([]));
+    lab.node.ping("/run/netns/c1", "10.9.0.1");
+    lab.cnitool("check", "c1", &json!([])).silent();
+    lab.node.sh("ip -n c1 link set dev eth0 address 02:00:00:00:00:66 && ip -n c1 neigh flush all");
+    assert!(!lab.node.succeeds("ip netns exec c1 ping -n -c 1 -W 1 10.9.0.1"));
+    lab.cnitool("del", "c1", &json!([])).silent();
+    let rules = lab.rules();
+    assert!(!rules.contains("cni-br-iface"), "{rules}");
+}
+
+#[test]
+fn programs_run_for_a_container() {
+    for (backend, most) in [("nftables", 0), ("iptables-nft", 2), ("iptables-legacy", 2)] {
+        std::thread::spawn(move || {
+            let lab = Lab::new(backend);
+            // The first container on a node finds nothing there yet.
+            lab.add("c0", &json!([mapping("tcp", 8080, 80)]));
+            lab.node.netns("c1");
+            let caps = json!({"portMappings": [mapping("tcp", 8081, 80)]}).to_string();
+            for command in ["add", "del"] {
+                let trace = lab.node.dir.path().join("trace");
+                let output = run(
+                    Command::new("strace")
+                        .args(["-f", "-e", "trace=execve", "-o", trace.to_str().unwrap()])
+                        .arg(lab.node.bin.join("cnitool"))
+                        .args([command, "net1", "/run/netns/c1", "--cap", &caps])
+                        .env("CNI_PATH", &lab.node.bin)
+                        .env("NETCONFPATH", lab.conf())
+                        .env("PATH", &lab.path),
+                    "",
+                );
+                assert!(output.ok, "{output:?}");
+                let calls = fs::read_to_string(&trace).unwrap();
+                let tools = calls
+                    .lines()
+                    .filter(|line| line.contains("execve(") && line.contains("tables"))
+                    .filter(|line| line.ends_with("= 0"))
+                    .count();
+                println!("{backend}: {command} ran {tools} programs");
+                // Two plugins, two families, at most twice each; usually once.
+                assert!(tools <= most * 4, "{backend} {command}:\n{calls}");
+            }
+        })
+        .join()
+        .unwrap();
+    }
+}
