@@ -166,7 +166,7 @@ fn change_link(
     wanted: &Wanted,
     undo: &mut Undo<'_>,
 ) -> Result<()> {
-    let had = Backup::of(&link, wanted);
+    let had = Backup::of(link, wanted);
     undo.push(format!("restore link {}", link.name), {
         let (container, link) = (container.clone(), link.clone());
         move || {
