@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::cni::skel::Plugin;
 use crate::cnitool;
-use crate::plugins::{bridge::Bridge, ipam::Ipam};
+use crate::plugins::{bridge::Bridge, ipam::Ipam, tuning::Tuning};
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
 pub struct Applet {
@@ -38,6 +38,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &["host-local"],
         summary: "hands out addresses from ranges, recorded in files on this host",
         entry: Entry::Plugin(&Ipam),
+    },
+    Applet {
+        name: "tuning",
+        aliases: &[],
+        summary: "sets sysctls and link properties inside a container",
+        entry: Entry::Plugin(&Tuning),
     },
     Applet {
         name: "cnitool",
