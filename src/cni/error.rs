@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::log;
+
 /// Error codes of the CNI specification 1.1.0, and the two the reference adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
@@ -77,6 +79,30 @@ pub fn detailed(
     details: impl Into<String>,
 ) -> anyhow::Error {
     anyhow::Error::msg(details.into()).context(coded(code, sentence))
+}
+
+/// `error`, as STATUS tells it.
+pub fn not_available(error: &anyhow::Error) -> anyhow::Error {
+    let object = ErrorObject::from_error(error);
+    if object.details.is_empty() {
+        return coded(Code::NotAvailable, object.msg).into();
+    }
+    detailed(Code::NotAvailable, object.msg, object.details)
+}
+
+/// What many steps came to: success, or the first error, the others told on stderr.
+///
+/// # Errors
+/// The first one.
+pub fn all(results: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut errors = results.into_iter().filter_map(anyhow::Result::err);
+    let Some(first) = errors.next() else {
+        return Ok(());
+    };
+    for error in errors {
+        log::warn(&format!("also: {error:#}"));
+    }
+    Err(first)
 }
 
 /// The specification's error object.

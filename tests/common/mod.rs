@@ -65,7 +65,8 @@ impl Node {
             .expect("make namespaces for the test");
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private /");
-        for dir in ["/run", "/var/lib"] {
+        fs::create_dir_all("/var/lib/cni").unwrap();
+        for dir in ["/run", "/var/lib/cni"] {
             mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), none)
                 .unwrap_or_else(|error| panic!("mount a tmpfs on {dir}: {error}"));
         }

@@ -36,7 +36,6 @@ struct Wire {
     enabledad: bool,
     disable_container_interface: bool,
     port_isolation: bool,
-    mac: String,
     ipam: Option<WireIpam>,
     dns: WireDns,
     args: WireArgs,
@@ -62,7 +61,6 @@ impl Default for Wire {
             enabledad: false,
             disable_container_interface: false,
             port_isolation: false,
-            mac: String::new(),
             ipam: None,
             dns: WireDns::default(),
             args: WireArgs::default(),
@@ -326,6 +324,7 @@ mod tests {
                 .negotiate(Command::Add, &Version::ALL)
                 .unwrap(),
             applets: |_| None,
+            depth: 0,
         }
     }
 

@@ -13,7 +13,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::cni::delegate;
-use crate::cni::error::{Code, detailed};
+use crate::cni::error::{Code, all, detailed, not_available};
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Interface};
@@ -40,18 +40,27 @@ impl Plugin for Bridge {
         let settings = Settings::resolve(call)?;
         refuse_inexpressible(call, &settings)?;
         let sides = Sides::open(call)?;
-        apply::refuse_existing(&sides, &call.invocation.attachment.ifname)?;
+        apply::refuse_existing(&sides, call)?;
         apply::find_bridge(&sides.host, &settings.bridge)?;
 
         // The address first: the rest is quick to undo, and most failures are here.
-        let ipam = reserve(call, &settings, undo)?;
+        let ipam = match &settings.ipam {
+            Some(plugin) => Some(delegate::add(call, plugin, undo)?),
+            None => None,
+        };
         let plan = match &ipam {
             Some(ipam) => Plan::new(&settings, ipam)?,
             None => Plan::default(),
         };
 
         let bridge = apply::ensure_bridge(&sides.host, &settings)?;
-        apply::ensure_gateways(&sides.host, &settings, &bridge, &plan.bridge_addresses)?;
+        apply::ensure_gateways(
+            &sides.host,
+            &settings,
+            &bridge,
+            &plan.bridge_addresses,
+            undo,
+        )?;
         let pair = apply::create_pair(&sides, call, &settings, undo)?;
         let bridge = apply::attach(&sides, call, &settings, &bridge, &pair)?;
         if ipam.is_some() {
@@ -90,28 +99,27 @@ impl Plugin for Bridge {
     }
 
     fn del(&self, call: &Call) -> Result<()> {
-        let mut errors = Vec::new();
         let host = Netlink::open()?;
+        let mut done: Vec<Result<()>> = Vec::new();
         // The link and its namespace may be gone, half gone, or somebody else's by now.
         let link = find_container_end(call, &host).unwrap_or_else(|error| {
-            errors.push(error);
+            done.push(Err(error));
             None
         });
         // No address is free while an interface still has it; but the link stays until
         // IPAM is done, which may want to talk over it.
         if let Some((container, end)) = &link {
-            errors.extend(remove_addresses(container, end).err());
+            done.push(remove_addresses(container, end));
         }
-        let released = call.config.ipam_type().and_then(|ipam| match ipam {
+        done.push(call.config.ipam_type().and_then(|ipam| match ipam {
             Some(plugin) => delegate::run(call, &plugin, Command::Del),
             None => Ok(()),
-        });
-        errors.extend(released.err());
+        }));
         if let Some((container, end)) = &link {
-            errors.extend(link::delete(container, end.index).err());
+            done.push(link::delete(container, end.index));
         }
-        errors.extend(Identity::of(call).delete(&host).err());
-        join(errors)
+        done.push(Identity::of(call).delete(&host));
+        all(done)
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -125,11 +133,7 @@ impl Plugin for Bridge {
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         if let Err(error) = apply::find_bridge(&Netlink::open()?, &settings.bridge) {
-            return Err(detailed(
-                Code::NotAvailable,
-                error.to_string(),
-                error.root_cause().to_string(),
-            ));
+            return Err(not_available(&error));
         }
         match &settings.ipam {
             Some(plugin) => delegate::run(call, plugin, Command::Status),
@@ -165,24 +169,6 @@ fn refuse_inexpressible(call: &Call, settings: &Settings) -> Result<()> {
     ))
 }
 
-/// Reserves the attachment's addresses; `None` without IPAM. The release goes on the
-/// stack first: the specification (section 4) wants the delegate's DEL even after its
-/// ADD has failed.
-fn reserve<'a>(
-    call: &'a Call,
-    settings: &Settings,
-    undo: &mut Undo<'a>,
-) -> Result<Option<CniResult>> {
-    let Some(plugin) = settings.ipam.clone() else {
-        return Ok(None);
-    };
-    let delegate = plugin.clone();
-    undo.push(format!("release the addresses of {plugin}"), move || {
-        delegate::run(call, &delegate, Command::Del)
-    });
-    delegate::add(call, &plugin).map(Some)
-}
-
 /// The container's end and a socket in its namespace; `None` when either is gone.
 fn find_container_end(call: &Call, host: &Netlink) -> Result<Option<(Netlink, Link)>> {
     let Some(netns) = Netns::open_if_any(call.invocation.netns.as_deref())? else {
@@ -209,16 +195,4 @@ fn remove_addresses(container: &Netlink, end: &Link) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// All errors as one, the first in front; none is success.
-fn join(errors: Vec<anyhow::Error>) -> Result<()> {
-    let mut errors = errors.into_iter();
-    let Some(first) = errors.next() else {
-        return Ok(());
-    };
-    for error in errors {
-        log::warn(&format!("also: {error:#}"));
-    }
-    Err(first)
 }

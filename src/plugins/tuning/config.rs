@@ -227,10 +227,7 @@ impl Wire {
         ] {
             let none = BTreeMap::new();
             if let Err(error) = sysctl::resolve(map, &none, PLACEHOLDER) {
-                problems.push(Problem {
-                    path: place(key),
-                    message: format!("{error:#}"),
-                });
+                problems.push(Problem::new(place(key), format!("{error:#}")));
             }
         }
         for (key, text) in [
@@ -241,13 +238,9 @@ impl Wire {
             if !text.is_empty()
                 && let Err(error) = parse_mac(key, text)
             {
-                problems.push(Problem {
-                    path: place(key),
-                    message: error
-                        .to_string()
-                        .trim_start_matches(&format!("{key}: "))
-                        .to_owned(),
-                });
+                let text = error.to_string();
+                let message = text.trim_start_matches(&format!("{key}: "));
+                problems.push(Problem::new(place(key), message));
             }
         }
         problems
