@@ -269,7 +269,7 @@ fn del_succeeds_whatever_is_gone() {
         ("the interface", "ip -n c1 link del eth0"),
         ("the addresses", "ip -n c1 addr flush dev eth0"),
         ("the bridge", "ip link del br1"),
-        ("the leases", "rm -r /var/lib/cni/networks"),
+        ("the leases", "rm -r /var/lib/cni"),
         ("the namespace, its file left", "umount /run/netns/c1"),
         ("the namespace and its path", "ip netns del c1"),
     ];
@@ -1239,7 +1239,7 @@ fn two_networks_on_one_new_bridge_at_once() {
 #[test]
 fn a_full_disk_leaves_no_interface() {
     let node = Node::new();
-    node.sh("mount -t tmpfs -o size=4k,nr_inodes=3 tmpfs /var/lib/cni");
+    node.sh("mkdir -p /var/lib/cni && mount -t tmpfs -o size=4k,nr_inodes=3 tmpfs /var/lib/cni");
     let call = node.plugin("bridge").netns(&node.netns("c1"));
     let (_, message, details) = call.run("ADD", &dual_stack()).error();
     assert!(

@@ -122,10 +122,7 @@ fn unknown_names_fail_loudly() {
 #[test]
 fn the_binary_itself_is_no_plugin() {
     for command in ["ADD", "VERSION"] {
-        let output = run(
-            Command::new(common::binary()).env("CNI_COMMAND", command),
-            "{}",
-        );
+        let output = run(Command::new(binary()).env("CNI_COMMAND", command), "{}");
         let (code, message, _) = output.error();
         assert_eq!(code, 999);
         assert!(message.contains("\"cnibox\""), "{message}");

@@ -85,6 +85,29 @@ pub struct Call {
     pub depth: u8,
 }
 
+#[cfg(test)]
+impl Call {
+    /// An ADD with this configuration and these `CNI_ARGS`, for tests of what plugins
+    /// make of them.
+    pub fn to_add(config: &str, args: &str) -> Result<Self> {
+        let env = [
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_NETNS", "/run/netns/c1"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_ARGS", args),
+        ];
+        let env = env.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        Ok(Self {
+            invocation: Invocation::parse(Command::Add, &Environment::from(env))?,
+            config: Document::parse(config.as_bytes().to_vec())?
+                .negotiate(Command::Add, &Version::ALL)?,
+            applets: |_| None,
+            depth: 0,
+        })
+    }
+}
+
 /// Standard input, or what stands for it in a test.
 pub trait Input: Read {
     /// What has been sent so far, without taking it away.

@@ -301,31 +301,13 @@ fn parse_mac(source: &str, text: &str) -> Result<Mac> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cni::config::Document;
     use crate::cni::error::ErrorObject;
-    use crate::cni::invocation::{Command, Invocation};
-    use crate::cni::version::Version;
     use serde_json::json;
 
     fn call(mut config: Value, cni_args: &str) -> Call {
         config["name"] = json!("n");
         config["cniVersion"] = json!("1.1.0");
-        Call {
-            invocation: Invocation {
-                command: Command::Add,
-                attachment: crate::cni::invocation::Attachment::default(),
-                netns: None,
-                args: cni_args.into(),
-                path: Vec::new(),
-                netns_override: false,
-            },
-            config: Document::parse(config.to_string().into_bytes())
-                .unwrap()
-                .negotiate(Command::Add, &Version::ALL)
-                .unwrap(),
-            applets: |_| None,
-            depth: 0,
-        }
+        Call::to_add(&config.to_string(), cni_args).unwrap()
     }
 
     fn settings(config: Value) -> Settings {

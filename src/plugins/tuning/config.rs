@@ -252,29 +252,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    use crate::cni::config::Document;
     use crate::cni::error::ErrorObject;
-    use crate::cni::invocation::{Attachment, Command, Invocation};
-    use crate::cni::version::Version;
 
     fn resolve_text(text: &str, args: &str) -> Result<Settings> {
-        let config =
-            Document::parse(text.as_bytes().to_vec())?.negotiate(Command::Add, &Version::ALL)?;
-        Settings::resolve(&Call {
-            invocation: Invocation {
-                command: Command::Add,
-                attachment: Attachment {
-                    container_id: "c1".into(),
-                    ifname: "eth0".into(),
-                },
-                netns: None,
-                args: args.into(),
-                path: Vec::new(),
-                netns_override: false,
-            },
-            config,
-            applets: |_| None,
-        })
+        Settings::resolve(&Call::to_add(text, args)?)
     }
 
     fn resolve(mut members: Value, args: &str) -> Result<Settings> {
