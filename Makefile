@@ -42,6 +42,7 @@ clean:
 # --- What the targets above need; each line does nothing when it is there already. ---
 
 toolchain:
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust with rustup (https://rustup.rs)" >&2; exit 1; }
 	@sh tests/packages.sh cc=gcc readelf=binutils
 	@rustup target list --installed 2>/dev/null | grep -qx $(TARGET) || rustup target add $(TARGET)
 
@@ -49,10 +50,10 @@ demo-packages:
 	@sh tests/packages.sh ip=iproute2 ping=iputils-ping
 
 test-packages: demo-packages
-	@sh tests/packages.sh strace=strace tcpdump=tcpdump /usr/lib/cni/host-local=containernetworking-plugins
+	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins
 
 nextest:
-	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest
+	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest@0.9.143
 
 deny:
-	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny@0.20.2

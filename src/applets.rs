@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::cni::skel::Plugin;
 use crate::cnitool;
-use crate::plugins::{bridge::Bridge, ipam::Ipam, portmap::Portmap};
+use crate::plugins::{bridge::Bridge, ipam::Ipam, portmap::Portmap, tuning::Tuning};
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
 pub struct Applet {
@@ -44,6 +44,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &[],
         summary: "leads ports of this host into a container",
         entry: Entry::Plugin(&Portmap),
+    },
+    Applet {
+        name: "tuning",
+        aliases: &[],
+        summary: "sets sysctls and link properties inside a container",
+        entry: Entry::Plugin(&Tuning),
     },
     Applet {
         name: "cnitool",

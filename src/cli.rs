@@ -59,6 +59,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(error) => return print(&error.render().to_string()),
     };
     match cli.verb {
+        // A configuration of "type": "cnibox": better an error than a success of nothing.
+        None if is_called_as_plugin() => unknown_applet(NAME),
         None => print(&overview()),
         Some(Verb::List) => print(&applets::names().fold(String::new(), |all, n| all + n + "\n")),
         Some(Verb::Install(args)) => match install(&args) {
@@ -75,10 +77,7 @@ pub fn unknown_applet(name: &str) -> ExitCode {
         .map_or_else(String::new, |n| format!("; did you mean \"{n}\"?"));
     let names: Vec<_> = applets::names().collect();
     let names = names.join(", ");
-    let called_as_plugin = invocation::environment()
-        .get("CNI_COMMAND")
-        .is_some_and(|command| !command.is_empty());
-    if called_as_plugin {
+    if is_called_as_plugin() {
         let object = ErrorObject {
             code: Code::Internal.number(),
             msg: format!("{NAME} has no applet called \"{name}\""),
@@ -92,6 +91,13 @@ pub fn unknown_applet(name: &str) -> ExitCode {
     fail(&format!(
         "{NAME}: no applet is called \"{name}\"{advice}\nthere are: {names}"
     ))
+}
+
+/// Whether a runtime is calling, and not a person.
+fn is_called_as_plugin() -> bool {
+    invocation::environment()
+        .get("CNI_COMMAND")
+        .is_some_and(|command| !command.is_empty())
 }
 
 fn overview() -> String {

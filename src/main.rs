@@ -54,7 +54,8 @@ fn run(applet: &Applet, name: &str, args: Vec<OsString>) -> ExitCode {
             applets::plugin,
             &cni::invocation::environment(),
             &mut std::io::stdin().lock(),
-            &mut std::io::stdout().lock(),
+            // Not locked: the panic hook must be able to write, from any thread.
+            &mut std::io::stdout(),
         ),
         Entry::Tool(tool) => tool(args),
     }

@@ -319,9 +319,8 @@ fn an_add_that_fails_leaves_nothing() {
     let node = Node::new();
     let netns = node.netns("c1");
     let call = node.plugin("bridge").netns(&netns);
-    node.sh("ip link add other type veth peer name other2 && ip link del other");
     let failures = [
-        // No address left for the second container.
+        // A malformed range.
         (
             json!({"ipam": {"type": "host-local", "subnet": "10.9.0.0/24",
                             "rangeStart": "10.9.0.9", "rangeEnd": "10.9.0.8"}}),
@@ -1031,5 +1030,377 @@ fn one_document_on_stdout_whatever_comes_in() {
     ] {
         let (code, _, _) = call.run_text(stdin).error();
         assert!([6, 7].contains(&code), "{code}");
+    }
+}
+
+#[test]
+fn one_container_added_twice_at_once_keeps_its_address() {
+    let node = Node::new();
+    for round in 0..10 {
+        let id = format!("c{round}");
+        let call = node.plugin("bridge").id(&id).netns(&node.netns(&id));
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let call = call.clone();
+                std::thread::spawn(move || call.run("ADD", &dual_stack()))
+            })
+            .collect();
+        let outputs: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+        assert!(outputs.iter().filter(|o| o.ok).count() <= 1, "{outputs:?}");
+        if let Some(won) = outputs.iter().find(|output| output.ok) {
+            let address = won.json()["ips"][0]["address"].as_str().unwrap().to_owned();
+            let lease = address.split('/').next().unwrap();
+            assert!(
+                leases("net1").iter().any(|name| name == lease),
+                "{address} is not recorded"
+            );
+            node.ping(&format!("/run/netns/{id}"), "10.9.0.1");
+        }
+        call.run("DEL", &dual_stack()).silent();
+    }
+    assert_clean(&node, "br1");
+}
+
+#[test]
+fn one_container_in_another_namespace_is_refused_and_disturbs_nothing() {
+    let node = Node::new();
+    let (a, b) = (node.netns("a"), node.netns("b"));
+    let layer2 = json!({"cniVersion": "1.0.0", "name": "net1", "bridge": "br1"});
+    for config in [dual_stack(), layer2] {
+        node.plugin("bridge").netns(&a).run("ADD", &config).json();
+        let held = leases("net1");
+        let (_, message, _) = node.plugin("bridge").netns(&b).run("ADD", &config).error();
+        assert!(message.contains("already attached"), "{message}");
+        assert_eq!(leases("net1"), held);
+        assert!(node.sh("ip -n a link show dev eth0").contains("LOWER_UP"));
+        node.plugin("bridge").netns(&a).run("DEL", &config).silent();
+        assert_clean(&node, "br1");
+    }
+}
+
+#[test]
+fn an_add_that_was_killed_is_cleaned_up_without_its_namespace() {
+    let node = Node::new();
+    let netns = node.netns("c1");
+    let config = dual_stack().to_string();
+    let call = node.plugin("bridge");
+    // Killed after each of its requests to the kernel in turn.
+    let mut survived = false;
+    for n in 1..60 {
+        let command = format!(
+            "printf '%s' '{config}' | CNI_COMMAND=ADD CNI_CONTAINERID=c1 CNI_NETNS={netns} CNI_IFNAME=eth0 \
+             CNI_PATH={bin} strace -f -qq -o /dev/null --inject=sendto:signal=KILL:when={n} {bin}/bridge",
+            bin = node.bin.display()
+        );
+        survived = node.succeeds(&command);
+        call.run("DEL", &dual_stack()).silent();
+        assert_clean(&node, "br1");
+        if survived {
+            break;
+        }
+    }
+    assert!(survived, "ADD makes more than 60 requests?");
+    call.netns(&netns).run("ADD", &dual_stack()).json();
+}
+
+#[test]
+fn arguments_of_the_runtime() {
+    let node = Node::new();
+    let call = node.plugin("bridge").netns(&node.netns("c1"));
+    let mac = |args: &str| {
+        let output = call.clone().env("CNI_ARGS", args).run("ADD", &dual_stack());
+        let mac = output.json()["interfaces"][2]["mac"].clone();
+        call.run("DEL", &dual_stack()).silent();
+        mac
+    };
+    assert_eq!(
+        mac("IgnoreUnknown=1;MAC=02:00:00:00:00:05;X=y"),
+        "02:00:00:00:00:05"
+    );
+    assert_eq!(
+        mac("K8S_POD_NAME=p;MAC=02-00-00-00-00-06;IgnoreUnknown=true;"),
+        "02:00:00:00:00:06"
+    );
+    let (code, message, _) = call
+        .clone()
+        .env("CNI_ARGS", "MAC=02:00:00:00:00:05;X=y")
+        .run("ADD", &dual_stack())
+        .error();
+    assert_eq!(
+        (code, message.as_str()),
+        (4, r#"ARGS: unknown args ["X=y"]"#)
+    );
+    assert_clean(&node, "br1");
+}
+
+#[test]
+fn names_the_kernel_would_expand_are_refused() {
+    let node = Node::new();
+    let call = node.plugin("bridge").netns(&node.netns("c1"));
+    let (code, _, _) = call
+        .clone()
+        .ifname("eth%d")
+        .run("ADD", &dual_stack())
+        .error();
+    assert_eq!(code, 4);
+    let config = with(dual_stack(), json!({"bridge": "br%d"}));
+    assert_eq!(call.run("ADD", &config).error().0, 7);
+    assert_clean(&node, "");
+}
+
+#[test]
+fn the_hosts_own_namespace_where_the_runtime_insists() {
+    let node = Node::new();
+    let own = format!(
+        "/proc/{}/task/{}/ns/net",
+        std::process::id(),
+        nix::unistd::gettid()
+    );
+    let call = node
+        .plugin("bridge")
+        .netns(&own)
+        .ifname("inner0")
+        .env("CNI_NETNS_OVERRIDE", "1");
+    // No default route: the gateway is an address of the same namespace.
+    let config = with(
+        dual_stack(),
+        json!({"isDefaultGateway": false, "isGateway": true}),
+    );
+    call.run("ADD", &config).json();
+    assert_eq!(
+        addresses(&node, "addr show dev inner0"),
+        ["10.9.0.2/24", "fd00:9::2/64"]
+    );
+    call.run("DEL", &dual_stack()).silent();
+    assert_clean(&node, "br1");
+}
+
+#[test]
+fn dns_of_the_configuration_replaces_that_of_ipam() {
+    let node = Node::new();
+    let call = node.plugin("bridge").netns(&node.netns("c1"));
+    let resolv = node.dir.path().join("resolv.conf");
+    fs::write(&resolv, "nameserver 192.0.2.53\nsearch example.org\n").unwrap();
+    let ipam = json!({"type": "host-local", "subnet": "10.9.0.0/24", "resolvConf": resolv});
+    let config = with(dual_stack(), json!({"ipam": ipam}));
+    let dns = |config: &Value| {
+        let result = call.run("ADD", config).json();
+        call.run("DEL", config).silent();
+        result["dns"].clone()
+    };
+    assert_eq!(
+        dns(&config),
+        json!({"nameservers": ["192.0.2.53"], "search": ["example.org"]})
+    );
+    let own = with(config, json!({"dns": {"domain": "example.net"}}));
+    assert_eq!(dns(&own), json!({"domain": "example.net"}));
+}
+
+#[test]
+fn status_tells_why_no_container_can_be_added() {
+    let node = Node::new();
+    let call = node.plugin("bridge");
+    call.run("STATUS", &dual_stack()).silent();
+    for (change, word) in [
+        (json!({"bridge": "lo"}), "lo"),
+        (json!({"ipam": {"type": "nobody"}}), "nobody"),
+    ] {
+        let (code, message, _) = call.run("STATUS", &with(dual_stack(), change)).error();
+        assert!(code == 50 && message.contains(word), "{code} {message}");
+    }
+}
+
+#[test]
+fn two_networks_on_one_new_bridge_at_once() {
+    let node = Node::new();
+    let configs = ["10.1.0.0/24", "10.2.0.0/24"].map(|subnet| {
+        json!({
+            "cniVersion": "1.1.0", "name": format!("net{}", &subnet[3..4]), "bridge": "br1",
+            "ipam": {"type": "host-local", "subnet": subnet},
+        })
+    });
+    let threads: Vec<_> = (0..10)
+        .map(|n| {
+            let call = node
+                .plugin("bridge")
+                .id(&format!("c{n}"))
+                .netns(&node.netns(&format!("c{n}")));
+            let config = configs[n % 2].clone();
+            std::thread::spawn(move || call.run("ADD", &config))
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap().json();
+    }
+    assert_eq!(node.links().iter().filter(|name| *name == "br1").count(), 1);
+    assert_eq!(leases("net1").len() + leases("net2").len(), 10);
+}
+
+#[test]
+fn a_full_disk_leaves_no_interface() {
+    let node = Node::new();
+    node.sh("mkdir -p /var/lib/cni && mount -t tmpfs -o size=4k,nr_inodes=3 tmpfs /var/lib/cni");
+    let call = node.plugin("bridge").netns(&node.netns("c1"));
+    let (_, message, details) = call.run("ADD", &dual_stack()).error();
+    assert!(
+        format!("{message}; {details}").contains("/var/lib/cni"),
+        "{message}; {details}"
+    );
+    assert!(!node.succeeds("ip -n c1 link show dev eth0 2>/dev/null"));
+    assert_clean(&node, "br1");
+    call.run("DEL", &dual_stack()).silent();
+}
+
+#[test]
+fn a_container_cannot_advertise_itself_as_the_hosts_router() {
+    let node = Node::new();
+    let call = node.plugin("bridge").netns(&node.netns("evil"));
+    call.run("ADD", &dual_stack()).json();
+    let before = node.sh("ip -6 route");
+    // A router advertisement (RFC 4861, section 4.2) with a prefix, to all nodes.
+    let advertisement = "86000000 40080e10 00000000 00000000 \
+                         0304 40c0 00015180 00003840 00000000 20010db8000000000000000000000000";
+    let hex: String = advertisement.split_whitespace().collect();
+    let script = format!(
+        "import socket;s=socket.socket(socket.AF_INET6,socket.SOCK_RAW,58);\
+         s.setsockopt(41,18,255);\
+         s.sendto(bytes.fromhex('{hex}'),('ff02::1',0,0,socket.if_nametoindex('eth0')))"
+    );
+    let mut capture = std::process::Command::new("timeout")
+        .args([
+            "5",
+            "tcpdump",
+            "-n",
+            "-i",
+            "br1",
+            "-c",
+            "1",
+            "icmp6[0] == 134",
+        ])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !node.sh("ip -d link show dev br1").contains("promiscuity 1") {}
+    node.sh(&format!("ip netns exec evil python3 -c \"{script}\""));
+    assert!(
+        capture.wait().unwrap().success(),
+        "the advertisement did not reach the bridge"
+    );
+    assert_eq!(node.sh("ip -6 route"), before);
+    assert!(!node.sh("ip -6 addr").contains("2001:db8"));
+}
+
+#[test]
+fn ipam_that_delegates_to_itself_is_refused() {
+    let node = Node::new();
+    let call = node.plugin("bridge").netns(&node.netns("c1"));
+    let config = with(dual_stack(), json!({"ipam": {"type": "bridge"}}));
+    for command in ["ADD", "DEL", "STATUS"] {
+        let (code, message, _) = call.run(command, &config).error();
+        assert!(
+            code == 7 && message.contains("itself"),
+            "{command}: {code} {message}"
+        );
+    }
+    assert_clean(&node, "br1");
+}
+
+#[test]
+fn del_takes_whatever_stands_where_a_namespace_was() {
+    let node = Node::new();
+    node.sh("mkfifo /run/fifo && ln -s /run/loop /run/loop && touch /run/file");
+    for path in [
+        "/run/fifo",
+        "/run/loop",
+        "/run/file",
+        "/run",
+        "/proc/self/status",
+        "/proc/self/ns/mnt",
+        "/run/none/x",
+    ] {
+        let call = node.plugin("bridge").netns(path);
+        let output = call.run("DEL", &dual_stack());
+        assert!(output.ok, "{path}: {output:?}");
+        let (code, message, _) = call.run("ADD", &dual_stack()).error();
+        assert!(
+            code == 4 && message.contains(path),
+            "{path}: {code} {message}"
+        );
+    }
+    assert_clean(&node, "br1");
+}
+
+#[test]
+fn check_leaves_other_plugins_results_alone() {
+    let node = Node::new();
+    let call = node.plugin("bridge").netns(&node.netns("c1"));
+    let mut result = call.run("ADD", &dual_stack()).json();
+    // A later plugin of the chain has added an interface with an address and a route.
+    node.sh("ip -n c1 link add extra0 type veth peer name extra1 && ip -n c1 addr add 10.99.0.2/24 dev extra0 && \
+             ip -n c1 link set extra0 up && ip -n c1 link set extra1 up && ip -n c1 route add 10.98.0.0/16 via 10.99.0.1");
+    let list = |result: &mut Value, key: &str, value: Value| {
+        result[key].as_array_mut().unwrap().push(value);
+    };
+    list(
+        &mut result,
+        "interfaces",
+        json!({"name": "extra0", "sandbox": "/run/netns/c1"}),
+    );
+    list(
+        &mut result,
+        "ips",
+        json!({"address": "10.99.0.2/24", "gateway": "10.99.0.1", "interface": 3}),
+    );
+    list(&mut result, "routes", json!({"dst": "10.98.0.0/16"}));
+    call.run("CHECK", &with_result(&dual_stack(), &result))
+        .silent();
+    // Another container lowers what the bridge carries.
+    let small = with(dual_stack(), json!({"mtu": 1400}));
+    node.plugin("bridge")
+        .id("c2")
+        .netns(&node.netns("c2"))
+        .run("ADD", &small)
+        .json();
+    let checked = call.run("CHECK", &with_result(&dual_stack(), &result));
+    checked.silent();
+    assert!(checked.stderr.contains("1400"), "{checked:?}");
+}
+
+#[test]
+fn a_delegate_that_mixes_result_forms_does_not_confuse_ours() {
+    let node = Node::new();
+    let script = node.bin.join("mixed");
+    fs::write(
+        &script,
+        "#!/bin/sh\ncat >/dev/null\n[ \"$CNI_COMMAND\" != ADD ] || echo '{\"cniVersion\": \"0.2.0\", \
+         \"ip4\": {\"ip\": \"10.9.0.50/24\"}, \"ips\": [], \"routes\": [], \"vendor\": 1}'\n",
+    )
+    .unwrap();
+    node.sh(&format!("chmod +x {}", script.display()));
+    for version in ["0.2.0", "0.4.0", "1.0.0"] {
+        let call = node
+            .plugin("bridge")
+            .id(version)
+            .netns(&node.netns(&format!(
+                "v{}",
+                version.len() + version.bytes().map(usize::from).sum::<usize>()
+            )));
+        let config = with(
+            dual_stack(),
+            json!({"cniVersion": version, "ipam": {"type": "mixed"}}),
+        );
+        let output = call.run("ADD", &config);
+        let result = output.json();
+        assert_eq!(result["vendor"], 1);
+        assert_eq!(
+            output.stdout.matches("\"ips\"").count(),
+            usize::from(version != "0.2.0"),
+            "{output:?}"
+        );
+        if version != "0.2.0" {
+            assert_eq!(result["ips"][0]["gateway"], "10.9.0.1");
+        }
+        call.run("DEL", &config).silent();
     }
 }

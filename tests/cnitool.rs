@@ -500,7 +500,6 @@ fn a_damaged_cache_never_stops_del() {
     for length in [0, 1, whole.len() - 1] {
         fs::write(&file, &whole[..length]).unwrap();
         bench.log();
-        bench.run(&["gc", "n"]).silent();
         let checked = bench.run(&["check", "n", NS]);
         assert!(
             checked.ok && checked.stderr.contains("n-cnitool"),
@@ -602,7 +601,15 @@ fn an_attachment_made_before_survives_a_second_add() {
     let failed = bench.run(&["add", "n", NS]);
     assert_fails(&failed, &["existed before", "cnitool del"]);
     assert_eq!(bench.calls(), ["ADD a"]);
-    assert!(cache(&format!("n-{C1}-eth0")).exists());
+    let file = cache(&format!("n-{C1}-eth0"));
+    assert!(file.exists());
+    // Whether it did cannot be told when its result cannot be read.
+    fs::write(&file, "{").unwrap();
+    let failed = bench.run(&["add", "n", NS]);
+    let name = file.to_str().unwrap();
+    assert_fails(&failed, &["may have existed before", name, "cnitool del"]);
+    assert!(!failed.stderr.contains("attachment existed"), "{failed:?}");
+    assert_eq!(bench.calls(), ["ADD a"]);
 }
 
 #[test]
@@ -733,17 +740,123 @@ fn gc_goes_on_past_failures_and_reports_them_all() {
     bench.chain(&json!({}));
     bench.run(&["add", "n", "/run/netns/x", "--id", "x"]).json();
     bench.fails("b", "DEL", BUSY);
-    bench.fails("a", "GC", r#"{"code": 5, "msg": "disk"}"#);
+    bench.fails(
+        "a",
+        "GC",
+        r#"{"code": 5, "msg": "disk", "details": "full"}"#,
+    );
     bench.log();
     let failed = bench.run(&["gc", "n"]);
     assert_fails(
         &failed,
         &[
             "remove container x, interface eth0, /run/netns/x: plugin type=\"b\" failed (delete)",
-            "plugin type=\"a\" failed (gc): disk (code 5)",
+            "plugin type=\"a\" failed (gc): disk; full (code 5)",
         ],
     );
     assert_eq!(bench.calls(), ["DEL b", "GC a", "GC b"]);
+}
+
+#[test]
+fn gc_asks_no_plugin_while_an_attachment_is_unknown() {
+    let bench = Bench::new();
+    bench.chain(&json!({}));
+    for id in ["gone", "cut", "old", "half"] {
+        bench.run(&["add", "n", "/run/netns/x", "--id", id]).json();
+    }
+    let file = |id: &str| cache(&format!("n-{id}-eth0"));
+    fs::write(file("cut"), "{").unwrap();
+    fs::write(file("old"), r#"{"cniVersion": "1.0.0"}"#).unwrap();
+    fs::write(file("half"), r#"{"kind": "cniCacheV1"}"#).unwrap();
+    // Neither another network's nor what a killed writer left is in doubt.
+    fs::write(cache("o-c-eth0"), "{").unwrap();
+    fs::write(cache(".cnibox-00000000-1-1"), "{").unwrap();
+    bench.log();
+    let plan = bench.run(&["gc", "n", "--dry-run"]);
+    assert!(
+        plan.ok && plan.stdout.contains("would run no GC"),
+        "{plan:?}"
+    );
+    let refused = bench.run(&["gc", "n"]);
+    let unknown = ["cut", "half", "old"].map(|id| file(id).display().to_string());
+    let other = cache("o-c-eth0");
+    assert_fails(
+        &refused,
+        &[
+            &unknown.join(", "),
+            "--all",
+            "removed container gone",
+            other.to_str().unwrap(),
+        ],
+    );
+    assert!(!refused.stderr.contains(".cnibox-"), "{refused:?}");
+    assert_eq!(bench.calls(), ["DEL b", "DEL a"]);
+    bench.run(&["gc", "n", "--all"]).silent();
+    assert_eq!(bench.calls(), ["GC a", "GC b"]);
+    for id in ["cut", "old", "half"] {
+        bench
+            .run(&["del", "n", "/run/netns/x", "--id", id])
+            .silent();
+    }
+    bench.log();
+    bench.run(&["gc", "n"]).silent();
+    assert_eq!(bench.calls(), ["GC a", "GC b"]);
+}
+
+#[test]
+fn a_missing_plugin_keeps_no_other_from_cleaning_up() {
+    let bench = Bench::new();
+    bench.chain(&json!({"plugins": [{"type": "a"}, {"type": "c"}, {"type": "b"}]}));
+    bench.plugin("c");
+    for id in ["x", "y"] {
+        bench.run(&["add", "n", "/run/netns/x", "--id", id]).json();
+    }
+    fs::remove_file(bench.fake.join("c")).unwrap();
+    let missing = "failed to find plugin \"c\" in path [";
+    bench.log();
+    for command in ["add", "check", "status"] {
+        assert_fails(&bench.run(&[command, "n", NS]), &[missing]);
+        assert!(bench.calls().is_empty());
+    }
+    let del = ["del", "n", "/run/netns/x", "--id", "x"];
+    assert_fails(&bench.run(&del), &[missing]);
+    assert_eq!(bench.calls(), ["DEL b", "DEL a"]);
+    // What is not wholly removed is not forgotten.
+    assert!(cache("n-x-eth0").exists());
+    let dry = bench.run(&["del", "n", NS, "--dry-run"]);
+    assert!(
+        dry.ok
+            && dry
+                .stdout
+                .contains("cannot run DEL: network \"n\": failed to find"),
+        "{dry:?}"
+    );
+    assert_fails(&bench.run(&["add", "n", NS, "--dry-run"]), &[missing]);
+    assert_fails(
+        &bench.run(&["gc", "n"]),
+        &["remove container y, interface eth0", missing],
+    );
+    let calls = ["DEL b", "DEL a", "DEL b", "DEL a", "GC a", "GC b"];
+    assert_eq!(bench.calls(), calls);
+    bench.fails("b", "DEL", BUSY);
+    assert_fails(&bench.run(&del), &["(code 11)"]);
+    assert_eq!(bench.calls(), ["DEL b"]);
+    bench.heals("b", "DEL");
+    bench.plugin("c");
+    bench.run(&del).silent();
+    assert!(!cache("n-x-eth0").exists());
+}
+
+#[test]
+fn lo_is_in_every_namespace_and_may_be_attached() {
+    let bench = Bench::new();
+    let netns = bench.node.netns("c1");
+    bench.chain(&json!({}));
+    bench.run(&["add", "n", &netns, "-i", "lo"]).json();
+    assert_eq!(bench.calls(), ["ADD a", "ADD b"]);
+    // A namespace that is none is the plugins' to judge.
+    fs::write("/run/netns/c2", "").unwrap();
+    bench.run(&["add", "n", "/run/netns/c2"]).json();
 }
 
 #[test]
@@ -766,7 +879,7 @@ fn gc_knows_its_limits() {
     fs::write("/var/lib/cni/results", "no directory").unwrap();
     assert_fails(
         &bench.run(&["gc", "n"]),
-        &["list the result cache /var/lib/cni/results"],
+        &["list the result cache /var/lib/cni/results", "(code 5)"],
     );
     assert!(bench.calls().is_empty());
 }
@@ -779,7 +892,10 @@ fn disable_check_is_honoured() {
     bench.run(&["check", "n", NS]).silent();
     assert!(bench.calls().is_empty());
     bench.chain(&json!({}));
-    assert_fails(&bench.run(&["check", "n", NS]), &["(code 11)"]);
+    assert_fails(
+        &bench.run(&["check", "n", NS]),
+        &["failed (check): try later; lock held (code 11)"],
+    );
     assert_eq!(bench.calls(), ["CHECK a"]);
 }
 
@@ -837,6 +953,52 @@ fn everyday_mistakes_are_explained() {
         assert!(told.ok && told.stdout.contains("cnitool"), "{told:?}");
     }
     assert!(bench.calls().is_empty());
+}
+
+#[test]
+fn options_stand_before_or_behind_the_command() {
+    let bench = Bench::new();
+    bench.chain(&json!({}));
+    let fake = bench.fake.to_str().unwrap();
+    let conf = bench.conf.to_str().unwrap();
+    let nowhere = [("CNI_PATH", "/nowhere"), ("NETCONFPATH", "/nowhere")];
+    let site = ["--path", fake, "--conf", conf];
+    let attachment = ["-i", "eth1", "--id", "c", "--args", "A=1", "--cap", "{}"];
+    for command in ["add", "check", "del"] {
+        let mut args = vec!["--verbose", "--timing"];
+        args.extend(site);
+        args.extend(attachment);
+        args.extend([command, "n", NS]);
+        let env = [nowhere[0], nowhere[1], ("CNI_IFNAME", "eth7")];
+        let done = bench.run_with(&args, &env);
+        assert!(done.ok && done.stderr.contains("timing: "), "{done:?}");
+        assert!(done.stderr.contains("--> "), "{done:?}");
+        for call in bench.log() {
+            let values = ["CNI_IFNAME", "CNI_CONTAINERID", "CNI_ARGS", "CNI_PATH"];
+            assert_eq!(
+                values.map(|name| call.env[name].as_str()),
+                ["eth1", "c", "A=1", fake]
+            );
+        }
+    }
+    for command in ["list", "validate"] {
+        let mut args = site.to_vec();
+        args.push(command);
+        let done = bench.run_with(&args, &nowhere);
+        assert!(done.ok && done.stdout.contains(conf), "{done:?}");
+    }
+}
+
+#[test]
+fn surplus_arguments_are_ignored_as_ever() {
+    let bench = Bench::new();
+    bench.chain(&json!({}));
+    for command in ["add", "check", "del", "gc", "status"] {
+        let done = bench.run(&[command, "n", NS, "x", "--timing", "y"]);
+        assert!(done.ok, "{done:?}");
+        assert!(done.stderr.contains("ignored: x y"), "{done:?}");
+        assert!(!bench.calls().is_empty());
+    }
 }
 
 #[test]
@@ -994,6 +1156,99 @@ fn validate_finds_nothing_wrong_with_what_distributions_ship() {
     let not_yet = "ipMasq: true is not supported by this version of cnibox";
     let expected = |line: &&str| line.ends_with(": ok") || line.ends_with(not_yet);
     assert!(lines.iter().all(expected), "{lines:?}");
+}
+
+#[test]
+fn validate_looks_at_the_file_that_add_would_use() {
+    let bench = Bench::new();
+    let good = r#"{"name": "n", "cniVersion": "1.0.0", "plugins": [{"type": "a"}]}"#;
+    bench.write("20-good.conflist", good);
+    bench.write("10-bad.conflist", r#"{"name": "n", "plugins": [{}]}"#);
+    bench.write("30-bad.conflist", r#"{"name": "m", "plugins": [{}]}"#);
+    let checked = bench.run(&["validate", "n"]);
+    assert!(
+        checked.ok && checked.stdout.contains("20-good"),
+        "{checked:?}"
+    );
+    let checked = bench.run(&["validate", "m"]);
+    assert!(
+        !checked.ok && checked.stdout.contains("30-bad"),
+        "{checked:?}"
+    );
+
+    // A file here is meant only if the argument is written like one.
+    let here = bench.node.dir.path().join("here");
+    fs::create_dir(&here).unwrap();
+    fs::write(here.join("n"), "not a network").unwrap();
+    fs::write(here.join("n.conflist"), good.replace("\"n\"", "\"h\"")).unwrap();
+    let validate = |what: &str| {
+        let mut command = Command::new(bench.node.bin.join("cnitool"));
+        command.args(["validate", what]).current_dir(&here);
+        command.env("CNI_PATH", &bench.fake);
+        command.env("NETCONFPATH", &bench.conf);
+        run(&mut command, "")
+    };
+    assert!(validate("n").stdout.contains("20-good"));
+    assert_eq!(validate("n.conflist").stdout, "n.conflist: ok\n");
+    assert_eq!(validate("./n.conflist").stdout, "./n.conflist: ok\n");
+    assert_eq!(validate("./n").code, Some(1));
+}
+
+#[test]
+fn validate_names_the_place_where_a_subnet_is_written() {
+    let bench = Bench::new();
+    fs::write(bench.fake.join("host-local"), "").unwrap();
+    bench.write(
+        "1.conf",
+        r#"{"name": "one", "cniVersion": "1.0.0", "type": "a",
+            "IPAM": {"Type": "host-local", "Subnet": "10.1.0.0/16"}}"#,
+    );
+    bench.write(
+        "2.conflist",
+        r#"{"name": "two", "cniVersion": "1.0.0", "plugins": [{"type": "b"}]}"#,
+    );
+    bench.write(
+        "two/1.conf",
+        r#"{"type": "a", "ipam": {"type": "host-local", "RANGES": [[{"SUBNET": "10.1.2.0/24"}]]}}"#,
+    );
+    let conf = bench.conf.display();
+    let checked = bench.run(&["validate"]);
+    let lines: Vec<_> = checked.stdout.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            format!(
+                "{conf}/1.conf: warning: ipam.subnet: 10.1.0.0/16 overlaps 10.1.2.0/24 of network \"two\" in {conf}/two/1.conf"
+            ),
+            format!(
+                "{conf}/two/1.conf: warning: ipam.ranges[0][0].subnet: 10.1.2.0/24 overlaps 10.1.0.0/16 of network \"one\" in {conf}/1.conf"
+            ),
+        ]
+    );
+    let listed = bench.run(&["list"]);
+    assert_eq!(listed.stdout.matches("host-local (ipam)").count(), 2);
+}
+
+#[test]
+fn validate_knows_what_the_runtime_will_add() {
+    let bench = Bench::new();
+    let list = |capabilities: &str| {
+        format!(
+            r#"{{"name": "n", "cniVersion": "1.0.0", "plugins": [{{"type": "bridge",
+                {capabilities} "ipam": {{"type": "host-local"}}}}]}}"#
+        )
+    };
+    let path = bench.node.bin.to_str().unwrap();
+    let validate = |text: &str| {
+        bench.write("1.conflist", text);
+        bench.run(&["validate", "--path", path])
+    };
+    assert_eq!(validate(&list("")).code, Some(1));
+    let checked = validate(&list(r#""Capabilities": {"ipRanges": true},"#));
+    assert!(
+        checked.ok && checked.stdout.ends_with(": ok\n"),
+        "{checked:?}"
+    );
 }
 
 #[test]

@@ -121,6 +121,56 @@ fn gc_removes_what_belonged_to_namespaces_that_are_gone() {
 }
 
 #[test]
+fn an_interface_that_is_there_is_nobody_elses_to_make() {
+    let node = Node::new();
+    let netns = node.netns("c1");
+    let added = cnitool(&node, &["add", "dual-stack", &netns]).json();
+    let gateway = added["ips"][0]["gateway"].as_str().unwrap();
+    let before = (state(&node), node.ip("-n c1 addr show dev eth0"));
+    for args in [
+        vec!["add", "requested", &netns],
+        vec!["add", "dual-stack", &netns, "--id", "other"],
+        vec!["add", "dual-stack", &netns],
+    ] {
+        let refused = cnitool(&node, &args);
+        assert_eq!((refused.ok, refused.stdout.as_str()), (false, ""));
+        for part in ["eth0", &netns, "veth", "--ifname", "cnitool del"] {
+            assert!(refused.stderr.contains(part), "{part}: {refused:?}");
+        }
+        node.ping(&netns, gateway);
+        cnitool(&node, &["check", "dual-stack", &netns]).silent();
+        let after = (state(&node), node.ip("-n c1 addr show dev eth0"));
+        assert_eq!(after, before);
+    }
+    cnitool(&node, &["add", "requested", &netns, "-i", "eth1"]).json();
+    node.ping(&netns, "10.89.0.1");
+    node.ping(&netns, gateway);
+}
+
+#[test]
+fn gc_frees_no_lease_while_it_does_not_know_whose_it_is() {
+    let node = Node::new();
+    let netns = node.netns("c1");
+    cnitool(&node, &["add", "dual-stack", &netns]).json();
+    let leases = || {
+        let files = state(&node);
+        let is_lease = |file: &&str| file.contains("/10.88.") || file.contains("/fd00:88:");
+        files.lines().filter(is_lease).count()
+    };
+    let held = leases();
+    assert_eq!(held, 2);
+    let cached = node.sh("echo /var/lib/cni/results/dual-stack-*");
+    let cached = cached.trim();
+    fs::write(cached, "{\"kind\":").unwrap();
+    let refused = cnitool(&node, &["gc", "dual-stack"]);
+    assert_eq!((refused.ok, refused.stdout.as_str()), (false, ""));
+    assert!(refused.stderr.contains(cached), "{refused:?}");
+    assert_eq!(leases(), held);
+    cnitool(&node, &["gc", "dual-stack", "--all"]).silent();
+    assert_eq!(leases(), 0);
+}
+
+#[test]
 fn a_network_that_is_not_there_is_explained() {
     let node = Node::new();
     let netns = node.netns("c1");

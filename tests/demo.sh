@@ -11,11 +11,12 @@ if [ "${DEMO_INSIDE:-}" = "" ]; then
         echo "the demo makes network namespaces and needs root: run \`sudo make demo\`" >&2
         exit 1
     fi
+    mkdir -p /var/lib/cni
     DEMO_INSIDE=1 exec unshare --net --mount --propagation private sh "$0" "$binary"
 fi
 
 mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /var/lib
+mount -t tmpfs tmpfs /var/lib/cni
 bin=$(mktemp -d)
 trap 'rm -rf "$bin"' EXIT
 

@@ -120,6 +120,16 @@ fn unknown_names_fail_loudly() {
 }
 
 #[test]
+fn the_binary_itself_is_no_plugin() {
+    for command in ["ADD", "VERSION"] {
+        let output = run(Command::new(binary()).env("CNI_COMMAND", command), "{}");
+        let (code, message, _) = output.error();
+        assert_eq!(code, 999);
+        assert!(message.contains("\"cnibox\""), "{message}");
+    }
+}
+
+#[test]
 fn three_ways_to_install_twice_each() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("opt/cni/bin");

@@ -1,14 +1,12 @@
 #!/bin/sh
 # packages.sh PROGRAM=PACKAGE...: installs the package of each program that is missing.
-# A PROGRAM with a slash is a file that must exist.
 set -eu
+# Where Debian and Fedora put the reference plugins.
+PATH="$PATH:/usr/sbin:/usr/lib/cni:/usr/libexec/cni"
 missing=
 for pair in "$@"; do
     program=${pair%%=*} package=${pair#*=}
-    case $program in
-    /*) [ -e "$program" ] || missing="$missing $package" ;;
-    *) command -v "$program" >/dev/null || missing="$missing $package" ;;
-    esac
+    command -v "$program" >/dev/null || missing="$missing $package"
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
@@ -22,7 +20,7 @@ if command -v apt-get >/dev/null; then
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
 elif command -v dnf >/dev/null; then
     # dnf has other names for some of them.
-    missing=$(echo "$missing" | sed 's/iproute2/iproute/; s/iputils-ping/iputils/')
+    missing=$(echo "$missing" | sed 's/iproute2/iproute/; s/iputils-ping/iputils/; s/conntrack/conntrack-tools/')
     # shellcheck disable=SC2086
     dnf -q -y install $missing
 else

@@ -4,35 +4,44 @@
 //! When the file found in `CNI_PATH` is this very executable, the delegate runs in this
 //! process: no exec, no second parse of the environment.
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::error::{Code, coded};
+use super::error::{Code, coded, detailed, not_available};
 use super::exec;
 use super::invocation::Command;
 use super::json;
 use super::result::CniResult;
 use super::skel::{self, Call, Plugin};
 use super::version::Version;
+use crate::fsutil;
 use crate::undo::Undo;
 
-/// Delegates ADD to `plugin` and answers its result.
+/// Delegates ADD to `plugin` and answers its result. The delegate's DEL goes on `undo`.
+///
+/// An executed delegate is told to DEL even if its ADD fails, as the specification wants.
+/// One of our own undoes a failed ADD itself: a DEL could only hit what an earlier ADD of
+/// the same attachment still holds.
 ///
 /// # Errors
 /// The delegate's error object, unchanged.
-pub fn add(call: &Call, plugin: &str) -> Result<CniResult> {
+pub fn add<'a>(call: &'a Call, plugin: &str, undo: &mut Undo<'a>) -> Result<CniResult> {
+    let name = plugin.to_owned();
+    let what = format!("DEL of delegate {name}");
+    let release = move || run(call, &name, Command::Del);
     match locate(call, plugin)? {
-        Located::Here(plugin) => {
-            let call = call.with_command(Command::Add);
-            let mut undo = Undo::default();
-            let result =
-                skel::check_supported(plugin, &call).and_then(|()| plugin.add(&call, &mut undo))?;
-            undo.commit();
+        Located::Here(delegate) => {
+            let inner = enter(call, plugin, Command::Add)?;
+            let mut own = Undo::default();
+            let result = skel::check_supported(delegate, &inner)
+                .and_then(|()| delegate.add(&inner, &mut own))?;
+            own.commit();
+            undo.push(what, release);
             Ok(result)
         }
         Located::Elsewhere(executable) => {
+            undo.push(what, release);
             let printed = exec::run(
                 &executable,
                 &[("CNI_COMMAND", Command::Add.as_str())],
@@ -61,13 +70,17 @@ pub fn read_result(plugin: &str, printed: &[u8], default: Version) -> Result<Cni
 /// Delegates a command without a result: DEL, CHECK, STATUS or GC.
 ///
 /// # Errors
-/// The delegate's error object, unchanged.
+/// The delegate's error object, unchanged. STATUS without a delegate to ask is code 50.
 pub fn run(call: &Call, plugin: &str, command: Command) -> Result<()> {
-    match locate(call, plugin)? {
-        Located::Here(plugin) => {
-            let call = call.with_command(command);
-            skel::check_supported(plugin, &call)?;
-            skel::dispatch(plugin, &call)
+    let located = locate(call, plugin).map_err(|error| match command {
+        Command::Status => not_available(&error),
+        _ => error,
+    })?;
+    match located {
+        Located::Here(delegate) => {
+            let inner = enter(call, plugin, command)?;
+            skel::check_supported(delegate, &inner)?;
+            skel::dispatch(delegate, &inner)
         }
         Located::Elsewhere(executable) => exec::run(
             &executable,
@@ -78,24 +91,37 @@ pub fn run(call: &Call, plugin: &str, command: Command) -> Result<()> {
     }
 }
 
+/// The call as the delegate sees it.
+///
+/// # Errors
+/// Code 7 for a plugin that is its own delegate, which would never end.
+fn enter(call: &Call, plugin: &str, command: Command) -> Result<Call> {
+    /// A plugin, its delegate, and the delegate's IPAM.
+    const DEEPEST: u8 = 3;
+    if call.depth >= DEEPEST {
+        return Err(detailed(
+            Code::Config,
+            format!("plugin {plugin} delegates to itself"),
+            "set \"ipam.type\" to an IPAM plugin, such as host-local",
+        ));
+    }
+    let mut inner = call.clone();
+    inner.invocation.command = command;
+    inner.depth += 1;
+    Ok(inner)
+}
+
 enum Located {
     Here(&'static dyn Plugin),
-    Elsewhere(std::path::PathBuf),
+    Elsewhere(PathBuf),
 }
 
 fn locate(call: &Call, plugin: &str) -> Result<Located> {
     let executable = exec::find(plugin, &call.invocation.path)?;
-    let ours = same_file(
-        std::fs::metadata("/proc/self/exe").ok(),
-        std::fs::metadata(&executable).ok(),
-    );
     Ok(match (call.applets)(plugin) {
-        Some(plugin) if ours => Located::Here(plugin),
+        Some(ours) if fsutil::is_same_file(Path::new("/proc/self/exe"), &executable) => {
+            Located::Here(ours)
+        }
         _ => Located::Elsewhere(executable),
     })
-}
-
-fn same_file(a: Option<Metadata>, b: Option<Metadata>) -> bool {
-    a.zip(b)
-        .is_some_and(|(a, b)| a.dev() == b.dev() && a.ino() == b.ino())
 }

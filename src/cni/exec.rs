@@ -3,7 +3,7 @@
 //!
 //! This is the only place that starts processes.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -68,8 +68,6 @@ const BUSY_TRIES: u32 = 50;
 pub fn run(executable: &Path, env: &[(&str, &str)], stdin: &[u8]) -> Result<Vec<u8>> {
     let output = spawn(executable, env, stdin)
         .with_context(|| format!("run plugin {}", executable.display()))?;
-    // Best effort: a closed stderr is no reason to fail.
-    drop(std::io::stderr().write_all(&output.stderr));
     if output.status.success() {
         Ok(output.stdout)
     } else {
@@ -102,16 +100,33 @@ fn spawn(executable: &Path, env: &[(&str, &str)], stdin: &[u8]) -> std::io::Resu
         }
     };
     let input = child.stdin.take();
+    let notes = child.stderr.take();
     std::thread::scope(|scope| {
-        // A thread, because a plugin may print before it has read everything.
+        // Threads, because a plugin may print before it has read everything.
         scope.spawn(move || {
             if let Some(mut input) = input {
                 // A plugin that does not read its input closes the pipe: no error.
                 drop(input.write_all(stdin));
             }
         });
-        child.wait_with_output()
+        let notes = scope.spawn(move || notes.map(pass_on).unwrap_or_default());
+        let mut output = child.wait_with_output()?;
+        output.stderr = notes.join().unwrap_or_default();
+        Ok(output)
     })
+}
+
+/// Passes a plugin's notes on to our stderr as they come, and keeps them.
+fn pass_on(mut notes: impl Read) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(length @ 1..) = notes.read(&mut chunk) {
+        let read = chunk.get(..length).unwrap_or_default();
+        // Best effort: a closed stderr is no reason to fail.
+        drop(std::io::stderr().write_all(read));
+        kept.extend_from_slice(read);
+    }
+    kept
 }
 
 /// The error object of a plugin that failed.

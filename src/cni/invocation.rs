@@ -234,6 +234,12 @@ pub fn check_ifname(name: &str) -> Result<()> {
     if name.contains(['/', ':']) {
         return problem("interface name contains / or :");
     }
+    if name.contains('%') {
+        return problem("interface name contains %, which the kernel replaces by a number");
+    }
+    if name == "all" || name == "default" {
+        return problem("interface name is all or default, which are no interfaces in sysctls");
+    }
     if name.contains(char::is_whitespace) {
         return problem("interface name contains whitespace characters");
     }
@@ -310,6 +316,9 @@ mod tests {
             "a:b",
             "a b",
             "a\u{2003}b",
+            "eth%d",
+            "all",
+            "default",
             "sixteen-bytes-xx",
         ] {
             assert!(check_ifname(name).is_err(), "{name}");

@@ -311,6 +311,10 @@ impl CniResult {
             result.ips = elements(&mut object, "ips", Ip::from_wire)?;
             result.routes = elements(&mut object, "routes", Route::from_wire)?;
         }
+        // What another form calls its own is not "unknown": written back it would collide.
+        for key in ["ip4", "ip6", "interfaces", "ips", "routes"] {
+            json::take(&mut object, key);
+        }
         result.extra = object;
         Ok(result)
     }

@@ -3,12 +3,13 @@
 //! Order of processing: behaviour 1.3; except that what the reference checks after the
 //! work (is the container's namespace our own?) is checked before it.
 
-use std::io::{IsTerminal, Read, StdinLock, Write};
+use std::io::{Read, StdinLock, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use nix::fcntl::{SpliceFFlags, tee};
 use nix::poll::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use serde_json::Value;
@@ -19,6 +20,7 @@ use super::invocation::{Command, Environment, Invocation, unknown_command};
 use super::json::{self, Problem};
 use super::result::CniResult;
 use super::version::Version;
+use crate::fsutil;
 use crate::log;
 use crate::undo::Undo;
 
@@ -79,36 +81,63 @@ pub struct Call {
     pub invocation: Invocation,
     pub config: Config,
     pub applets: Applets,
+    /// How many of our own plugins have delegated to get here.
+    pub depth: u8,
 }
 
+#[cfg(test)]
 impl Call {
-    /// The same call with another command, for a delegate.
-    pub fn with_command(&self, command: Command) -> Self {
-        let mut call = self.clone();
-        call.invocation.command = command;
-        call
+    /// An ADD with this configuration and these `CNI_ARGS`, for tests of what plugins
+    /// make of them.
+    pub fn to_add(config: &str, args: &str) -> Result<Self> {
+        let env = [
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_NETNS", "/run/netns/c1"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_ARGS", args),
+        ];
+        let env = env.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        Ok(Self {
+            invocation: Invocation::parse(Command::Add, &Environment::from(env))?,
+            config: Document::parse(config.as_bytes().to_vec())?
+                .negotiate(Command::Add, &Version::ALL)?,
+            applets: |_| None,
+            depth: 0,
+        })
     }
 }
 
 /// Standard input, or what stands for it in a test.
 pub trait Input: Read {
-    /// Whether somebody is sending something. VERSION looks at its input only then: a
-    /// person who calls a plugin by hand has none, and must not wait for it.
-    fn is_sent(&self) -> bool;
+    /// What has been sent so far, without taking it away.
+    fn peek(&self) -> Vec<u8>;
 }
 
 impl Input for &[u8] {
-    fn is_sent(&self) -> bool {
-        true
+    fn peek(&self) -> Vec<u8> {
+        self.to_vec()
     }
 }
 
 impl Input for StdinLock<'_> {
-    fn is_sent(&self) -> bool {
+    /// Runtimes send through a pipe; only there something can be looked at and left for
+    /// whoever reads it next, and an idle one is not waited for.
+    fn peek(&self) -> Vec<u8> {
         /// Milliseconds that a runtime has to start writing.
-        const PATIENCE: u8 = 100;
+        const PATIENCE: u8 = 20;
+        /// Bytes; a pipe holds no more.
+        const MOST: usize = 64 * 1024;
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        !self.is_terminal() && poll(&mut fds, PATIENCE).is_ok_and(|ready| ready > 0)
+        let mut sent = Vec::new();
+        if poll(&mut fds, PATIENCE).is_ok_and(|ready| ready > 0)
+            && let Ok((mut copy, into)) = std::io::pipe()
+            && tee(self, &into, MOST, SpliceFFlags::SPLICE_F_NONBLOCK).is_ok()
+        {
+            drop(into);
+            drop(copy.read_to_end(&mut sent));
+        }
+        sent
     }
 }
 
@@ -186,6 +215,7 @@ impl Session<'_> {
             invocation,
             config,
             applets: self.applets,
+            depth: 0,
         };
         if call.invocation.command != Command::Add {
             return dispatch(self.plugin, &call);
@@ -198,9 +228,9 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Answers VERSION without insisting on anything, as the reference: stdin is only
-    /// looked at for the version to echo, and may be garbage.
-    fn version(&mut self, stdin: &mut dyn Input) -> Result<()> {
+    /// Answers VERSION without insisting on anything, as the reference: stdin is not
+    /// read, only looked at for the version to echo.
+    fn version(&mut self, stdin: &dyn Input) -> Result<()> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Versions {
@@ -237,13 +267,8 @@ impl Session<'_> {
 }
 
 /// The version in the configuration that a runtime may send along with VERSION.
-fn echo_version(stdin: &mut dyn Input) -> Option<Version> {
-    if !stdin.is_sent() {
-        return None;
-    }
-    let mut raw = Vec::new();
-    stdin.read_to_end(&mut raw).ok()?;
-    let mut object = json::parse_object("stdin", &raw).ok()?;
+fn echo_version(stdin: &dyn Input) -> Option<Version> {
+    let mut object = json::parse_object("stdin", &stdin.peek()).ok()?;
     match json::take(&mut object, "cniVersion")? {
         Value::String(text) => Version::exact(&text),
         _ => None,
@@ -306,13 +331,7 @@ fn guard_own_namespace(invocation: &mut Invocation) -> Result<()> {
 }
 
 fn is_own_namespace(netns: &str) -> bool {
-    let identity = |path: &str| {
-        std::fs::metadata(path)
-            .map(|meta| (meta.dev(), meta.ino()))
-            .ok()
-    };
-    let own = identity("/proc/thread-self/ns/net");
-    own.is_some() && own == identity(netns)
+    fsutil::is_same_file(Path::new("/proc/thread-self/ns/net"), Path::new(netns))
 }
 
 #[cfg(test)]

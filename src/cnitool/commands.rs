@@ -6,30 +6,31 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::trace::Trace;
-use super::{AddArgs, CheckArgs, DelArgs, GcArgs, Site, StatusArgs, Target, Tracing, output};
+use super::{AddArgs, DelArgs, GcArgs, Options, Target, Whole, output};
 use crate::cni::error::{Code, coded};
 use crate::cni::invocation::{Attachment, Command};
 use crate::cni::json::{self, Object};
 use crate::cni::version::Version;
 use crate::runtime::cache::{self, Cache};
-use crate::runtime::chain::{Chain, OnFailure, Runtime};
+use crate::runtime::chain::{Chain, OnFailure, Runtime, Step};
 use crate::runtime::directory::{self, Directory};
-use crate::runtime::gc::{self, Sweep};
+use crate::runtime::gc::{self, Extent, Sweep};
 use crate::runtime::parameters::{Parameters, clean, container_id, parse_args};
 
 /// `cnitool add`: prints the last plugin's result.
 ///
 /// # Errors
 /// The failing plugin's.
-pub fn add(args: &AddArgs) -> Result<ExitCode> {
-    let parameters = args.target.parameters()?;
+pub fn add(options: &Options, args: &AddArgs) -> Result<ExitCode> {
+    let parameters = parameters(options, &args.target)?;
     let on_failure = if args.no_rollback {
         OnFailure::Leave
     } else {
         OnFailure::RollBack
     };
-    on_chain(&args.site, &args.tracing, &args.target.network, |chain| {
+    on_chain(options, &args.target.network, |chain| {
         if args.dry_run {
+            chain.all_steps(Command::Add)?;
             return dry_run(chain, Command::Add, &parameters);
         }
         let result = chain.add(&parameters, on_failure).inspect_err(|_| {
@@ -44,20 +45,18 @@ pub fn add(args: &AddArgs) -> Result<ExitCode> {
 ///
 /// # Errors
 /// The first plugin's that fails.
-pub fn check(args: &CheckArgs) -> Result<ExitCode> {
-    let parameters = args.target.parameters()?;
-    on_chain(&args.site, &args.tracing, &args.target.network, |chain| {
-        chain.check(&parameters)
-    })
+pub fn check(options: &Options, target: &Target) -> Result<ExitCode> {
+    let parameters = parameters(options, target)?;
+    on_chain(options, &target.network, |chain| chain.check(&parameters))
 }
 
 /// `cnitool del`.
 ///
 /// # Errors
 /// The first plugin's that fails, in reverse order.
-pub fn del(args: &DelArgs) -> Result<ExitCode> {
-    let parameters = args.target.parameters()?;
-    on_chain(&args.site, &args.tracing, &args.target.network, |chain| {
+pub fn del(options: &Options, args: &DelArgs) -> Result<ExitCode> {
+    let parameters = parameters(options, &args.target)?;
+    on_chain(options, &args.target.network, |chain| {
         if args.dry_run {
             return dry_run(chain, Command::Del, &parameters);
         }
@@ -69,30 +68,34 @@ pub fn del(args: &DelArgs) -> Result<ExitCode> {
 ///
 /// # Errors
 /// The first plugin's that could not serve.
-pub fn status(args: &StatusArgs) -> Result<ExitCode> {
-    on_chain(&args.site, &args.tracing, &args.network, |chain| {
-        chain.status()
-    })
+pub fn status(options: &Options, whole: &Whole) -> Result<ExitCode> {
+    let ask = |chain: &Chain<'_>| chain.status();
+    on_chain(options, &whole.network, ask)
 }
 
 /// `cnitool gc`. What fails is reported, and stops nothing.
 ///
 /// # Errors
 /// When nothing could be tried.
-pub fn gc(args: &GcArgs) -> Result<ExitCode> {
-    let directory = open(args.site.conf())?;
-    let network = directory.find(&args.network)?;
-    if network.disable_gc {
+pub fn gc(options: &Options, args: &GcArgs) -> Result<ExitCode> {
+    let directory = open(options.conf())?;
+    let network = directory.find(&args.whole.network)?;
+    let trace = trace(options);
+    let runtime = runtime(options, &trace);
+    let chain = runtime.chain(network)?;
+    let contents = runtime.cache.contents()?;
+    for unknown in &contents.unknown {
+        output::note(&format!("warning: {unknown}"));
+    }
+    let extent = if args.all {
+        Extent::Everything
+    } else {
+        Extent::Stale
+    };
+    let Some(sweep) = gc::plan(network, contents, extent) else {
         output::note("disableGC is set: nothing is removed");
         return Ok(ExitCode::SUCCESS);
-    }
-    let trace = args.tracing.observer();
-    let runtime = runtime(args.site.path(), &trace);
-    let chain = runtime.chain(network)?;
-    let entries = runtime.cache.entries(&output::note)?;
-    let sweep = gc::plan(&network.name, entries, |netns| {
-        !args.all && gc::is_live(netns)
-    });
+    };
     if args.dry_run {
         output::answer(sweep_plan(&chain, &sweep).concat().as_bytes())?;
         return Ok(ExitCode::SUCCESS);
@@ -112,36 +115,40 @@ pub fn gc(args: &GcArgs) -> Result<ExitCode> {
     })
 }
 
-impl Tracing {
-    fn observer(&self) -> Trace {
-        Trace {
-            verbose: self.verbose,
-            timing: self.timing,
-        }
-    }
-}
-
-impl Target {
-    /// # Errors
-    /// Names the argument that cannot be used.
-    fn parameters(&self) -> Result<Parameters> {
-        let netns = std::path::absolute(&self.netns)
-            .with_context(|| format!("make {} absolute", self.netns.display()))?;
-        let netns = clean(&netns);
-        let attachment = Attachment {
-            container_id: self.id.clone().unwrap_or_else(|| container_id(&netns)),
-            ifname: self.ifname.clone(),
-        };
-        let netns = netns.into_os_string().into_string().map_err(|path| {
+/// # Errors
+/// Names the argument that cannot be used.
+fn parameters(options: &Options, target: &Target) -> Result<Parameters> {
+    let netns = std::path::absolute(&target.netns)
+        .with_context(|| format!("make {} absolute", target.netns.display()))?;
+    let netns = clean(&netns)
+        .into_os_string()
+        .into_string()
+        .map_err(|path| {
             let path = path.display();
             coded(Code::Environment, format!("NETNS {path} is not UTF-8"))
         })?;
-        let capability_args = if self.cap.is_empty() {
-            Object::new()
-        } else {
-            json::parse_object("CAP_ARGS (--cap)", self.cap.as_bytes())?
-        };
-        Parameters::new(attachment, netns, parse_args(&self.args)?, capability_args)
+    let options = &options.attachment;
+    let attachment = Attachment {
+        container_id: options.id.clone().unwrap_or_else(|| container_id(&netns)),
+        ifname: options.ifname.clone(),
+    };
+    let capability_args = if options.cap.is_empty() {
+        Object::new()
+    } else {
+        json::parse_object("CAP_ARGS (--cap)", options.cap.as_bytes())?
+    };
+    Parameters::new(
+        attachment,
+        netns,
+        parse_args(&options.args)?,
+        capability_args,
+    )
+}
+
+fn trace(options: &Options) -> Trace {
+    Trace {
+        verbose: options.verbose,
+        timing: options.timing,
     }
 }
 
@@ -154,24 +161,23 @@ fn open(path: &Path) -> Result<Directory> {
     Ok(directory)
 }
 
-fn runtime<'a>(path: &str, trace: &'a Trace) -> Runtime<'a> {
+fn runtime<'a>(options: &Options, trace: &'a Trace) -> Runtime<'a> {
     Runtime {
-        path: path.to_owned(),
+        path: options.path().to_owned(),
         cache: Cache::new(Path::new(cache::DEFAULT)),
         observer: trace,
     }
 }
 
 fn on_chain(
-    site: &Site,
-    tracing: &Tracing,
+    options: &Options,
     network: &str,
     run: impl FnOnce(&Chain<'_>) -> Result<()>,
 ) -> Result<ExitCode> {
-    let directory = open(site.conf())?;
+    let directory = open(options.conf())?;
     let network = directory.find(network)?;
-    let trace = tracing.observer();
-    let runtime = runtime(site.path(), &trace);
+    let trace = trace(options);
+    let runtime = runtime(options, &trace);
     run(&runtime.chain(network)?)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -188,7 +194,13 @@ fn steps(chain: &Chain<'_>, command: Command) -> Vec<String> {
     chain
         .steps(command)
         .into_iter()
-        .map(|(plugin, file)| format!("would run {word} {plugin} ({})\n", file.display()))
+        .map(|step| match step {
+            Ok(Step { plugin, executable }) => {
+                let (plugin, file) = (&plugin.plugin, executable.display());
+                format!("would run {word} {plugin} ({file})\n")
+            }
+            Err(error) => format!("cannot run {word}: {error:#}\n"),
+        })
         .collect()
 }
 
@@ -197,7 +209,9 @@ fn sweep_plan(chain: &Chain<'_>, sweep: &Sweep) -> Vec<String> {
     let mut lines: Vec<String> = stale
         .map(|parameters| format!("would remove {}\n", gc::describe(parameters)))
         .collect();
-    if chain.version() >= Version::V1_1_0 {
+    if let Some(doubt) = sweep.doubt() {
+        lines.push(format!("would run no GC: {doubt:#}\n"));
+    } else if chain.version() >= Version::V1_1_0 {
         lines.extend(steps(chain, Command::Gc));
         lines.extend(sweep.valid.iter().map(|valid| {
             let (id, ifname) = (&valid.container_id, &valid.ifname);

@@ -5,18 +5,18 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{ListArgs, output};
+use super::{Options, output};
 use crate::runtime::chain::find;
 use crate::runtime::directory::{self, Directory};
-use crate::runtime::network::{Network, PluginConfiguration};
+use crate::runtime::network::{Network, ipam, plugin_type};
 
 /// Prints a table of networks, then the files that hold none.
 ///
 /// # Errors
 /// When the directory cannot be listed.
-pub fn run(args: &ListArgs) -> Result<ExitCode> {
-    let directory = directory::load(args.site.conf())?;
-    let directories: Vec<PathBuf> = std::env::split_paths(args.site.path()).collect();
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let directory = directory::load(options.conf())?;
+    let directories: Vec<PathBuf> = std::env::split_paths(options.path()).collect();
     let text = render(&directory, &|plugin| {
         find(plugin, &directories).map_or_else(
             |_missing| "NOT FOUND".to_owned(),
@@ -70,7 +70,8 @@ fn rows_of(network: &Network, locate: &dyn Fn(&str) -> String) -> Vec<[String; 5
     let mut file = network.file.display().to_string();
     let mut rows = Vec::new();
     for plugin in &network.plugins {
-        let ipam = ipam(plugin).map(|ipam| (format!("  {ipam} (ipam)"), locate(&ipam)));
+        let ipam = ipam(&plugin.document).and_then(|ipam| plugin_type(&ipam));
+        let ipam = ipam.map(|ipam| (format!("  {ipam} (ipam)"), locate(&ipam)));
         let own = (plugin.plugin.clone(), locate(&plugin.plugin));
         for (label, executable) in [Some(own), ipam].into_iter().flatten() {
             rows.push([
@@ -83,12 +84,6 @@ fn rows_of(network: &Network, locate: &dyn Fn(&str) -> String) -> Vec<[String; 5
         }
     }
     rows
-}
-
-/// The type of the plugin's IPAM delegate.
-fn ipam(plugin: &PluginConfiguration) -> Option<String> {
-    let plugin = plugin.document.get("ipam")?.get("type")?.as_str()?;
-    Some(plugin.to_owned()).filter(|plugin| !plugin.is_empty())
 }
 
 /// Columns padded to their widest cell, two spaces between them.

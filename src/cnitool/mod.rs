@@ -7,7 +7,7 @@ mod output;
 mod trace;
 mod validate;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -23,6 +23,8 @@ const PLUGINS: &str = "/opt/cni/bin";
 #[derive(Parser)]
 #[command(name = "cnitool", version)]
 struct Cli {
+    #[command(flatten)]
+    options: Options,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -32,31 +34,78 @@ enum Verb {
     /// Attach a network namespace to a network and print the result
     Add(AddArgs),
     /// Ask every plugin whether the attachment is as its result says
-    Check(CheckArgs),
+    Check(Target),
     /// Remove an attachment
     Del(DelArgs),
     /// Remove the attachments whose namespace is gone, and what else is stale
     Gc(GcArgs),
     /// Ask every plugin whether it could serve an ADD
-    Status(StatusArgs),
+    Status(Whole),
     /// List the networks, their plugins and where these were found
-    List(ListArgs),
+    List,
     /// Report everything that is wrong with configurations
     Validate(ValidateArgs),
 }
 
-/// What every command needs.
+/// What every command takes, before its name or behind it.
 #[derive(Args)]
-struct Site {
+struct Options {
     /// Directory of network configurations, or one file
-    #[arg(long, env = "NETCONFPATH", value_name = "DIR|FILE", default_value = CONFIGURATIONS)]
+    #[arg(long, global = true, env = "NETCONFPATH", value_name = "DIR|FILE", default_value = CONFIGURATIONS)]
     conf: PathBuf,
     /// Directories in which plugins are looked up, separated by colons
-    #[arg(long, env = "CNI_PATH", value_name = "DIRS", default_value = PLUGINS)]
+    #[arg(long, global = true, env = "CNI_PATH", value_name = "DIRS", default_value = PLUGINS)]
     path: String,
+    /// Print each call of a plugin: command, file, input, output or error, time taken
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    /// Print one line for each call of a plugin: plugin, command, milliseconds
+    #[arg(long, global = true)]
+    timing: bool,
+    #[command(flatten)]
+    attachment: AttachmentOptions,
 }
 
-impl Site {
+/// What the runtime says about an attachment.
+#[derive(Args)]
+#[command(next_help_heading = "Options of add, check and del")]
+struct AttachmentOptions {
+    /// Container id [default: derived from the path of the namespace]
+    #[arg(long, global = true, value_name = "ID")]
+    id: Option<String>,
+    /// Name of the interface in the container
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "CNI_IFNAME",
+        value_name = "NAME",
+        default_value = "eth0"
+    )]
+    ifname: String,
+    /// Capability arguments: {"portMappings": [...], ...}
+    #[arg(
+        long,
+        global = true,
+        env = "CAP_ARGS",
+        value_name = "JSON",
+        default_value = "",
+        hide_default_value = true
+    )]
+    cap: String,
+    /// Arguments for the plugins: KEY=VALUE;KEY=VALUE
+    #[arg(
+        long,
+        global = true,
+        env = "CNI_ARGS",
+        value_name = "PAIRS",
+        default_value = "",
+        hide_default_value = true
+    )]
+    args: String,
+}
+
+impl Options {
     /// A variable that is set to nothing counts as unset, here and below.
     fn conf(&self) -> &Path {
         if self.conf.as_os_str().is_empty() {
@@ -75,16 +124,6 @@ impl Site {
     }
 }
 
-#[derive(Args)]
-struct Tracing {
-    /// Print each call of a plugin: command, file, input, output or error, time taken
-    #[arg(long, short)]
-    verbose: bool,
-    /// Print one line for each call of a plugin: plugin, command, milliseconds
-    #[arg(long)]
-    timing: bool,
-}
-
 /// Which attachment is meant.
 #[derive(Args)]
 struct Target {
@@ -92,36 +131,26 @@ struct Target {
     network: String,
     /// Path of the network namespace, such as /run/netns/c1
     netns: PathBuf,
-    /// Container id [default: derived from the path of the namespace]
-    #[arg(long, value_name = "ID")]
-    id: Option<String>,
-    /// Name of the interface in the container
-    #[arg(
-        long,
-        short,
-        env = "CNI_IFNAME",
-        value_name = "NAME",
-        default_value = "eth0"
-    )]
-    ifname: String,
-    /// Capability arguments: {"portMappings": [...], ...}
-    #[arg(
-        long,
-        env = "CAP_ARGS",
-        value_name = "JSON",
-        default_value = "",
-        hide_default_value = true
-    )]
-    cap: String,
-    /// Arguments for the plugins: KEY=VALUE;KEY=VALUE
-    #[arg(
-        long,
-        env = "CNI_ARGS",
-        value_name = "PAIRS",
-        default_value = "",
-        hide_default_value = true
-    )]
-    args: String,
+    #[command(flatten)]
+    surplus: Surplus,
+}
+
+/// A whole network.
+#[derive(Args)]
+struct Whole {
+    /// Name of the network
+    network: String,
+    /// Not used; accepted because the reference asks for it
+    netns: Option<PathBuf>,
+    #[command(flatten)]
+    surplus: Surplus,
+}
+
+/// Arguments that nobody asked for: ignored, as the reference does.
+#[derive(Args)]
+struct Surplus {
+    #[arg(hide = true)]
+    surplus: Vec<OsString>,
 }
 
 #[derive(Args)]
@@ -134,20 +163,6 @@ struct AddArgs {
     /// Only print which plugins would be run
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    site: Site,
-    #[command(flatten)]
-    tracing: Tracing,
-}
-
-#[derive(Args)]
-struct CheckArgs {
-    #[command(flatten)]
-    target: Target,
-    #[command(flatten)]
-    site: Site,
-    #[command(flatten)]
-    tracing: Tracing,
 }
 
 #[derive(Args)]
@@ -157,55 +172,38 @@ struct DelArgs {
     /// Only print which plugins would be run
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    site: Site,
-    #[command(flatten)]
-    tracing: Tracing,
 }
 
 #[derive(Args)]
 struct GcArgs {
-    /// Name of the network
-    network: String,
-    /// Not used; accepted because the reference asks for it
-    netns: Option<PathBuf>,
+    #[command(flatten)]
+    whole: Whole,
     /// Remove every attachment of the network, living ones too
     #[arg(long)]
     all: bool,
     /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    site: Site,
-    #[command(flatten)]
-    tracing: Tracing,
-}
-
-#[derive(Args)]
-struct StatusArgs {
-    /// Name of the network
-    network: String,
-    /// Not used; accepted because the reference asks for it
-    netns: Option<PathBuf>,
-    #[command(flatten)]
-    site: Site,
-    #[command(flatten)]
-    tracing: Tracing,
-}
-
-#[derive(Args)]
-struct ListArgs {
-    #[command(flatten)]
-    site: Site,
 }
 
 #[derive(Args)]
 struct ValidateArgs {
-    /// A file, or the name of a network [default: every file of the directory]
+    /// A file (with a / or ending in .conflist, .conf or .json), or the name of a network
+    /// [default: every file of the directory]
     #[arg(value_name = "FILE|NETWORK")]
     what: Option<String>,
-    #[command(flatten)]
-    site: Site,
+}
+
+impl Verb {
+    fn surplus(&self) -> &[OsString] {
+        match self {
+            Self::Add(AddArgs { target, .. })
+            | Self::Del(DelArgs { target, .. })
+            | Self::Check(target) => &target.surplus.surplus,
+            Self::Gc(GcArgs { whole, .. }) | Self::Status(whole) => &whole.surplus.surplus,
+            Self::List | Self::Validate(_) => &[],
+        }
+    }
 }
 
 /// Serves one command line, its program name first.
@@ -214,14 +212,19 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
     };
-    let done = match cli.verb {
-        Verb::Add(args) => commands::add(&args),
-        Verb::Check(args) => commands::check(&args),
-        Verb::Del(args) => commands::del(&args),
-        Verb::Gc(args) => commands::gc(&args),
-        Verb::Status(args) => commands::status(&args),
-        Verb::List(args) => list::run(&args),
-        Verb::Validate(args) => validate::run(&args),
+    if !cli.verb.surplus().is_empty() {
+        let surplus = cli.verb.surplus().join(OsStr::new(" "));
+        output::note(&format!("ignored: {}", surplus.display()));
+    }
+    let options = &cli.options;
+    let done = match &cli.verb {
+        Verb::Add(args) => commands::add(options, args),
+        Verb::Check(target) => commands::check(options, target),
+        Verb::Del(args) => commands::del(options, args),
+        Verb::Gc(args) => commands::gc(options, args),
+        Verb::Status(whole) => commands::status(options, whole),
+        Verb::List => list::run(options),
+        Verb::Validate(args) => validate::run(options, args),
     };
     done.unwrap_or_else(|error| {
         output::report(&error);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use crate::cni::error::{Code, ErrorObject, coded};
+use crate::cni::error::{Code, Coded, ErrorObject, coded};
 
 /// Prints an answer, as it is.
 ///
@@ -29,14 +29,17 @@ pub fn report(error: &anyhow::Error) {
     note(&describe(error));
 }
 
-/// An error with its causes, and the code if a plugin gave one.
+/// An error with its causes, and the code if it has one: a plugin's, or our own.
 pub fn describe(error: &anyhow::Error) -> String {
-    let object = error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<ErrorObject>());
-    match object {
-        Some(object) => format!("{error:#} (code {})", object.code),
-        None => format!("{error:#}"),
+    let is_coded = error.downcast_ref::<Coded>().is_some()
+        || error
+            .chain()
+            .any(<dyn std::error::Error>::is::<ErrorObject>);
+    if is_coded {
+        let code = ErrorObject::from_error(error).code;
+        format!("{error:#} (code {code})")
+    } else {
+        format!("{error:#}")
     }
 }
 
@@ -55,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plugins_code_is_told() {
+    fn codes_are_told() {
         let object = ErrorObject {
             code: 11,
             msg: "busy".into(),
@@ -68,6 +71,7 @@ mod tests {
             "plugin type=\"x\" failed (add): busy; lock (code 11)"
         );
         let error = anyhow::anyhow!("deep").context(coded(Code::Io, "read"));
-        assert_eq!(describe(&error), "read: deep");
+        assert_eq!(describe(&error), "read: deep (code 5)");
+        assert_eq!(describe(&anyhow::anyhow!("odd")), "odd");
     }
 }

@@ -16,6 +16,10 @@ use super::netns::Netns;
 
 /// What the kernel says of a link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the kernel's flags, none depends on another"
+)]
 pub struct Link {
     pub index: u32,
     pub name: String,
@@ -36,6 +40,10 @@ pub struct Link {
     pub is_running: bool,
     /// Whether an administrator made it promiscuous; a packet capture does not count.
     pub is_promiscuous: bool,
+    /// Whether an administrator made it take all multicast frames.
+    pub is_all_multicast: bool,
+    /// Packets that may wait to be sent.
+    pub tx_queue_len: u32,
 }
 
 impl Link {
@@ -45,6 +53,7 @@ impl Link {
             index: message.header.index,
             is_up: flags.contains(LinkFlags::Up),
             is_promiscuous: flags.contains(LinkFlags::Promisc),
+            is_all_multicast: flags.contains(LinkFlags::Allmulti),
             ..Self::default()
         };
         for attribute in message.attributes {
@@ -52,6 +61,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(bytes) => link.mac = mac::to_text(&bytes),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::TxQueueLen(length) => link.tx_queue_len = length,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::IfAlias(alias) => link.alias = alias,

@@ -147,16 +147,25 @@ impl Netlink {
             let mut answers = handle.request(request).context("send a netlink request")?;
             let mut found = Vec::new();
             let mut flags = 0;
+            // An answer counts only when the kernel has said that it is complete.
+            let mut complete = false;
             while let Some(answer) = answers.next().await {
                 flags |= answer.header.flags;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(message) => found.push(message),
                     NetlinkPayload::Error(error) if error.code.is_some() => {
-                        return Err(refused(&error).into());
+                        return Err(refused(error.raw_code(), &error.header).into());
                     }
+                    NetlinkPayload::Done(done) if done.code != 0 => {
+                        return Err(refused(done.code, &[]).into());
+                    }
+                    NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => complete = true,
+                    // The socket's buffer was too small for what the kernel had to say.
+                    NetlinkPayload::Overrun(_) => flags |= DUMP_INTERRUPTED,
                     _ => {}
                 }
             }
+            anyhow::ensure!(complete, "the kernel's answer broke off");
             Ok((found, flags))
         })
     }
@@ -198,7 +207,8 @@ impl Netlink {
             let told = self
                 .runtime
                 .block_on(async { tokio::time::timeout_at(end, changes.next()).await });
-            if !matches!(told, Ok(Some(_))) {
+            // A stream that never ends must not win over the clock.
+            if !matches!(told, Ok(Some(_))) || tokio::time::Instant::now() >= end {
                 return Ok(None);
             }
         }
@@ -232,6 +242,8 @@ fn connect(runtime: &Runtime) -> Result<Handle> {
     let _guard = runtime.enter();
     let (mut connection, handle, _) =
         rtnetlink::new_connection().context("open a netlink socket")?;
+    connection.set_forward_ack(true);
+    connection.set_forward_done(true);
     let socket = connection.socket_mut().socket_mut();
     // Explanations are a comfort: kernels before 4.12 do without.
     drop(socket.set_ext_ack(true));
@@ -240,12 +252,13 @@ fn connect(runtime: &Runtime) -> Result<Handle> {
     Ok(handle)
 }
 
-fn refused(error: &netlink_packet_core::ErrorMessage) -> Refused {
+/// `code` is a negated errno, `header` what follows it in the kernel's error message.
+fn refused(code: i32, header: &[u8]) -> Refused {
     /// `struct nlmsghdr`, which the capped acknowledgement repeats before its attributes.
     const HEADER: usize = 16;
     /// `NLMSGERR_ATTR_MSG`.
     const MESSAGE: u16 = 1;
-    let mut attributes = error.header.get(HEADER..).unwrap_or_default();
+    let mut attributes = header.get(HEADER..).unwrap_or_default();
     let mut reason = String::new();
     while let [l0, l1, k0, k1, rest @ ..] = attributes {
         let length = usize::from(u16::from_ne_bytes([*l0, *l1]));
@@ -261,7 +274,7 @@ fn refused(error: &netlink_packet_core::ErrorMessage) -> Refused {
             .unwrap_or_default();
     }
     Refused {
-        errno: Errno::from_raw(error.raw_code().saturating_neg()),
+        errno: Errno::from_raw(code.saturating_neg()),
         reason,
     }
 }

@@ -1,10 +1,12 @@
 //! Network namespaces, named by a path (`network_namespaces(7)`).
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{FsType, fstatfs};
 
@@ -44,7 +46,14 @@ impl Netns {
     /// When a namespace is there and cannot be opened.
     pub fn open_if_any(path: Option<&str>) -> Result<Option<Self>> {
         let Some(path) = path else { return Ok(None) };
-        match Self::try_open(path)? {
+        let opened = Self::try_open(path)?.and_then(|netns| {
+            // A namespace of another kind shows only when it is entered.
+            match netns.inside(|| Ok(())) {
+                Ok(()) => Ok(netns),
+                Err(error) => Err(error.root_cause().to_string()),
+            }
+        });
+        match opened {
             Ok(netns) => Ok(Some(netns)),
             Err(absent) => {
                 log::warn(&format!(
@@ -58,18 +67,33 @@ impl Netns {
     /// The namespace, or why there is none.
     fn try_open(path: &str) -> Result<std::result::Result<Self, String>> {
         let absent = |why: &str| Ok(Err(why.to_owned()));
-        let file = match File::open(path) {
+        // O_NONBLOCK: a FIFO there must not make us wait for somebody to open it too.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(path);
+        let file = match opened {
             Ok(file) => file,
-            Err(error) => {
-                return match error.kind() {
-                    ErrorKind::NotFound | ErrorKind::NotADirectory => {
-                        absent("no such file or directory")
-                    }
-                    _ => Err(error).with_context(|| {
-                        coded(Code::Environment, format!("open CNI_NETNS {path}"))
-                    }),
-                };
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return absent("no such file or directory");
             }
+            // Our own limits, not a word about what is there.
+            Err(error)
+                if matches!(
+                    error.raw_os_error().map(Errno::from_raw),
+                    Some(
+                        Errno::EACCES
+                            | Errno::EPERM
+                            | Errno::EMFILE
+                            | Errno::ENFILE
+                            | Errno::ENOMEM
+                    )
+                ) =>
+            {
+                return Err(error)
+                    .with_context(|| coded(Code::Environment, format!("open CNI_NETNS {path}")));
+            }
+            Err(error) => return absent(&error.to_string()),
         };
         let filesystem = fstatfs(&file)
             .with_context(|| format!("look at the file system of {path}"))?

@@ -130,12 +130,11 @@ pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
     }
 }
 
-/// The routes of `sample`'s family that lead through the link with `index`, in every
-/// table.
+/// The routes of `sample`'s family, in every table.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn list(netlink: &Netlink, index: u32, sample: IpAddr) -> Result<Vec<Route>> {
+pub fn list(netlink: &Netlink, sample: IpAddr) -> Result<Vec<Route>> {
     let mut request = RouteMessage::default();
     request.header.address_family = family(sample);
     let found = netlink
@@ -144,20 +143,19 @@ pub fn list(netlink: &Netlink, index: u32, sample: IpAddr) -> Result<Vec<Route>>
     Ok(found
         .into_iter()
         .filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => from_message(&message, index, sample),
+            RouteNetlinkMessage::NewRoute(message) => from_message(&message, sample),
             _ => None,
         })
         .collect())
 }
 
-fn from_message(message: &RouteMessage, index: u32, sample: IpAddr) -> Option<Route> {
+fn from_message(message: &RouteMessage, sample: IpAddr) -> Option<Route> {
     let unspecified = if sample.is_ipv4() {
         IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)
     } else {
         IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
     };
     let mut dst = unspecified;
-    let mut through = false;
     let mut route = Route {
         dst: IpNet::new(unspecified, 0).ok()?,
         gateway: None,
@@ -173,16 +171,11 @@ fn from_message(message: &RouteMessage, index: u32, sample: IpAddr) -> Option<Ro
             RouteAttribute::Gateway(address) => route.gateway = ip(address),
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::Priority(priority) => route.priority = *priority,
-            RouteAttribute::Oif(oif) => through |= *oif == index,
-            // Equal-cost routes arrive as one route with several next hops.
-            RouteAttribute::MultiPath(hops) => {
-                through |= hops.iter().any(|hop| hop.interface_index == index);
-            }
             _ => {}
         }
     }
     route.dst = IpNet::new(dst, message.header.destination_prefix_length).ok()?;
-    through.then_some(route)
+    Some(route)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

@@ -7,17 +7,33 @@ use std::io::ErrorKind;
 
 use anyhow::{Context, Result};
 
+/// Where the keys are paths.
+pub const ROOT: &str = "/proc/sys/net";
+
+/// What the sysctl holds, without white space around it; `None` where there is nothing
+/// to read: some, like `ipv4/route/flush`, can only be written.
+///
+/// # Errors
+/// Names the key and the cause; see [`is_absent`].
+pub fn read(key: &str) -> Result<Option<String>> {
+    let path = format!("{ROOT}/{key}");
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {path}")),
+    }
+}
+
 /// Makes the sysctl hold `value`. One that does already is not written: read-only
 /// `/proc/sys` is then no obstacle.
 ///
 /// # Errors
 /// Names the key and the cause.
 pub fn set(key: &str, value: &str) -> Result<()> {
-    let path = format!("/proc/sys/net/{key}");
-    let current = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    if current.trim() == value {
+    if read(key)?.is_some_and(|current| current == value) {
         return Ok(());
     }
+    let path = format!("{ROOT}/{key}");
     fs::write(&path, value).with_context(|| format!("write {value} to {path}"))
 }
 
@@ -37,7 +53,8 @@ pub fn has_ipv6() -> bool {
     fs::exists("/proc/sys/net/ipv6").unwrap_or(false)
 }
 
-fn is_absent(error: &anyhow::Error) -> bool {
+/// Whether `error` says that there is no such sysctl, in this kernel or for this link.
+pub fn is_absent(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<std::io::Error>()
         .is_some_and(|error| error.kind() == ErrorKind::NotFound)

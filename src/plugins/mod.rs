@@ -3,3 +3,4 @@
 pub mod bridge;
 pub mod ipam;
 pub mod portmap;
+pub mod tuning;

@@ -15,10 +15,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::directory::Broken;
 use super::network::Network;
 use super::parameters::Parameters;
 use crate::cni::error::{Code, coded};
-use crate::cni::invocation::Attachment;
+use crate::cni::invocation::{Attachment, check_container_id, check_ifname, check_network_name};
 use crate::cni::json::{self, Object};
 use crate::cni::result::CniResult;
 use crate::cni::version::Version;
@@ -57,6 +58,15 @@ pub struct Entry {
     pub parameters: Parameters,
 }
 
+/// Everything in a cache.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// The attachments, by file name.
+    pub entries: Vec<Entry>,
+    /// Files that do not tell whose they are: any attachment whose name fits may live.
+    pub unknown: Vec<Broken>,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Written<'a> {
@@ -88,11 +98,19 @@ struct Stored {
 }
 
 impl Stored {
-    fn attachment(&self) -> Attachment {
-        Attachment {
+    /// Whose the file says it is, beside `network_name`.
+    ///
+    /// # Errors
+    /// When it does not say.
+    fn owner(&self) -> Result<Attachment> {
+        anyhow::ensure!(self.kind == KIND, "a result that does not say whose it is");
+        check_network_name(&self.network_name)?;
+        check_container_id(&self.container_id)?;
+        check_ifname(&self.if_name)?;
+        Ok(Attachment {
             container_id: self.container_id.clone(),
             ifname: self.if_name.clone(),
-        }
+        })
     }
 }
 
@@ -163,13 +181,12 @@ impl Cache {
         fsutil::remove(&self.file(network, attachment)).map(drop)
     }
 
-    /// Every attachment remembered, sorted by file name. Files of another format are
-    /// left out in silence, unreadable ones are told to `note`. No directory: none.
+    /// Every attachment remembered, sorted by file name. No directory: none.
     ///
     /// # Errors
     /// Code 5 when the directory cannot be listed: taking that for "nothing attached"
     /// would be wrong.
-    pub fn entries(&self, note: &dyn Fn(&str)) -> Result<Vec<Entry>> {
+    pub fn contents(&self) -> Result<Contents> {
         let context = || {
             coded(
                 Code::Io,
@@ -177,25 +194,26 @@ impl Cache {
             )
         };
         let listing = match std::fs::read_dir(&self.results) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Contents::default()),
             listing => listing.with_context(context)?,
         };
         let mut files = Vec::new();
         for entry in listing {
             let entry = entry.with_context(context)?;
-            if !entry.file_type().with_context(context)?.is_dir() {
+            let is_aside = entry.file_name().to_str().is_some_and(fsutil::is_aside);
+            if !is_aside && !entry.file_type().with_context(context)?.is_dir() {
                 files.push(entry.path());
             }
         }
         files.sort();
-        let mut entries = Vec::new();
+        let mut contents = Contents::default();
         for file in files {
             match read_entry(&file) {
-                Ok(entry) => entries.extend(entry),
-                Err(error) => note(&format!("{}: skipped: {error:#}", file.display())),
+                Ok(entry) => contents.entries.extend(entry),
+                Err(error) => contents.unknown.push(Broken { file, error }),
             }
         }
-        Ok(entries)
+        Ok(contents)
     }
 }
 
@@ -221,7 +239,7 @@ fn read(bytes: &[u8], network: &str, attachment: &Attachment, version: Version) 
         let result = CniResult::parse(&document, version)?;
         return Ok(Cached::Result(Box::new(result)));
     }
-    let owner = stored.attachment();
+    let owner = stored.owner()?;
     if stored.network_name != network || owner != *attachment {
         return Ok(Cached::Foreign(stored.network_name, owner));
     }
@@ -233,24 +251,24 @@ fn read(bytes: &[u8], network: &str, attachment: &Attachment, version: Version) 
     )?)))
 }
 
-/// The attachment a file is about; `None` when it does not tell.
+/// The attachment a file is about; `None` for a copy under another name, which is not
+/// the entry that a runtime would find.
+///
+/// # Errors
+/// When the file does not tell.
 fn read_entry(file: &Path) -> Result<Option<Entry>> {
     let Some(bytes) = fsutil::read(file)? else {
         return Ok(None);
     };
     let document = Value::Object(json::parse_object("the file", &bytes)?);
     let stored: Stored = json::decode("", &document)?;
-    let attachment = stored.attachment();
-    // A copy under another name is not the entry that a runtime would find.
+    let attachment = stored.owner()?;
     let named = file.file_name() == Some(file_name(&stored.network_name, &attachment).as_ref());
-    if stored.kind != KIND || !named {
-        return Ok(None);
-    }
     let args = stored.cni_args.into_iter().filter_map(|pair| {
         let mut pair = pair.into_iter();
         Some((pair.next()?, pair.next()?))
     });
-    Ok(Some(Entry {
+    let entry = Entry {
         network: stored.network_name,
         parameters: Parameters::new(
             attachment,
@@ -258,7 +276,8 @@ fn read_entry(file: &Path) -> Result<Option<Entry>> {
             args.collect(),
             stored.capability_args,
         )?,
-    }))
+    };
+    Ok(named.then_some(entry))
 }
 
 #[cfg(test)]
@@ -304,6 +323,13 @@ mod tests {
         cache
     }
 
+    /// The entries, when nothing else is there.
+    fn known(cache: &Cache) -> Vec<Entry> {
+        let contents = cache.contents().unwrap();
+        assert!(contents.unknown.is_empty(), "{contents:?}");
+        contents.entries
+    }
+
     #[test]
     fn the_file_is_libcnis() {
         let dir = tempfile::tempdir().unwrap();
@@ -320,7 +346,7 @@ mod tests {
         assert_eq!(mode(&file), 0o600);
         assert_eq!(mode(file.parent().unwrap()), 0o700);
         assert_eq!(
-            cache.entries(&|_| panic!()).unwrap(),
+            known(&cache),
             [Entry {
                 network: "net1".into(),
                 parameters: parameters("c1")
@@ -352,18 +378,24 @@ mod tests {
         for length in [0, 1, whole.len() - 1] {
             fs::write(&file, &whole[..length]).unwrap();
             assert!(matches!(find(), Cached::Broken(_)), "{length}");
-            let noted = std::cell::Cell::new(0);
-            let entries = cache.entries(&|_| noted.set(noted.get() + 1)).unwrap();
-            assert_eq!((entries.len(), noted.get()), (0, 1));
+            let contents = cache.contents().unwrap();
+            assert!(contents.entries.is_empty());
+            assert_eq!(contents.unknown[0].file, file);
         }
         fs::write(&file, r#"{"ip4": {"ip": "10.0.0.2/24"}}"#).unwrap();
         let Cached::Result(result) = find() else {
             panic!("legacy file");
         };
         assert_eq!(result.ips[0].address.to_string(), "10.0.0.2/24");
-        assert!(cache.entries(&|_| panic!()).unwrap().is_empty());
-        fs::write(&file, r#"{"cniVersion": "9.9"}"#).unwrap();
-        assert!(matches!(find(), Cached::Broken(_)));
+        assert_eq!(cache.contents().unwrap().unknown.len(), 1);
+        for text in [r#"{"kind": "cniCacheV1"}"#, "null"] {
+            fs::write(dir.path().join("results/n-d-eth0"), text).unwrap();
+            assert_eq!(cache.contents().unwrap().unknown.len(), 2);
+        }
+        for text in [r#"{"cniVersion": "9.9"}"#, r#"{"kind": "cniCacheV1"}"#] {
+            fs::write(&file, text).unwrap();
+            assert!(matches!(find(), Cached::Broken(_)), "{text}");
+        }
     }
 
     #[test]
@@ -373,19 +405,20 @@ mod tests {
         let results = dir.path().join("results");
         fs::copy(results.join("n-c-eth0"), results.join("n-c-eth0.bak")).unwrap();
         fs::create_dir(results.join("sub")).unwrap();
-        assert_eq!(cache.entries(&|_| panic!()).unwrap().len(), 1);
+        fs::write(results.join(".cnibox-00000000-1-1"), "{").unwrap();
+        assert_eq!(known(&cache).len(), 1);
         cache.remove("n", &attachment("c", "eth0")).unwrap();
         cache.remove("n", &attachment("c", "eth0")).unwrap();
-        assert!(cache.entries(&|_| panic!()).unwrap().is_empty());
+        assert!(known(&cache).is_empty());
     }
 
     #[test]
     fn an_unreadable_directory_is_no_empty_one() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path());
-        assert!(cache.entries(&|_| {}).unwrap().is_empty());
+        assert!(known(&cache).is_empty());
         fs::write(dir.path().join("results"), "a file").unwrap();
-        let error = cache.entries(&|_| {}).unwrap_err();
+        let error = cache.contents().unwrap_err();
         assert!(error.to_string().contains("/results"));
     }
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
 use super::cache::{Cache, Cached};
+use super::gc;
 use super::network::{Network, PluginConfiguration};
 use super::parameters::Parameters;
 use super::request::{self, Additions};
@@ -17,6 +18,9 @@ use crate::cni::invocation::{Attachment, Command};
 use crate::cni::json;
 use crate::cni::result::CniResult;
 use crate::cni::version::Version;
+use crate::net::link;
+use crate::net::netlink::Netlink;
+use crate::net::netns::Netns;
 
 /// Hears what goes on.
 pub trait Observer {
@@ -51,17 +55,19 @@ pub struct Runtime<'a> {
     pub observer: &'a dyn Observer,
 }
 
-/// A network whose plugins have all been found. Nothing runs before that.
+/// A network in a version that we speak.
 pub struct Chain<'a> {
     runtime: &'a Runtime<'a>,
     network: &'a Network,
     version: Version,
-    steps: Vec<Step<'a>>,
 }
 
-struct Step<'a> {
-    plugin: &'a PluginConfiguration,
-    executable: PathBuf,
+/// A plugin of the network whose executable has been found.
+pub struct Step<'a> {
+    /// As configured.
+    pub plugin: &'a PluginConfiguration,
+    /// The file to run.
+    pub executable: PathBuf,
 }
 
 impl Step<'_> {
@@ -90,23 +96,15 @@ pub enum OnFailure {
 }
 
 impl Runtime<'_> {
-    /// Looks up the executable of every plugin of `network`.
+    /// The plugins of `network`, ready to be looked up and run.
     ///
     /// # Errors
-    /// Code 1 for a version we do not speak; otherwise names the plugin that is missing
-    /// and where was looked.
+    /// Code 1 for a version we do not speak.
     pub fn chain<'a>(&'a self, network: &'a Network) -> Result<Chain<'a>> {
-        let directories: Vec<PathBuf> = std::env::split_paths(&self.path).collect();
-        let steps = network.plugins.iter().map(|plugin| {
-            let executable = find(&plugin.plugin, &directories)
-                .with_context(|| format!("network \"{}\"", network.name))?;
-            Ok(Step { plugin, executable })
-        });
         Ok(Chain {
             runtime: self,
             network,
             version: network.version()?,
-            steps: steps.collect::<Result<_>>()?,
         })
     }
 }
@@ -132,13 +130,45 @@ pub fn find(plugin: &str, directories: &[PathBuf]) -> Result<PathBuf> {
     })
 }
 
+/// Whoever made an interface that is there already, the DEL after a failed ADD would
+/// remove it. A namespace that is none is the plugins' to judge.
+fn refuse_existing_interface(parameters: &Parameters) -> Result<()> {
+    let (netns, ifname) = (&parameters.netns, &parameters.attachment.ifname);
+    // `lo` is in every namespace, and nothing removes it.
+    if ifname == "lo" || !gc::is_live(netns) {
+        return Ok(());
+    }
+    let inside = Netlink::open()?.open_inside(&Netns::open(netns)?)?;
+    let Some(link) = link::by_name(&inside, ifname)? else {
+        return Ok(());
+    };
+    Err(detailed(
+        Code::Config,
+        format!("interface {ifname} exists in {netns} already"),
+        format!(
+            "{}choose another --ifname, or remove the attachment it belongs to: \
+             cnitool del NETWORK {netns}",
+            if link.kind.is_empty() {
+                String::new()
+            } else {
+                format!("it is a {}; ", link.kind)
+            }
+        ),
+    ))
+}
+
 impl Chain<'_> {
-    /// The plugins in the order of `command`, each with its executable.
-    pub fn steps(&self, command: Command) -> Vec<(&str, &Path)> {
-        let mut steps: Vec<_> = self
-            .steps
-            .iter()
-            .map(|step| (step.plugin.plugin.as_str(), step.executable.as_path()))
+    /// The plugins in the order of `command`; an error for each whose executable is
+    /// missing. That must stop nobody from removing what the others have made.
+    pub fn steps(&self, command: Command) -> Vec<Result<Step<'_>>> {
+        let directories: Vec<PathBuf> = std::env::split_paths(&self.runtime.path).collect();
+        let plugins = self.network.plugins.iter();
+        let mut steps: Vec<_> = plugins
+            .map(|plugin| {
+                let executable = find(&plugin.plugin, &directories)
+                    .with_context(|| format!("network \"{}\"", self.network.name))?;
+                Ok(Step { plugin, executable })
+            })
             .collect();
         if command == Command::Del {
             steps.reverse();
@@ -146,22 +176,33 @@ impl Chain<'_> {
         steps
     }
 
+    /// The plugins in the order of `command`.
+    ///
+    /// # Errors
+    /// Names a plugin that is missing, and where was looked.
+    pub fn all_steps(&self, command: Command) -> Result<Vec<Step<'_>>> {
+        self.steps(command).into_iter().collect()
+    }
+
     /// The version in which results come.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// Makes the attachment and remembers its result.
+    /// Makes the attachment and remembers its result. Nothing runs unless every plugin
+    /// is there and the interface is not.
     ///
     /// # Errors
     /// The failing plugin's, unchanged inside; what was made is then removed again if
     /// `on_failure` says so. An attachment made before is left alone.
     pub fn add(&self, parameters: &Parameters, on_failure: OnFailure) -> Result<CniResult> {
+        let steps = self.all_steps(Command::Add)?;
+        refuse_existing_interface(parameters)?;
         let before = self.cached(parameters);
         if let Cached::Foreign(network, owner) = &before {
             return Err(self.occupied(parameters, network, owner));
         }
-        let error = match self.add_each(parameters) {
+        let error = match self.add_each(&steps, parameters) {
             Ok(result) => return Ok(result),
             Err(error) => error,
         };
@@ -170,8 +211,12 @@ impl Chain<'_> {
             (OnFailure::Leave, _) => note("ADD failed: what it made so far is left as it is"),
             (OnFailure::RollBack, Cached::Nothing) => {
                 note("ADD failed: removing what it made so far (DEL of every plugin)");
-                self.roll_back(parameters);
+                self.roll_back(&steps, parameters);
             }
+            (OnFailure::RollBack, Cached::Broken(error)) => note(&format!(
+                "ADD failed: this attachment may have existed before and is left as it is \
+                 ({error:#}); to remove it, run: cnitool del"
+            )),
             (OnFailure::RollBack, _) => note(
                 "ADD failed: this attachment existed before and is left as it is; \
                  to remove it, run: cnitool del",
@@ -180,10 +225,10 @@ impl Chain<'_> {
         Err(error)
     }
 
-    fn add_each(&self, parameters: &Parameters) -> Result<CniResult> {
+    fn add_each(&self, steps: &[Step<'_>], parameters: &Parameters) -> Result<CniResult> {
         let mut result = CniResult::default();
         let mut prev_result = None;
-        for step in &self.steps {
+        for step in steps {
             result = self
                 .add_one(step, parameters, prev_result.as_ref())
                 .with_context(|| step.failed("add"))?;
@@ -211,8 +256,8 @@ impl Chain<'_> {
         read_result(&step.plugin.plugin, &printed, self.version)
     }
 
-    fn roll_back(&self, parameters: &Parameters) {
-        for step in self.steps.iter().rev() {
+    fn roll_back(&self, steps: &[Step<'_>], parameters: &Parameters) {
+        for step in steps.iter().rev() {
             let undone = self.call(step, Command::Del, Some(parameters), Additions::default());
             if let Err(error) = undone {
                 let text = format!("{}: {error:#}", step.failed("delete"));
@@ -245,18 +290,28 @@ impl Chain<'_> {
     /// result is no reason to stop.
     ///
     /// # Errors
-    /// The first plugin's that fails; those before it in the list are then not run.
+    /// The first plugin's that fails; those before it in the list are then not run. A
+    /// plugin that is missing is an error when all others have been run.
     pub fn del(&self, parameters: &Parameters) -> Result<()> {
         let cached = self.cached(parameters);
         let prev_result = self.prev_result(&cached)?;
-        for step in self.steps.iter().rev() {
+        let mut missing = Ok(());
+        for step in self.steps(Command::Del) {
+            let step = match step {
+                Ok(step) => step,
+                Err(error) => {
+                    missing = Err(error);
+                    continue;
+                }
+            };
             let additions = Additions {
                 prev_result: prev_result.as_ref(),
                 ..Additions::default()
             };
-            self.call(step, Command::Del, Some(parameters), additions)
+            self.call(&step, Command::Del, Some(parameters), additions)
                 .with_context(|| step.failed("delete"))?;
         }
+        missing?;
         if !matches!(cached, Cached::Foreign(..)) {
             let (cache, name) = (&self.runtime.cache, &self.network.name);
             if let Err(error) = cache.remove(name, &parameters.attachment) {
@@ -287,8 +342,9 @@ impl Chain<'_> {
                 .note("disableCheck is set: no plugin was asked");
             return Ok(());
         }
+        let steps = self.all_steps(Command::Check)?;
         let prev_result = self.prev_result(&self.cached(parameters))?;
-        for step in &self.steps {
+        for step in &steps {
             let additions = Additions {
                 prev_result: prev_result.as_ref(),
                 ..Additions::default()
@@ -311,7 +367,7 @@ impl Chain<'_> {
             ));
             return Ok(());
         }
-        for step in &self.steps {
+        for step in &self.all_steps(Command::Status)? {
             self.call(step, Command::Status, None, Additions::default())
                 .with_context(|| step.failed("status"))?;
         }
@@ -322,7 +378,7 @@ impl Chain<'_> {
     /// goes. Versions before 1.1.0 have no GC: nothing is run.
     ///
     /// # Errors
-    /// Those of all plugins that failed; every plugin is run.
+    /// Those of all plugins that failed or are missing; every other one is run.
     pub fn gc(&self, valid: &[Attachment]) -> Vec<anyhow::Error> {
         if self.version < Version::V1_1_0 {
             return Vec::new();
@@ -331,14 +387,13 @@ impl Chain<'_> {
             valid_attachments: Some(valid),
             ..Additions::default()
         };
-        self.steps
-            .iter()
-            .filter_map(|step| {
-                self.call(step, Command::Gc, None, additions)
-                    .with_context(|| step.failed("gc"))
-                    .err()
-            })
-            .collect()
+        let run = |step: Result<Step<'_>>| {
+            let step = step?;
+            self.call(&step, Command::Gc, None, additions)
+                .with_context(|| step.failed("gc"))
+        };
+        let steps = self.steps(Command::Gc).into_iter();
+        steps.filter_map(|step| run(step).err()).collect()
     }
 
     fn cached(&self, parameters: &Parameters) -> Cached {

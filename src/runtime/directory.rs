@@ -173,14 +173,10 @@ pub fn read(file: &Path) -> Result<Network> {
     }
     let mut network = Network::parse_list(file, raw)?;
     if !network.only_inlined {
-        // The name has been checked: it cannot lead out of the directory.
-        let beside = file.with_file_name(&network.name);
-        for file in files(&beside)? {
-            if file.as_os_str().as_encoded_bytes().ends_with(b".conf") {
-                let plugin = read_plugin(&file)
-                    .with_context(|| format!("read the plugin in {}", file.display()))?;
-                network.plugins.push(plugin);
-            }
+        for file in plugins_beside(file, &network.name)? {
+            let plugin = read_plugin(&file)
+                .with_context(|| format!("read the plugin in {}", file.display()))?;
+            network.plugins.push(plugin);
         }
     }
     if network.plugins.is_empty() {
@@ -197,10 +193,22 @@ pub fn read(file: &Path) -> Result<Network> {
     Ok(network)
 }
 
+/// The files of plugins that belong to the list `name` in `file`: those of the directory
+/// beside it that is called like the network. `name` has been checked: it cannot lead
+/// anywhere else.
+///
+/// # Errors
+/// When the directory is there and cannot be listed.
+pub fn plugins_beside(file: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    let mut files = files(&file.with_file_name(name))?;
+    files.retain(|file| file.as_os_str().as_encoded_bytes().ends_with(b".conf"));
+    Ok(files)
+}
+
 fn read_plugin(file: &Path) -> Result<PluginConfiguration> {
     let raw = fs::read(file).context(coded(Code::Io, "read the file"))?;
     let document = json::parse_object("the file", &raw)?;
-    PluginConfiguration::parse("", document.into())
+    PluginConfiguration::parse(file, "", document.into())
 }
 
 #[cfg(test)]

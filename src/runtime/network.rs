@@ -37,6 +37,10 @@ pub struct Network {
 /// One element of the list, as written.
 #[derive(Debug, Clone)]
 pub struct PluginConfiguration {
+    /// The file it stands in: the network's, or one beside that.
+    pub file: PathBuf,
+    /// Where in that file: `plugins[0]`, or nothing when it is all of it.
+    pub path: String,
     /// The name of the executable.
     pub plugin: String,
     /// A name of its own, which errors tell.
@@ -58,26 +62,28 @@ struct Header {
 }
 
 impl PluginConfiguration {
-    /// Reads the plugin object that stands at `path` of its file.
+    /// Reads the plugin object that stands at `path` of `file`.
     ///
     /// # Errors
     /// Code 6 or 7, naming the key.
-    pub fn parse(path: &str, document: Value) -> Result<Self> {
+    pub fn parse(file: &Path, path: &str, document: Value) -> Result<Self> {
         let Value::Object(document) = document else {
             return Err(coded(Code::Decode, format!("{path}: a plugin must be an object")).into());
         };
         let document = Value::Object(document);
         let header: Header = json::decode(path, &document)?;
         if header.plugin.is_empty() {
-            let path = if path.is_empty() { "type" } else { path };
+            let place = if path.is_empty() { "type" } else { path };
             return Err(detailed(
                 Code::Config,
-                format!("{path}: the plugin's \"type\" is missing"),
+                format!("{place}: the plugin's \"type\" is missing"),
                 "it is the name of the plugin's executable, such as \"bridge\"",
             ));
         }
         let enabled = header.capabilities.into_iter().filter(|(_, on)| *on);
         Ok(Self {
+            file: file.into(),
+            path: path.into(),
             plugin: header.plugin,
             name: header.name,
             capabilities: enabled.map(|(name, _)| name).collect(),
@@ -101,12 +107,7 @@ impl Network {
             return Err(coded(Code::Config, "\"name\" is missing").into());
         }
         check_network_name(&name)?;
-        let cni_version = choose_version(
-            &string(&list, "cniVersion")?,
-            member(&list, "cniVersions")
-                .map(|versions| json::decode("cniVersions", versions))
-                .transpose()?,
-        )?;
+        let cni_version = choose_version(&list)?;
         let only_inlined = boolean(&list, "loadOnlyInlinedPlugins")?;
         let plugins = match list.get("plugins") {
             None if only_inlined => {
@@ -121,7 +122,8 @@ impl Network {
                 .iter()
                 .enumerate()
                 .map(|(index, plugin)| {
-                    PluginConfiguration::parse(&format!("plugins[{index}]"), plugin.clone())
+                    let path = format!("plugins[{index}]");
+                    PluginConfiguration::parse(file, &path, plugin.clone())
                 })
                 .collect::<Result<_>>()?,
             Some(_) => {
@@ -159,7 +161,7 @@ impl Network {
         }
         let header: Header = json::decode("", &document)?;
         check_network_name(&header.name)?;
-        let plugin = PluginConfiguration::parse("", document)?;
+        let plugin = PluginConfiguration::parse(file, "", document)?;
         // What libcni wraps it into, and then keeps in its cache.
         let list = json!({
             "name": header.name,
@@ -203,11 +205,13 @@ impl Network {
 ///
 /// # Errors
 /// Code 6 for what is no version.
-fn choose_version(cni_version: &str, cni_versions: Option<Vec<String>>) -> Result<String> {
-    let Some(mut offered) = cni_versions else {
-        return Ok(cni_version.to_owned());
+pub fn choose_version(list: &Object) -> Result<String> {
+    let cni_version = string(list, "cniVersion")?;
+    let Some(several) = member(list, "cniVersions") else {
+        return Ok(cni_version);
     };
-    offered.push(cni_version.to_owned());
+    let mut offered: Vec<String> = json::decode("cniVersions", several)?;
+    offered.push(cni_version.clone());
     for version in &offered {
         version::numbers(version)?;
     }
@@ -216,10 +220,29 @@ fn choose_version(cni_version: &str, cni_versions: Option<Vec<String>>) -> Resul
         .filter(|version| !version.is_empty())
         .filter_map(|version| Version::exact(version))
         .max();
-    Ok(chosen.map_or_else(
-        || cni_version.to_owned(),
-        |version| version.as_str().to_owned(),
-    ))
+    Ok(chosen.map_or(cni_version, |version| version.as_str().to_owned()))
+}
+
+/// The member of a plugin's object, or of an object inside it, as the plugin finds it:
+/// unlike a list's, its keys match without regard to case.
+pub fn plugin_member(object: &Object, key: &str) -> Option<Value> {
+    json::take(&mut object.clone(), key)
+}
+
+/// A plugin's `ipam` object.
+pub fn ipam(plugin: &Object) -> Option<Object> {
+    match plugin_member(plugin, "ipam") {
+        Some(Value::Object(ipam)) => Some(ipam),
+        _ => None,
+    }
+}
+
+/// The `type` of a plugin or of its `ipam`: the name of an executable.
+pub fn plugin_type(object: &Object) -> Option<String> {
+    match plugin_member(object, "type") {
+        Some(Value::String(text)) if !text.is_empty() => Some(text),
+        _ => None,
+    }
 }
 
 fn member<'a>(list: &'a Object, key: &str) -> Option<&'a Value> {
@@ -323,8 +346,8 @@ mod tests {
             ("2.0.0", Some(vec!["3.0.0"]), "2.0.0"),
             ("", Some(vec![]), ""),
         ] {
-            let many = many.map(|list| list.into_iter().map(str::to_owned).collect());
-            assert_eq!(choose_version(one, many).unwrap(), chosen);
+            let list = json!({"cniVersion": one, "cniVersions": many});
+            assert_eq!(choose_version(list.as_object().unwrap()).unwrap(), chosen);
         }
     }
 

@@ -4,11 +4,11 @@
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::Result;
-use sha2::{Digest, Sha512};
 
 use crate::cni::error::{Code, coded};
 use crate::cni::invocation::{Attachment, check_container_id, check_ifname};
 use crate::cni::json::Object;
+use crate::hash::sha512_hex;
 
 /// The parameters of one attachment; id and interface name are valid.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,11 +73,8 @@ pub fn parse_args(text: &str) -> Result<Vec<(String, String)>> {
 
 /// The container id that stands for a namespace when none is given: that of the
 /// reference's cnitool. `netns` must be absolute and clean.
-pub fn container_id(netns: &Path) -> String {
-    let hash = Sha512::digest(netns.as_os_str().as_encoded_bytes());
-    hash.iter()
-        .take(10)
-        .fold("cnitool-".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+pub fn container_id(netns: &str) -> String {
+    format!("cnitool-{}", sha512_hex(netns, 20))
 }
 
 /// `path` without `.`, `..` and double slashes, by its text alone: no symlink is followed.
@@ -102,7 +99,7 @@ mod tests {
     #[test]
     fn ids_are_those_of_the_reference() {
         assert_eq!(
-            container_id(Path::new("/run/netns/c1")),
+            container_id("/run/netns/c1"),
             "cnitool-20b4ff582526573bbe7d"
         );
     }

@@ -11,6 +11,7 @@ use super::plugin::{Look, is_remark};
 use crate::cni::invocation::check_network_name;
 use crate::cni::json::{self, Object, Problem};
 use crate::cni::version::{self, Version};
+use crate::runtime::directory;
 use crate::runtime::network::parse_boolean;
 
 /// The keys of a list (specification section 1).
@@ -119,7 +120,11 @@ impl Inspection<'_> {
             }
         }
         let only_inlined = list.get("loadOnlyInlinedPlugins").and_then(parse_boolean);
-        let beside = self.plugins_beside(list, only_inlined == Some(true));
+        let beside = if only_inlined == Some(true) {
+            Vec::new()
+        } else {
+            self.plugins_beside(list)
+        };
         match list.get("plugins") {
             None if beside.is_empty() => self.error("plugins", "missing"),
             None => {}
@@ -143,19 +148,15 @@ impl Inspection<'_> {
     }
 
     /// The files of the directory called like the network.
-    fn plugins_beside(&self, list: &Object, only_inlined: bool) -> Vec<PathBuf> {
+    fn plugins_beside(&mut self, list: &Object) -> Vec<PathBuf> {
         let name = list.get("name").and_then(Value::as_str).unwrap_or_default();
-        if only_inlined || check_network_name(name).is_err() {
+        if check_network_name(name).is_err() {
             return Vec::new();
         }
-        let mut files: Vec<PathBuf> = fs::read_dir(self.file.with_file_name(name))
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|file| file.extension().is_some_and(|e| e == "conf"))
-            .collect();
-        files.sort();
-        files
+        directory::plugins_beside(&self.file, name).unwrap_or_else(|error| {
+            self.error("", format!("{error:#}"));
+            Vec::new()
+        })
     }
 
     /// A list's keys match exactly, so a wrongly written one is no key.

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::{Site, ValidateArgs, output};
+use super::{Options, ValidateArgs, output};
 use crate::cni::json::Problem;
 use crate::runtime::directory::{self, Broken, Directory};
 use document::Named;
@@ -71,9 +71,9 @@ impl fmt::Display for Finding {
 ///
 /// # Errors
 /// When there is nothing to look at.
-pub fn run(args: &ValidateArgs) -> Result<ExitCode> {
-    let (directory, files) = select(&args.site, args.what.as_deref())?;
-    let directories: Vec<PathBuf> = std::env::split_paths(args.site.path()).collect();
+pub fn run(options: &Options, args: &ValidateArgs) -> Result<ExitCode> {
+    let (directory, files) = select(options.conf(), args.what.as_deref())?;
+    let directories: Vec<PathBuf> = std::env::split_paths(options.path()).collect();
     let look = Look {
         find: &|plugin| crate::runtime::chain::find(plugin, &directories).map(drop),
         plugin: crate::applets::plugin,
@@ -97,9 +97,8 @@ pub fn run(args: &ValidateArgs) -> Result<ExitCode> {
 }
 
 /// What to look at, and what stands beside it.
-fn select(site: &Site, what: Option<&str>) -> Result<(Directory, Vec<PathBuf>)> {
-    let is_file = |text: &&str| text.contains('/') || Path::new(text).is_file();
-    if let Some(file) = what.filter(is_file) {
+fn select(conf: &Path, what: Option<&str>) -> Result<(Directory, Vec<PathBuf>)> {
+    if let Some(file) = what.filter(|text| is_file(text)) {
         let file = PathBuf::from(file);
         let beside = match file.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -107,7 +106,7 @@ fn select(site: &Site, what: Option<&str>) -> Result<(Directory, Vec<PathBuf>)> 
         };
         return Ok((directory::load(beside)?, vec![file]));
     }
-    let directory = directory::load(site.conf())?;
+    let directory = directory::load(conf)?;
     let Some(name) = what else {
         let networks = directory.networks.iter().map(|network| &network.file);
         let broken = directory.broken.iter().map(|broken| &broken.file);
@@ -120,16 +119,24 @@ fn select(site: &Site, what: Option<&str>) -> Result<(Directory, Vec<PathBuf>)> 
         );
         return Ok((directory, files));
     };
-    // A network that cannot be used cannot be found by its name: look for the file.
-    let named = directory
-        .broken
-        .iter()
-        .find(|broken| document::name_in(&broken.file).as_deref() == Some(name));
-    let file = match named {
-        Some(broken) => broken.file.clone(),
-        None => directory.find(name)?.file.clone(),
+    // The one that `add` would use. A file that holds no usable network is looked for by
+    // the name it gives.
+    let named = |broken: &&Broken| document::name_in(&broken.file).as_deref() == Some(name);
+    let file = match (directory.find(name), directory.broken.iter().find(named)) {
+        (Ok(network), _) => network.file.clone(),
+        (Err(_unusable), Some(broken)) => broken.file.clone(),
+        (Err(error), None) => return Err(error),
     };
     Ok((directory, vec![file]))
+}
+
+/// Whether an argument is meant as a file, by how it is written: what happens to be in
+/// the working directory must not hide a network.
+fn is_file(what: &str) -> bool {
+    what.contains('/')
+        || [".conf", ".conflist", ".json"]
+            .iter()
+            .any(|end| what.ends_with(end))
 }
 
 fn inspect(file: &Path, directory: &Directory, look: &Look<'_>) -> Vec<Finding> {

@@ -6,8 +6,9 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::Finding;
+use crate::cni::json::{self, Object};
 use crate::runtime::directory::Directory;
-use crate::runtime::network::Network;
+use crate::runtime::network::{Network, ipam, plugin_member, plugin_type};
 
 /// Compares the network `name` in `file` with the others of the directory.
 pub fn inspect(file: &Path, name: &str, directory: &Directory) -> Vec<Finding> {
@@ -21,16 +22,20 @@ pub fn inspect(file: &Path, name: &str, directory: &Directory) -> Vec<Finding> {
     let Some(own) = directory.networks.iter().find(|n| is_file(n, file)) else {
         return findings;
     };
-    for (path, subnet) in subnets(own) {
+    for own in subnets(own) {
         for other in directory.networks.iter().filter(|n| n.name != name) {
-            let taken = subnets(other)
+            let theirs = subnets(other)
                 .into_iter()
-                .find(|(_, theirs)| overlap(&subnet, theirs));
-            if let Some((_, theirs)) = taken {
-                let (other, file_of) = (&other.name, other.file.display());
-                let message =
-                    format!("{subnet} overlaps {theirs} of network \"{other}\" in {file_of}");
-                findings.push(Finding::warning(file, &path, message));
+                .find(|theirs| own.overlaps(theirs));
+            if let Some(theirs) = theirs {
+                let message = format!(
+                    "{} overlaps {} of network \"{}\" in {}",
+                    own.subnet,
+                    theirs.subnet,
+                    other.name,
+                    theirs.file.display()
+                );
+                findings.push(Finding::warning(own.file, &own.path, message));
             }
         }
     }
@@ -42,39 +47,53 @@ fn is_file(network: &Network, file: &Path) -> bool {
     network.file == file || network.file.file_name() == file.file_name()
 }
 
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
+/// A subnet from which host-local hands out addresses, and where it is written.
+struct Written<'a> {
+    file: &'a Path,
+    path: String,
+    subnet: IpNet,
 }
 
-/// The subnets from which host-local hands out addresses, and where they are written.
-fn subnets(network: &Network) -> Vec<(String, IpNet)> {
+impl Written<'_> {
+    fn overlaps(&self, other: &Self) -> bool {
+        let (a, b) = (&self.subnet, &other.subnet);
+        a.contains(b) || b.contains(a)
+    }
+}
+
+fn subnets(network: &Network) -> Vec<Written<'_>> {
     let mut found = Vec::new();
-    for (index, plugin) in network.plugins.iter().enumerate() {
-        let Some(ipam) = plugin.document.get("ipam") else {
+    for plugin in &network.plugins {
+        let Some(ipam) = ipam(&plugin.document) else {
             continue;
         };
-        if !matches!(
-            ipam.get("type").and_then(Value::as_str),
-            Some("host-local" | "ipam")
-        ) {
+        if !matches!(plugin_type(&ipam).as_deref(), Some("host-local" | "ipam")) {
             continue;
         }
-        let path = format!("plugins[{index}].ipam");
-        let mut note = |path: String, range: &Value| {
-            let text = range.get("subnet").and_then(Value::as_str);
-            if let Some(subnet) = text.and_then(|text| text.parse::<IpNet>().ok()) {
-                found.push((format!("{path}.subnet"), subnet.trunc()));
-            }
+        let mut note = |place: &str, range: &Object| {
+            let subnet = plugin_member(range, "subnet");
+            let subnet = subnet.and_then(|subnet| subnet.as_str()?.parse::<IpNet>().ok());
+            found.extend(subnet.map(|subnet| Written {
+                file: &plugin.file,
+                path: json::below(&plugin.path, &format!("ipam.{place}subnet")),
+                subnet: subnet.trunc(),
+            }));
         };
-        note(path.clone(), ipam);
-        let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned();
-        for (i, set) in list(ipam.get("ranges")).iter().flatten().enumerate() {
-            for (j, range) in list(Some(set)).iter().flatten().enumerate() {
-                note(format!("{path}.ranges[{i}][{j}]"), range);
+        note("", &ipam);
+        let ranges = plugin_member(&ipam, "ranges");
+        for (i, set) in ranges.iter().flat_map(items).enumerate() {
+            for (j, range) in items(set).enumerate() {
+                if let Value::Object(range) = range {
+                    note(&format!("ranges[{i}][{j}]."), range);
+                }
             }
         }
     }
     found
+}
+
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
 }
 
 #[cfg(test)]

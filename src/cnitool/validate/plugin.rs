@@ -12,7 +12,7 @@ use crate::cni::json::{self, Object, Problem};
 use crate::cni::result::Dns;
 use crate::cni::skel::Plugin;
 use crate::cni::version::Version;
-use crate::runtime::network::{Network, PluginConfiguration};
+use crate::runtime::network::{self, Network, PluginConfiguration, plugin_member};
 use crate::runtime::request::{self, Additions};
 
 /// How plugins are found.
@@ -70,24 +70,15 @@ impl Inspection<'_> {
                 self.warning(&json::below(path, key), message);
             }
         }
-        let text = |object: &Object| match json::take(&mut object.clone(), "type") {
-            None => Some(String::new()),
-            Some(Value::String(text)) => Some(text),
-            // Told as a wrong type already.
-            Some(_) => None,
-        };
-        let Some(plugin_type) = text(object) else {
+        let Some(plugin_type) = network::plugin_type(object) else {
+            // A wrong type has been told already.
+            if plugin_member(object, "type").is_none_or(|value| value.is_string()) {
+                self.error(&json::below(path, "type"), "missing");
+            }
             return;
         };
-        if plugin_type.is_empty() {
-            self.error(&json::below(path, "type"), "missing");
-            return;
-        }
         self.executable(&json::below(path, "type"), &plugin_type);
-        let ipam = match json::take(&mut object.clone(), "ipam") {
-            Some(Value::Object(ipam)) => text(&ipam).filter(|text| !text.is_empty()),
-            _ => None,
-        };
+        let ipam = network::ipam(object).and_then(|ipam| network::plugin_type(&ipam));
         if let Some(ipam) = &ipam {
             self.executable(&json::below(path, "ipam.type"), ipam);
         }
@@ -110,11 +101,14 @@ impl Inspection<'_> {
         ipam: Option<&str>,
     ) {
         let name = list.get("name").and_then(Value::as_str).unwrap_or_default();
-        let (Ok(configuration), Some(version)) = (
-            PluginConfiguration::parse(path, plugin.clone()),
-            chosen_version(list),
+        let (Ok(configuration), Ok(version)) = (
+            PluginConfiguration::parse(&self.file, path, plugin.clone()),
+            network::choose_version(list),
         ) else {
-            // Both have been reported.
+            // Both have been reported, and so has a version that nobody speaks.
+            return;
+        };
+        let Some(version) = Version::exact(&version) else {
             return;
         };
         let network = Network {
@@ -127,7 +121,12 @@ impl Inspection<'_> {
             plugins: Vec::new(),
             raw: Vec::new(),
         };
-        let document = request::document(&network, &configuration, Additions::default()).into();
+        let mut document = request::document(&network, &configuration, Additions::default());
+        // What the runtime is going to add need not be written.
+        if let Some(capabilities) = plugin_member(&configuration.document, "capabilities") {
+            document.insert("capabilities".into(), capabilities);
+        }
+        let document = document.into();
         let ipam_path = json::below(path, "ipam");
         let mut problems: Vec<Problem> = Vec::new();
         for (name, is_ipam) in [(Some(plugin_type), false), (ipam, true)] {
@@ -163,17 +162,6 @@ impl Inspection<'_> {
             }
         }
     }
-}
-
-fn chosen_version(list: &Object) -> Option<Version> {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let one = list.get("cniVersion").map_or(Some(String::new()), text)?;
-    let many = list.get("cniVersions").and_then(Value::as_array);
-    let many = many.into_iter().flatten().filter_map(text);
-    many.filter(|text| !text.is_empty())
-        .filter_map(|text| Version::exact(&text))
-        .chain(Version::exact(&one))
-        .max()
 }
 
 /// Keys that say of themselves that they are a remark, or another program's.

@@ -116,6 +116,7 @@ pub fn ensure_gateways(
     settings: &Settings,
     bridge: &Link,
     wanted: &[IpNet],
+    undo: &mut Undo<'_>,
 ) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
@@ -127,6 +128,11 @@ pub fn ensure_gateways(
     let changes = plan::bridge_addresses(&bridge.name, &existing, wanted, settings.force_address)?;
     for address in changes.remove {
         addr::delete(host, bridge.index, address)?;
+        let (host, index) = (host.clone(), bridge.index);
+        undo.push(
+            format!("give {} its address {address} back", bridge.name),
+            move || tolerate(addr::add(&host, index, address, false), &[Errno::EEXIST]),
+        );
     }
     for address in &changes.add {
         let added = addr::add(host, bridge.index, *address, false);
@@ -229,12 +235,9 @@ pub fn create_pair(
                 });
             }
             Err(error) if errno(&error) == Some(Errno::EEXIST) => {
-                refuse_existing(sides, ifname)?;
-                // What an ADD that was killed left behind is ours to remove; a
-                // stranger's link is not.
-                if !identity.delete(&sides.host)? {
-                    name = Identity::other_name()?;
-                }
+                refuse_existing(sides, call)?;
+                // A stranger has our name.
+                name = Identity::other_name()?;
             }
             Err(error) => return Err(error),
         }
@@ -242,21 +245,38 @@ pub fn create_pair(
     anyhow::bail!("find a free name for the host's end of the veth pair, {NAME_TRIES} times")
 }
 
-/// ADD must fail when the container has the interface (specification section 2, "ADD").
+/// ADD must fail when the container has the interface (specification section 2, "ADD"),
+/// here or, for the same container id, in another namespace.
 ///
 /// # Errors
 /// When it has.
-pub fn refuse_existing(sides: &Sides, ifname: &str) -> Result<()> {
-    if link::by_name(&sides.container, ifname)?.is_none() {
-        return Ok(());
+pub fn refuse_existing(sides: &Sides, call: &Call) -> Result<()> {
+    let ifname = &call.invocation.attachment.ifname;
+    if link::by_name(&sides.container, ifname)?.is_some() {
+        return Err(detailed(
+            Code::Internal,
+            format!(
+                "container veth name (\"{ifname}\") already exists in {}",
+                sides.netns.path()
+            ),
+            "DEL removes the interface; a second ADD of one container needs another CNI_IFNAME",
+        ));
     }
-    Err(anyhow::anyhow!(
-        "DEL removes the interface; a second ADD of one container needs another CNI_IFNAME"
-    )
-    .context(format!(
-        "container veth name (\"{ifname}\") already exists in {}",
-        sides.netns.path()
-    )))
+    let identity = Identity::of(call);
+    match link::by_name(&sides.host, &identity.name)? {
+        Some(link) if identity.is(&link) => Err(detailed(
+            Code::Internal,
+            format!(
+                "interface {ifname} of container {} is already attached to network {}",
+                call.invocation.attachment.container_id, call.config.network
+            ),
+            format!(
+                "{} on the host belongs to it, with its other end in another namespace; DEL removes it",
+                link.name
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Makes the host's end a port of the bridge. Answers the bridge as it then is.

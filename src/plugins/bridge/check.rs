@@ -4,7 +4,7 @@
 //! hardware addresses (udev rewrites them), and whatever a packet capture switches on.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -14,11 +14,13 @@ use super::config::Settings;
 use super::plan::Plan;
 use super::rules;
 use crate::cni::error::{Code, coded};
-use crate::cni::result::{CniResult, Interface};
+use crate::cni::result::{CniResult, Interface, Ip};
 use crate::cni::skel::Call;
 use crate::net::addr::{self, Address};
 use crate::net::link::{self, Link};
+use crate::net::mac::Mac;
 use crate::net::route::{self, Route};
+use crate::{fsutil, log};
 
 /// What CHECK sees.
 #[derive(Debug, Default)]
@@ -47,9 +49,10 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
     let interface = result
         .interfaces
         .iter()
-        .position(|i| i.name == *ifname && same_file(&i.sandbox, netns))
+        .position(|i| i.name == *ifname && is_sandbox(&i.sandbox, netns))
         .with_context(|| format!("prevResult has no interface {ifname} with sandbox {netns}"))?;
     let observed = observe(&sides, settings, ifname, &result)?;
+    warn_of_mtu(&observed);
     let mut differences = compare(settings, &result, interface, &observed).into_iter();
     match differences.next() {
         None => rules::check(call, settings, &result, interface),
@@ -65,14 +68,9 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
     }
 }
 
-/// Whether two paths name one file, however they are spelt.
-fn same_file(a: &str, b: &str) -> bool {
-    let identity = |path: &str| {
-        std::fs::metadata(path)
-            .map(|meta| (meta.dev(), meta.ino()))
-            .ok()
-    };
-    a == b || identity(a).is_some_and(|id| identity(b) == Some(id))
+/// Whether a result's `sandbox` is the namespace at `netns`, however it is spelt.
+fn is_sandbox(sandbox: &str, netns: &str) -> bool {
+    sandbox == netns || fsutil::is_same_file(Path::new(sandbox), Path::new(netns))
 }
 
 fn observe(
@@ -102,19 +100,32 @@ fn observe(
             .filter(|host_end| host_end.kind == "veth" && host_end.peer == Some(end.index));
     }
     observed.addresses = addr::list(&sides.container, end.index)?;
-    // One dump a family.
+    // One dump a family, through whichever link: routes may be another plugin's.
     let families: BTreeMap<bool, std::net::IpAddr> = result
-        .ips
+        .routes
         .iter()
-        .map(|ip| ip.address.addr())
+        .map(|route| route.dst.addr())
         .map(|ip| (ip.is_ipv4(), ip))
         .collect();
     for sample in families.into_values() {
         observed
             .routes
-            .extend(route::list(&sides.container, end.index, sample)?);
+            .extend(route::list(&sides.container, sample)?);
     }
     Ok(observed)
+}
+
+/// Another container with a smaller MTU lowers that of the bridge. It is nothing that
+/// happened to this attachment, but its operator will want to know.
+fn warn_of_mtu(observed: &Observed) {
+    if let (Some(bridge), Some(end)) = (&observed.bridge, &observed.container_end)
+        && end.mtu > bridge.mtu
+    {
+        log::warn(&format!(
+            "interface {} has MTU {}, but bridge {} carries {} only",
+            end.name, end.mtu, bridge.name, bridge.mtu
+        ));
+    }
 }
 
 /// Every difference, in words. `interface` is the container's end in the result.
@@ -130,7 +141,14 @@ fn compare(
         None => differences.push(format!(
             "bridge {name}: expected a bridge, found no such link"
         )),
-        Some(bridge) => compare_bridge(settings, result, bridge, observed, &mut differences),
+        Some(bridge) => compare_bridge(
+            settings,
+            result,
+            interface,
+            bridge,
+            observed,
+            &mut differences,
+        ),
     }
     let Some(expected) = result.interfaces.get(interface) else {
         return differences;
@@ -157,6 +175,7 @@ fn compare(
 fn compare_bridge(
     settings: &Settings,
     result: &CniResult,
+    interface: usize,
     bridge: &Link,
     observed: &Observed,
     differences: &mut Vec<String>,
@@ -171,7 +190,11 @@ fn compare_bridge(
         ));
     }
     // What the gateway addresses must be follows from the result as it did in ADD.
-    let wanted = Plan::new(settings, result)
+    let own = CniResult {
+        ips: own_addresses(result, interface).cloned().collect(),
+        ..CniResult::default()
+    };
+    let wanted = Plan::new(settings, &own)
         .map(|plan| plan.bridge_addresses)
         .unwrap_or_default();
     for address in wanted {
@@ -209,7 +232,11 @@ fn compare_container_end(
         );
         return;
     }
-    if !expected.mac.is_empty() && !expected.mac.eq_ignore_ascii_case(&end.mac) {
+    // `tuning` repeats in the result how the operator wrote the address.
+    if !expected.mac.is_empty()
+        && expected.mac != end.mac
+        && Mac::parse(&expected.mac).is_none_or(|mac| mac.to_string() != end.mac)
+    {
         differ("MAC address", &expected.mac, &end.mac);
     }
     if expected.mtu != 0 && expected.mtu != end.mtu {
@@ -221,13 +248,6 @@ fn compare_container_end(
     let Some(bridge) = &observed.bridge else {
         return;
     };
-    if end.mtu > bridge.mtu {
-        differ(
-            "an MTU that its bridge carries, at most",
-            &bridge.mtu.to_string(),
-            &end.mtu.to_string(),
-        );
-    }
     let Some(host_end) = &observed.host_end else {
         differ("the other end", "on the host", "none there");
         return;
@@ -254,11 +274,7 @@ fn compare_addresses(
     observed: &Observed,
     differences: &mut Vec<String>,
 ) {
-    let mine = result
-        .ips
-        .iter()
-        .filter(|ip| ip.interface.is_none_or(|index| index == interface));
-    for ip in mine {
+    for ip in own_addresses(result, interface) {
         let found = observed.addresses.iter().find(|a| a.net == ip.address);
         match found {
             None => {
@@ -308,6 +324,14 @@ fn compare_addresses(
             ));
         }
     }
+}
+
+/// The addresses that the result gives to `interface`, or to none.
+fn own_addresses(result: &CniResult, interface: usize) -> impl Iterator<Item = &Ip> {
+    result
+        .ips
+        .iter()
+        .filter(move |ip| ip.interface.is_none_or(|index| index == interface))
 }
 
 fn list(nets: &[IpNet]) -> String {

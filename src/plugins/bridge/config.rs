@@ -37,7 +37,6 @@ struct Wire {
     enabledad: bool,
     disable_container_interface: bool,
     port_isolation: bool,
-    mac: String,
     ipam: Option<WireIpam>,
     dns: WireDns,
     args: WireArgs,
@@ -63,7 +62,6 @@ impl Default for Wire {
             enabledad: false,
             disable_container_interface: false,
             port_isolation: false,
-            mac: String::new(),
             ipam: None,
             dns: WireDns::default(),
             args: WireArgs::default(),
@@ -318,30 +316,13 @@ fn parse_mac(source: &str, text: &str) -> Result<Mac> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cni::config::Document;
     use crate::cni::error::ErrorObject;
-    use crate::cni::invocation::{Command, Invocation};
-    use crate::cni::version::Version;
     use serde_json::json;
 
     fn call(mut config: Value, cni_args: &str) -> Call {
         config["name"] = json!("n");
         config["cniVersion"] = json!("1.1.0");
-        Call {
-            invocation: Invocation {
-                command: Command::Add,
-                attachment: crate::cni::invocation::Attachment::default(),
-                netns: None,
-                args: cni_args.into(),
-                path: Vec::new(),
-                netns_override: false,
-            },
-            config: Document::parse(config.to_string().into_bytes())
-                .unwrap()
-                .negotiate(Command::Add, &Version::ALL)
-                .unwrap(),
-            applets: |_| None,
-        }
+        Call::to_add(&config.to_string(), cni_args).unwrap()
     }
 
     fn settings(config: Value) -> Settings {

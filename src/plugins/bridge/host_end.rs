@@ -10,7 +10,7 @@ use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
 use crate::fsutil;
 use crate::hash;
-use crate::net::link;
+use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 
 /// The kernel's limit on an alias (`IFALIASZ`), less its final zero.
@@ -55,16 +55,22 @@ impl Identity {
         Ok(format!("veth{:08x}", fsutil::random_u32()?))
     }
 
-    /// Deletes the pair if its host end is still there. Answers whether it was.
+    /// Whether `link` is this attachment's host end. One that has our name and no alias
+    /// yet is what an ADD left that was killed in between.
+    pub fn is(&self, link: &Link) -> bool {
+        link.kind == "veth"
+            && link.name == self.name
+            && (link.alias == self.alias || link.alias.is_empty())
+    }
+
+    /// Deletes the pair if its host end is still there.
     ///
     /// # Errors
     /// When it is there and cannot be deleted.
-    pub fn delete(&self, host: &Netlink) -> Result<bool> {
+    pub fn delete(&self, host: &Netlink) -> Result<()> {
         match link::by_name(host, &self.name)? {
-            Some(found) if found.alias == self.alias => {
-                link::delete(host, found.index).map(|()| true)
-            }
-            _ => Ok(false),
+            Some(found) if self.is(&found) => link::delete(host, found.index),
+            _ => Ok(()),
         }
     }
 }

@@ -44,18 +44,27 @@ impl Plugin for Bridge {
         let settings = Settings::resolve(call)?;
         refuse_inexpressible(call, &settings)?;
         let sides = Sides::open(call)?;
-        apply::refuse_existing(&sides, &call.invocation.attachment.ifname)?;
+        apply::refuse_existing(&sides, call)?;
         apply::find_bridge(&sides.host, &settings.bridge)?;
 
         // The address first: the rest is quick to undo, and most failures are here.
-        let ipam = reserve(call, &settings, undo)?;
+        let ipam = match &settings.ipam {
+            Some(plugin) => Some(delegate::add(call, plugin, undo)?),
+            None => None,
+        };
         let plan = match &ipam {
             Some(ipam) => Plan::new(&settings, ipam)?,
             None => Plan::default(),
         };
 
         let bridge = apply::ensure_bridge(&sides.host, &settings)?;
-        apply::ensure_gateways(&sides.host, &settings, &bridge, &plan.bridge_addresses)?;
+        apply::ensure_gateways(
+            &sides.host,
+            &settings,
+            &bridge,
+            &plan.bridge_addresses,
+            undo,
+        )?;
         let pair = apply::create_pair(&sides, call, &settings, undo)?;
         let bridge = apply::attach(&sides, call, &settings, &bridge, &pair)?;
         if settings.spoof_check {
@@ -127,7 +136,7 @@ impl Plugin for Bridge {
             if let Some((container, end)) = &link {
                 done.push(link::delete(container, end.index));
             }
-            done.push(Identity::of(call).delete(&host).map(drop));
+            done.push(Identity::of(call).delete(&host));
             // A panic ends the process in its hook: there is none to join.
             done.extend(cleaner.and_then(|cleaner| cleaner.join().ok()));
         });
@@ -184,24 +193,6 @@ fn refuse_inexpressible(call: &Call, settings: &Settings) -> Result<()> {
         format!("cniVersion {version} cannot express an attachment without addresses"),
         "set \"cniVersion\" to 0.3.0 or newer, or configure \"ipam\"",
     ))
-}
-
-/// Reserves the attachment's addresses; `None` without IPAM. The release goes on the
-/// stack first: the specification (section 4) wants the delegate's DEL even after its
-/// ADD has failed.
-fn reserve<'a>(
-    call: &'a Call,
-    settings: &Settings,
-    undo: &mut Undo<'a>,
-) -> Result<Option<CniResult>> {
-    let Some(plugin) = settings.ipam.clone() else {
-        return Ok(None);
-    };
-    let delegate = plugin.clone();
-    undo.push(format!("release the addresses of {plugin}"), move || {
-        delegate::run(call, &delegate, Command::Del)
-    });
-    delegate::add(call, &plugin).map(Some)
 }
 
 /// The container's end and a socket in its namespace; `None` when either is gone.

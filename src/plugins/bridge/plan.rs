@@ -14,6 +14,9 @@ use crate::net::route::{self, MAIN_TABLE};
 /// Index of the container's end in the result's interfaces.
 pub const CONTAINER_INDEX: usize = 2;
 
+/// The smallest MTU that IPv6 runs on (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
+
 /// The layer-3 part of an attachment.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
@@ -40,6 +43,17 @@ impl Plan {
                 format!(
                     "plugin {} answered ADD without any address",
                     settings.ipam.as_deref().unwrap_or_default()
+                ),
+            ));
+        }
+        if let Some(mtu) = settings.mtu.filter(|mtu| *mtu < IPV6_MIN_MTU)
+            && ipam.ips.iter().any(|ip| ip.address.addr().is_ipv6())
+        {
+            return Err(detailed(
+                Code::Config,
+                format!("mtu: {mtu} is too small for IPv6"),
+                format!(
+                    "IPAM returned an IPv6 address, and IPv6 needs {IPV6_MIN_MTU} bytes (RFC 8200)"
                 ),
             ));
         }
@@ -102,11 +116,14 @@ fn first_host(net: IpNet) -> Result<IpAddr> {
 }
 
 /// Makes `routes` hold one default route of the gateway's family. A default route that
-/// IPAM returned is the one that was asked for, with or without an explicit gateway.
+/// IPAM returned is the one that was asked for, with or without an explicit gateway, if
+/// it is where packets look for one: in the main table, and not on the link.
 fn ensure_default(routes: &mut Vec<Route>, gateway: IpAddr) {
     let existing = routes
         .iter_mut()
-        .find(|route| route.is_default() && same_family(route.dst.addr(), gateway));
+        .filter(|route| route.is_default() && same_family(route.dst.addr(), gateway))
+        .filter(|route| route.table.is_none_or(|table| table == MAIN_TABLE))
+        .find(|route| route.scope.is_none_or(|scope| scope < SCOPE_LINK));
     if let Some(route) = existing {
         route.gw.get_or_insert(gateway);
         return;
@@ -284,6 +301,18 @@ mod tests {
         assert_eq!(routes(&settings(true, true), &without), appended);
         let plan = Plan::new(&settings(true, true), &ipam(&without)).unwrap();
         assert_eq!(plan.routes[0].gw, "10.1.0.1".parse().ok());
+        // One that nobody looks up is not the one.
+        without["routes"] =
+            json!([{"dst": "0.0.0.0/0", "table": 100}, {"dst": "::/0", "scope": 253}]);
+        assert_eq!(
+            routes(&settings(true, true), &without),
+            [
+                "0.0.0.0/0 via 10.1.0.1 table 100",
+                "::/0 scope 253",
+                "0.0.0.0/0 via 10.1.0.1",
+                "::/0 via fd00::1",
+            ]
+        );
         // One through another gateway is respected.
         let mut other = gateway;
         other["routes"] = json!([{"dst": "0.0.0.0/0", "gw": "10.1.0.9"}]);

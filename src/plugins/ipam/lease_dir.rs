@@ -96,12 +96,23 @@ impl LeaseDir {
             .with_context(|| format!("create {}", self.path.display()))
     }
 
-    /// Waits for the lock that all changes are made under.
+    /// Waits for the lock that all changes are made under. Where its file cannot be made
+    /// any more nobody else holds it: the directory serves, so that a DEL on a full disk
+    /// can still free something.
     ///
     /// # Errors
     /// As `fsutil::lock`.
     pub fn lock(&self) -> Result<fsutil::Lock> {
-        fsutil::lock(&self.path.join(LOCK), LOCK_MODE)
+        fsutil::lock(&self.path.join(LOCK), LOCK_MODE).or_else(|error| {
+            let full = [ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem];
+            let cause = error
+                .downcast_ref::<std::io::Error>()
+                .map(std::io::Error::kind);
+            if cause.is_some_and(|kind| full.contains(&kind)) {
+                return fsutil::lock(&self.path, DIR_MODE);
+            }
+            Err(error)
+        })
     }
 
     /// Changes whenever a lease comes or goes.

@@ -1,0 +1,116 @@
+//! Which sysctls the node's administrator lets network configurations set.
+//!
+//! A file with one regular expression a line, matched anywhere in the key as it is
+//! written in the configuration (behaviour 8.2). Blank lines mean nothing, and there are
+//! no comments. Without the file everything is allowed; a file without any expression
+//! allows nothing.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use regex_lite::Regex;
+
+use crate::cni::error::{Code, coded, detailed};
+use crate::fsutil;
+
+/// The same place as the reference's.
+pub const PATH: &str = "/etc/cni/tuning/allowlist.conf";
+
+/// The rules; `None` when there is no file.
+#[derive(Debug)]
+pub struct Allowlist(Option<Vec<Regex>>);
+
+impl Allowlist {
+    /// Reads the administrator's file.
+    ///
+    /// # Errors
+    /// Code 5 when it is there and cannot be read; code 7 naming the line that is no
+    /// regular expression.
+    pub fn read() -> Result<Self> {
+        let bytes = fsutil::read(Path::new(PATH))
+            .with_context(|| coded(Code::Io, "read the list of allowed sysctls"))?;
+        match bytes {
+            Some(bytes) => Self::parse(&String::from_utf8_lossy(&bytes)),
+            None => Ok(Self(None)),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut rules = Vec::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let line = line.trim();
+            if line.is_empty() {
+                continue;
+            }
+            let rule = Regex::new(line).with_context(|| {
+                coded(
+                    Code::Config,
+                    format!("{PATH}:{number}: \"{line}\" is not a regular expression"),
+                )
+            })?;
+            rules.push(rule);
+        }
+        Ok(Self(Some(rules)))
+    }
+
+    /// Lets the sysctl `key` through.
+    ///
+    /// # Errors
+    /// Code 7 naming the key and the file.
+    pub fn check(&self, key: &str) -> Result<()> {
+        let Some(rules) = &self.0 else { return Ok(()) };
+        if rules.iter().any(|rule| rule.is_match(key)) {
+            return Ok(());
+        }
+        Err(detailed(
+            Code::Config,
+            format!("sysctl {key} is not allowed by {PATH}"),
+            match rules.len() {
+                0 => "the file has no rule, so that no sysctl is allowed".to_owned(),
+                count => format!("none of its {count} expressions matches"),
+            },
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_match_anywhere_in_the_key() {
+        let list = Allowlist::parse("\n  ^net\\.ipv4\\.  \r\n\nsomaxconn$\n").unwrap();
+        for (key, allowed) in [
+            ("net.ipv4.ip_forward", true),
+            ("net/ipv4/ip_forward", false),
+            ("net.core.somaxconn", true),
+            ("net.core.somaxconn2", false),
+            ("x.net.ipv4.y", false),
+        ] {
+            assert_eq!(list.check(key).is_ok(), allowed, "{key}");
+        }
+        let error = list.check("net.core.rmem_max").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "sysctl net.core.rmem_max is not allowed by /etc/cni/tuning/allowlist.conf"
+        );
+    }
+
+    #[test]
+    fn a_file_without_rules_allows_nothing() {
+        for text in ["", "\n", " \n\t\n"] {
+            let list = Allowlist::parse(text).unwrap();
+            assert!(list.check("net.ipv4.ip_forward").is_err(), "{text:?}");
+        }
+        assert!(Allowlist(None).check("net.ipv4.ip_forward").is_ok());
+    }
+
+    #[test]
+    fn a_bad_expression_is_named_with_its_line() {
+        let error = Allowlist::parse("net\n\nnet.(\n").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "/etc/cni/tuning/allowlist.conf:3: \"net.(\" is not a regular expression"
+        );
+    }
+}

@@ -1,0 +1,175 @@
+//! The tuning plugin's hands: everything it reads and changes in the container.
+
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+
+use super::backup::Backup;
+use super::plan::{Found, Property};
+use super::sysctl::{Sysctl, same_value};
+use crate::cni::error::{Code, coded, detailed};
+use crate::log;
+use crate::net::link::{self, Link};
+use crate::net::netlink::Netlink;
+use crate::net::netns::Netns;
+use crate::net::sysctl as kernel;
+use crate::undo::Undo;
+
+/// The container's namespace, and a socket in it. Clones share both.
+#[derive(Debug, Clone)]
+pub struct Container {
+    netns: Rc<Netns>,
+    netlink: Netlink,
+}
+
+impl Container {
+    /// Opens a socket in `netns`.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn enter(netns: Netns) -> Result<Self> {
+        Ok(Self {
+            netlink: Netlink::open()?.open_inside(&netns)?,
+            netns: Rc::new(netns),
+        })
+    }
+
+    /// The container's link called `ifname`, if it has one.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn link(&self, ifname: &str) -> Result<Option<Link>> {
+        link::by_name(&self.netlink, ifname)
+    }
+
+    /// What each of `sysctls` holds.
+    ///
+    /// # Errors
+    /// Code 7 for a key that leads elsewhere.
+    pub fn read(&self, sysctls: &[Sysctl]) -> Result<Vec<Found>> {
+        if sysctls.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.netns
+            .inside(|| sysctls.iter().map(read_one).collect::<Result<_>>())
+    }
+
+    /// All of `sysctls` must be there, by what was `found`.
+    ///
+    /// # Errors
+    /// Code 7 naming the key and the path.
+    pub fn refuse_missing(&self, sysctls: &[Sysctl], found: &[Found]) -> Result<()> {
+        let missing = sysctls
+            .iter()
+            .zip(found)
+            .find(|(_, found)| **found == Found::Nothing);
+        let Some((sysctl, _)) = missing else {
+            return Ok(());
+        };
+        Err(detailed(
+            Code::Config,
+            format!("there is no sysctl {}", sysctl.key),
+            format!(
+                "{}/{} does not exist in {}",
+                kernel::ROOT,
+                sysctl.path,
+                self.netns.path()
+            ),
+        ))
+    }
+
+    /// Writes `sysctls`, which hold `before`.
+    ///
+    /// # Errors
+    /// Names the key, the value and the cause.
+    pub fn write(&self, sysctls: &[Sysctl], before: Vec<Found>, undo: &mut Undo<'_>) -> Result<()> {
+        if sysctls.is_empty() {
+            return Ok(());
+        }
+        let container = self.clone();
+        let old: Vec<(String, String)> = sysctls
+            .iter()
+            .zip(before)
+            .filter_map(|(sysctl, found)| match found {
+                Found::Value(value) => Some((sysctl.path.clone(), value)),
+                Found::WriteOnly | Found::Nothing => None,
+            })
+            .collect();
+        undo.push("restore sysctls", move || {
+            container.netns.inside(|| {
+                old.iter()
+                    .rev()
+                    .try_for_each(|(path, value)| kernel::set(path, value))
+            })
+        });
+        self.netns.inside(|| sysctls.iter().try_for_each(write_one))
+    }
+
+    /// Makes one property of `link` what it should be.
+    ///
+    /// # Errors
+    /// Names the property, the link and the kernel's reason.
+    pub fn change(&self, link: &Link, property: Property) -> Result<()> {
+        let change = link::change_of(link.index);
+        let change = match property {
+            Property::Mac(mac) => change.address(mac.0.to_vec()),
+            Property::Promisc(on) => change.promiscuous(on),
+            Property::Mtu(mtu) => change.mtu(mtu),
+            Property::Allmulti(on) => change.allmulticast(on),
+            Property::TxQueueLen(length) => change.txqueuelen(length),
+        };
+        link::change(
+            &self.netlink,
+            change,
+            &format!("set {property} of {}", link.name),
+        )
+    }
+
+    /// Gives `link` back what is in `backup`, as far as that goes: what does not work is
+    /// said on stderr.
+    pub fn restore(&self, link: &Link, backup: &Backup) {
+        for property in backup.properties() {
+            if let Err(error) = self.change(link, property) {
+                log::warn(&format!("restore: {error:#}"));
+            }
+        }
+    }
+}
+
+fn read_one(sysctl: &Sysctl) -> Result<Found> {
+    let found = refuse_links(sysctl).and_then(|()| kernel::read(&sysctl.path));
+    match found {
+        Ok(Some(value)) => Ok(Found::Value(value)),
+        Ok(None) => Ok(Found::WriteOnly),
+        Err(error) if kernel::is_absent(&error) => Ok(Found::Nothing),
+        Err(error) => Err(error)
+            .with_context(|| coded(Code::Config, format!("sysctl {} cannot be set", sysctl.key))),
+    }
+}
+
+/// The path has no way out by its words; it must not have one by a symlink either.
+fn refuse_links(sysctl: &Sysctl) -> Result<()> {
+    let path = Path::new(kernel::ROOT).join(&sysctl.path);
+    let real = fs::canonicalize(&path).with_context(|| format!("look up {}", path.display()))?;
+    if real == path {
+        return Ok(());
+    }
+    anyhow::bail!("{} leads to {}", path.display(), real.display())
+}
+
+fn write_one(sysctl: &Sysctl) -> Result<()> {
+    let Sysctl { key, path, value } = sysctl;
+    kernel::set(path, value)
+        .with_context(|| coded(Code::Io, format!("set sysctl {key} to \"{value}\"")))?;
+    // The kernel reads numbers in more than one notation and shows them in its own.
+    if let Ok(Some(now)) = kernel::read(path)
+        && !same_value(&now, value)
+    {
+        log::warn(&format!(
+            "sysctl {key} is \"{now}\" after \"{value}\" was written: CHECK will find a difference"
+        ));
+    }
+    Ok(())
+}

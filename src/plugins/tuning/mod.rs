@@ -1,0 +1,193 @@
+//! `tuning`: sets sysctls of the container's network, and hardware address, MTU, queue
+//! length, promiscuous and all-multicast mode of an interface that plugins before it made.
+//!
+//! Behaviour: the reference's tuning v1.9.1 (behaviour 8). DEL gives the interface back
+//! what it had. Sysctls stay: they go with the namespace.
+
+mod allowlist;
+mod apply;
+mod backup;
+mod config;
+mod duplicates;
+mod plan;
+mod sysctl;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::cni::error::{Code, coded, detailed};
+use crate::cni::json::Problem;
+use crate::cni::result::CniResult;
+use crate::cni::skel::{Call, Plugin};
+use crate::log;
+use crate::net::link::Link;
+use crate::net::netns::Netns;
+use crate::undo::Undo;
+
+use allowlist::Allowlist;
+use apply::Container;
+use backup::Backup;
+use config::{Settings, Wanted};
+
+/// The applet.
+#[derive(Debug)]
+pub struct Tuning;
+
+impl Plugin for Tuning {
+    fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
+        let settings = Settings::resolve(call)?;
+        check_allowed(&settings)?;
+        let previous = require_previous(call)?;
+        let ifname = &call.invocation.attachment.ifname;
+        let container = enter(call)?;
+        let before = container.read(&settings.sysctls)?;
+        container.refuse_missing(&settings.sysctls, &before)?;
+        let link = keep_backup(call, &settings, &container, undo)?;
+        // Sysctls first, as the reference does: a small MTU takes IPv6 and its sysctls
+        // away.
+        container.write(&settings.sysctls, before, undo)?;
+        if let Some(link) = link {
+            change_link(&container, &link, &settings.link, undo)?;
+        }
+        Ok(plan::result(previous, &settings.link, ifname))
+    }
+
+    fn del(&self, call: &Call) -> Result<()> {
+        let attachment = &call.invocation.attachment;
+        let file = backup::File::new(&config::data_dir(&call.config)?, attachment);
+        if let Some(backup) = file.load()
+            && let Err(error) = restore(call, &backup)
+        {
+            log::warn(&format!("restore {}: {error:#}", attachment.ifname));
+        }
+        // Also when there is nothing left to restore: a later container of the same id
+        // must not be given what this one had.
+        file.remove()
+    }
+
+    fn check(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        require_previous(call)?;
+        let ifname = &call.invocation.attachment.ifname;
+        let container = enter(call)?;
+        let found = container.read(&settings.sysctls)?;
+        let link = container.link(ifname)?;
+        let mut differences =
+            plan::differences(&settings, ifname, &found, link.as_ref()).into_iter();
+        let Some(first) = differences.next() else {
+            return Ok(());
+        };
+        let rest: Vec<String> = differences.collect();
+        if rest.is_empty() {
+            return Err(anyhow::Error::msg(first));
+        }
+        Err(anyhow::Error::msg(format!("also: {}", rest.join("; "))).context(first))
+    }
+
+    fn status(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        check_allowed(&settings).map_err(|error| {
+            detailed(
+                Code::NotAvailable,
+                error.to_string(),
+                error.root_cause().to_string(),
+            )
+        })
+    }
+
+    fn gc(&self, call: &Call) -> Result<()> {
+        // Backups carry container and interface but no network, and networks share the
+        // directory: one that is not in this network's list may be of a living container
+        // in another. They are left to DEL; a file is some 80 bytes on a tmpfs.
+        call.config.valid_attachments().map(drop)
+    }
+
+    fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
+        config::validate(root, document)
+    }
+}
+
+/// The node's administrator must have allowed every sysctl.
+fn check_allowed(settings: &Settings) -> Result<()> {
+    if settings.sysctls.is_empty() {
+        return Ok(());
+    }
+    let allowlist = Allowlist::read()?;
+    settings
+        .sysctls
+        .iter()
+        .try_for_each(|sysctl| allowlist.check(&sysctl.key))
+}
+
+/// This plugin changes what others made: there must be others before it.
+fn require_previous(call: &Call) -> Result<CniResult> {
+    call.config
+        .prev_result()?
+        .context(coded(Code::Config, "Required prevResult missing"))
+}
+
+fn enter(call: &Call) -> Result<Container> {
+    let path = call.invocation.netns.as_deref().unwrap_or_default();
+    Container::enter(Netns::open(path)?)
+}
+
+/// Writes down what the link is like, for DEL; answers the link if anything of it is to
+/// be changed.
+fn keep_backup<'a>(
+    call: &'a Call,
+    settings: &Settings,
+    container: &Container,
+    undo: &mut Undo<'a>,
+) -> Result<Option<Link>> {
+    if settings.link == Wanted::default() {
+        return Ok(None);
+    }
+    let attachment = &call.invocation.attachment;
+    let link = container.link(&attachment.ifname)?.with_context(|| {
+        format!(
+            "there is no link {} in {}",
+            attachment.ifname,
+            call.invocation.netns.as_deref().unwrap_or_default()
+        )
+    })?;
+    let file = backup::File::new(&settings.data_dir, attachment);
+    let earlier = file.load();
+    let keep = Backup::of(&link, &settings.link).after(earlier.as_ref());
+    file.store(&keep)?;
+    undo.push("forget what the link was like", move || {
+        file.reset(earlier.as_ref())
+    });
+    Ok(Some(link))
+}
+
+fn change_link(
+    container: &Container,
+    link: &Link,
+    wanted: &Wanted,
+    undo: &mut Undo<'_>,
+) -> Result<()> {
+    let had = Backup::of(link, wanted);
+    undo.push(format!("restore link {}", link.name), {
+        let (container, link) = (container.clone(), link.clone());
+        move || {
+            container.restore(&link, &had);
+            Ok(())
+        }
+    });
+    wanted
+        .properties()
+        .into_iter()
+        .try_for_each(|property| container.change(link, property))
+}
+
+/// Gives the link, if it is still there, what it had before ADD.
+fn restore(call: &Call, backup: &Backup) -> Result<()> {
+    let Some(netns) = Netns::open_if_any(call.invocation.netns.as_deref())? else {
+        return Ok(());
+    };
+    let container = Container::enter(netns)?;
+    if let Some(link) = container.link(&call.invocation.attachment.ifname)? {
+        container.restore(&link, backup);
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! Which file a sysctl of the configuration is, and what may stand in it.
+//!
+//! Only files below `/proc/sys/net` are reached: those belong to the network namespace
+//! that the plugin is in, everything else is the host's (field report R-70).
+
+use std::collections::BTreeMap;
+
+use anyhow::{Error, Result};
+
+use crate::cni::error::{Code, detailed};
+
+/// What stands for the interface's name in a key.
+pub const PLACEHOLDER: &str = "IFNAME";
+
+/// One sysctl that the container gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sysctl {
+    /// As written in the configuration.
+    pub key: String,
+    /// Below `/proc/sys/net`.
+    pub path: String,
+    pub value: String,
+}
+
+impl Sysctl {
+    fn new(key: &str, value: &str, ifname: &str) -> Result<Self> {
+        let path = path(key, ifname).map_err(|why| refused(key, why))?;
+        if value.contains(['\n', '\0']) {
+            return Err(refused(key, "its value has more than one line"));
+        }
+        Ok(Self {
+            key: key.to_owned(),
+            path,
+            value: value.to_owned(),
+        })
+    }
+}
+
+fn refused(key: &str, why: &str) -> Error {
+    detailed(
+        Code::Config,
+        format!("sysctl {} cannot be set", key.escape_debug()),
+        format!(
+            "{why}; a sysctl of the container's network looks like net.ipv4.conf.{PLACEHOLDER}.arp_filter"
+        ),
+    )
+}
+
+/// The sysctls of `configured`, and those of `overrides` in place of the ones that mean
+/// the same file, in the order of their paths.
+///
+/// # Errors
+/// Code 7 naming the key that is none, or the two that contradict each other.
+pub fn resolve(
+    configured: &BTreeMap<String, String>,
+    overrides: &BTreeMap<String, String>,
+    ifname: &str,
+) -> Result<Vec<Sysctl>> {
+    let mut resolved = one_source(configured, ifname)?;
+    resolved.extend(one_source(overrides, ifname)?);
+    Ok(resolved.into_values().collect())
+}
+
+fn one_source(
+    written: &BTreeMap<String, String>,
+    ifname: &str,
+) -> Result<BTreeMap<String, Sysctl>> {
+    let mut resolved: BTreeMap<String, Sysctl> = BTreeMap::new();
+    for (key, value) in written {
+        let sysctl = Sysctl::new(key, value, ifname)?;
+        let other = resolved.get(&sysctl.path);
+        if let Some(other) = other.filter(|other| other.value != sysctl.value) {
+            return Err(detailed(
+                Code::Config,
+                format!("sysctl {key} is set twice"),
+                format!(
+                    "it is \"{value}\" there and \"{}\" as {}",
+                    other.value, other.key
+                ),
+            ));
+        }
+        resolved.insert(sysctl.path.clone(), sysctl);
+    }
+    Ok(resolved)
+}
+
+/// The path of `key` below `/proc/sys/net`, or why there is none.
+///
+/// As in sysctl(8), the first separator decides which notation it is: after a slash dots
+/// are literal, after a dot the two change places, so that either way names like
+/// `eth0.100` can be written.
+fn path(key: &str, ifname: &str) -> Result<String, &'static str> {
+    let dotted = key.chars().find(|c| matches!(c, '.' | '/')) == Some('.');
+    let key = if dotted {
+        key.chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                c => c,
+            })
+            .collect()
+    } else {
+        key.to_owned()
+    };
+    let key = key.replacen(PLACEHOLDER, ifname, 1);
+    // Looked at last: whatever went before, these are the components that are opened.
+    let Some(path) = key.strip_prefix("net/") else {
+        return Err("it is not below net");
+    };
+    if path.contains('\0') {
+        return Err("it has a NUL character");
+    }
+    if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err("it has an empty component, \".\" or \"..\"");
+    }
+    Ok(path.to_owned())
+}
+
+/// White space as the kernel prints it is no difference: `1 2` is what it shows as
+/// `1<TAB>2`.
+pub fn same_value(a: &str, b: &str) -> bool {
+    a.split_whitespace().eq(b.split_whitespace())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_their_files() {
+        for (key, ifname, expected) in [
+            ("net.ipv4.ip_forward", "eth0", "ipv4/ip_forward"),
+            ("net/ipv4/ip_forward", "eth0", "ipv4/ip_forward"),
+            (
+                "net.ipv4.conf.IFNAME.arp_filter",
+                "eth0",
+                "ipv4/conf/eth0/arp_filter",
+            ),
+            (
+                "net.ipv4.conf.IFNAME.arp_filter",
+                "eth0.100",
+                "ipv4/conf/eth0.100/arp_filter",
+            ),
+            (
+                "net/ipv4/conf/IFNAME/arp_filter",
+                "eth0.100",
+                "ipv4/conf/eth0.100/arp_filter",
+            ),
+            (
+                "net/ipv4/conf/eth0.100/arp_filter",
+                "x",
+                "ipv4/conf/eth0.100/arp_filter",
+            ),
+            (
+                "net.ipv4.conf.eth0/100.arp_filter",
+                "x",
+                "ipv4/conf/eth0.100/arp_filter",
+            ),
+            (
+                "net/ipv4/conf/IFNAME.7/arp_filter",
+                "eth0",
+                "ipv4/conf/eth0.7/arp_filter",
+            ),
+            // Replaced once: a link may be called so.
+            (
+                "net.ipv4.conf.IFNAME.IFNAME",
+                "eth0",
+                "ipv4/conf/eth0/IFNAME",
+            ),
+            ("net.ipv4.conf.IFNAME.mtu", "IFNAME", "ipv4/conf/IFNAME/mtu"),
+        ] {
+            assert_eq!(path(key, ifname).as_deref(), Ok(expected), "{key} {ifname}");
+        }
+    }
+
+    #[test]
+    fn ways_out_are_closed() {
+        for key in [
+            "",
+            "net",
+            "net.",
+            "net/",
+            "kernel.domainname",
+            "kernel/domainname",
+            "/net/ipv4/ip_forward",
+            "/proc/sys/kernel/domainname",
+            "net/../kernel/domainname",
+            "net/ipv4/../../kernel/domainname",
+            "net/ipv4/conf/IFNAME/../../../../kernel/domainname",
+            "net/./ipv4/ip_forward",
+            "net//ipv4/ip_forward",
+            "net/ipv4/ip_forward/",
+            "net..kernel.domainname",
+            // Slashes become dots here, and must not become a way up.
+            "net.//.kernel.domainname",
+            "net./.ipv4",
+            "net/ipv4/\0",
+            "network.ipv4.ip_forward",
+            "..net.ipv4.ip_forward",
+        ] {
+            assert!(path(key, "eth0").is_err(), "{key}");
+            let error = Sysctl::new(key, "1", "eth0").unwrap_err();
+            assert!(error.to_string().contains(&*key.escape_debug().to_string()));
+        }
+        for value in ["1\n2", "1\n", "\0"] {
+            assert!(Sysctl::new("net.ipv4.ip_forward", value, "eth0").is_err());
+        }
+    }
+
+    #[test]
+    fn one_value_for_each_file() {
+        let map = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        let configured = map(&[("net.ipv4.ip_forward", "0"), ("net.core.somaxconn", "5")]);
+        let overrides = map(&[("net/ipv4/ip_forward", "1")]);
+        let resolved = resolve(&configured, &overrides, "eth0").unwrap();
+        let short: Vec<(&str, &str)> = resolved
+            .iter()
+            .map(|sysctl| (sysctl.key.as_str(), sysctl.value.as_str()))
+            .collect();
+        assert_eq!(
+            short,
+            [("net.core.somaxconn", "5"), ("net/ipv4/ip_forward", "1")]
+        );
+        let twice = map(&[("net.ipv4.ip_forward", "0"), ("net/ipv4/ip_forward", "1")]);
+        let error = resolve(&twice, &map(&[]), "eth0").unwrap_err();
+        assert_eq!(error.to_string(), "sysctl net/ipv4/ip_forward is set twice");
+    }
+
+    #[test]
+    fn white_space_is_no_difference() {
+        assert!(same_value("1 2", "1\t2\n"));
+        assert!(!same_value("1 2", "12") && !same_value("1", "1 1"));
+    }
+}
