@@ -183,19 +183,17 @@ impl Backend for Iptables {
         let conflicts = std::sync::Mutex::new(BTreeSet::new());
         let made = at_once(&rules, |(family, rules)| {
             let tool = self.usual_tool(*family)?;
-            let found = match tool.restore(&rules.add())? {
-                Ok(listed) => rules.conflicts(&listed),
+            let mut found = Vec::new();
+            if let Ok(listed) = tool.restore(&rules.add())? {
+                found = rules.conflicts(&listed);
+            } else {
                 // Refused for the first mapping on a host, after somebody flushed a
                 // shared chain, or when the container has mappings already.
-                Err(_) => {
-                    let mut found = Vec::new();
-                    settle(&tool, |table| {
-                        found = rules.conflicts(table);
-                        rules.repair(table)
-                    })?;
-                    found
-                }
-            };
+                settle(&tool, |table| {
+                    found = rules.conflicts(table);
+                    rules.repair(table)
+                })?;
+            }
             // A poisoned lock means a panic, which has ended the process.
             if let Ok(mut conflicts) = conflicts.lock() {
                 conflicts.extend(found);

@@ -5,7 +5,6 @@
 //! and one that was found can be compared.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 
 /// One rule: a chain and the arguments behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +102,7 @@ impl Table {
     pub fn parse(text: &str) -> Self {
         let mut table = Self::default();
         for line in text.lines() {
-            if let Some(chain) = line.strip_prefix(':').or(line.strip_prefix("-N ")) {
+            if let Some(chain) = line.strip_prefix(':').or_else(|| line.strip_prefix("-N ")) {
                 let name = chain.split_ascii_whitespace().next();
                 table.chains.extend(name.map(str::to_owned));
             } else if let Some(rule) = line.strip_prefix("-A ") {
@@ -128,7 +127,7 @@ impl Table {
 /// Commands for one atomic change of table `nat`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Script {
-    commands: String,
+    commands: Vec<String>,
 }
 
 impl Script {
@@ -177,16 +176,22 @@ impl Script {
 
     /// The input of `iptables-restore --noflush`.
     pub fn text(&self) -> String {
-        format!("*nat\n{}COMMIT\n", self.commands)
+        format!("*nat\n{}COMMIT\n", self.commands.concat())
     }
 
     fn rule(&mut self, command: &str, rule: &Rule) {
-        // Writing to a string does not fail.
-        drop(writeln!(self.commands, "{command} {rule}"));
+        self.commands.push(format!(
+            "{command} {rule}
+"
+        ));
     }
 
     fn chain(&mut self, command: &str, chain: &str) {
-        drop(writeln!(self.commands, "{command} {}", quoted(chain)));
+        self.commands.push(format!(
+            "{command} {}
+",
+            quoted(chain)
+        ));
     }
 }
 

@@ -216,7 +216,7 @@ fn lock_holder(file: &Path) -> Option<String> {
     Some(format!("process {pid} ({})", name.trim()))
 }
 
-/// The process id in `locks` (proc_locks(5)) that holds the lock of `inode`.
+/// The process id in `locks` (`proc_locks(5)`) that holds the lock of `inode`.
 fn holder<'a>(locks: &'a str, inode: &str) -> Option<&'a str> {
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
