@@ -20,7 +20,7 @@ use super::netns::Netns;
 /// What the kernel answered to a request it refused.
 #[derive(Debug)]
 pub struct Refused {
-    errno: Errno,
+    pub errno: Errno,
     /// The kernel's own explanation, where it gave one.
     reason: String,
 }
@@ -240,7 +240,8 @@ fn connect(runtime: &Runtime) -> Result<Handle> {
     Ok(handle)
 }
 
-fn refused(error: &netlink_packet_core::ErrorMessage) -> Refused {
+/// Reads a refusal: the error, and the explanation that may follow it.
+pub fn refused(error: &netlink_packet_core::ErrorMessage) -> Refused {
     /// `struct nlmsghdr`, which the capped acknowledgement repeats before its attributes.
     const HEADER: usize = 16;
     /// `NLMSGERR_ATTR_MSG`.

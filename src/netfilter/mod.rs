@@ -5,8 +5,10 @@
 //! comments) is the reference's v1.9.1, so that either implementation can check and
 //! remove what the other added.
 
+pub mod conntrack;
 pub mod iptables;
 pub mod nftables;
+mod socket;
 
 use std::net::IpAddr;
 
