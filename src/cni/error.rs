@@ -26,6 +26,8 @@ pub enum Code {
     Config,
     /// `CNI_NETNS` is the plugin's own namespace.
     Netns,
+    /// Somebody else is in the way for now: the same call may succeed later.
+    TryAgain,
     /// `STATUS`: `ADD` cannot be served.
     NotAvailable,
     /// Everything else.
@@ -43,6 +45,7 @@ impl Code {
             Self::Decode => 6,
             Self::Config => 7,
             Self::Netns => 8,
+            Self::TryAgain => 11,
             Self::NotAvailable => 50,
             Self::Internal => 999,
         }

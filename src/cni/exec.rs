@@ -1,7 +1,7 @@
 //! Finding a plugin's executable and running it as a runtime does (specification
 //! section 2; look-up and error rules: behaviour 3.5).
 //!
-//! This is the only place that starts processes.
+//! Only this and the iptables backend start processes.
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;

@@ -20,7 +20,7 @@ use super::netns::Netns;
 /// What the kernel answered to a request it refused.
 #[derive(Debug)]
 pub struct Refused {
-    errno: Errno,
+    pub errno: Errno,
     /// The kernel's own explanation, where it gave one.
     reason: String,
 }
@@ -252,8 +252,9 @@ fn connect(runtime: &Runtime) -> Result<Handle> {
     Ok(handle)
 }
 
-/// `code` is a negated errno, `header` what follows it in the kernel's error message.
-fn refused(code: i32, header: &[u8]) -> Refused {
+/// Reads a refusal. `code` is a negated errno, `header` what follows it in the kernel's
+/// error message: its explanation may be there.
+pub fn refused(code: i32, header: &[u8]) -> Refused {
     /// `struct nlmsghdr`, which the capped acknowledgement repeats before its attributes.
     const HEADER: usize = 16;
     /// `NLMSGERR_ATTR_MSG`.

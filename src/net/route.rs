@@ -120,10 +120,13 @@ pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
     let Some(RouteNetlinkMessage::NewRoute(message)) = found else {
         return Ok(None);
     };
-    let index = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    });
+    let index = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
     match index {
         None => Ok(None),
         Some(index) => Ok(link::by_index(netlink, index)?.map(|link| link.name)),

@@ -8,6 +8,7 @@
 pub mod conntrack;
 pub mod iptables;
 pub mod nftables;
+mod socket;
 
 use std::net::IpAddr;
 
@@ -17,6 +18,8 @@ use ipnet::IpNet;
 use crate::cni::error::{Code, all, detailed};
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
+use iptables::Iptables;
+use nftables::Nftables;
 
 /// Whose rules these are: one attachment to one network.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,10 +174,10 @@ impl BackendName {
     }
 
     /// The backend itself.
-    pub fn backend(self) -> &'static dyn Backend {
+    pub fn backend(self) -> Box<dyn Backend> {
         match self {
-            Self::Iptables => &iptables::Iptables,
-            Self::Nftables => &nftables::Nftables,
+            Self::Iptables => Box::new(Iptables::from_environment()),
+            Self::Nftables => Box::new(Nftables),
         }
     }
 }
@@ -187,7 +190,7 @@ impl BackendName {
 pub fn choose(asked: Option<BackendName>) -> Result<BackendName> {
     match asked {
         Some(name) => Ok(name),
-        None if iptables::is_usable() => Ok(BackendName::Iptables),
+        None if Iptables::from_environment().is_usable() => Ok(BackendName::Iptables),
         None if nftables::is_usable() => Ok(BackendName::Nftables),
         None => Err(detailed(
             Code::Internal,
@@ -204,21 +207,13 @@ pub fn choose(asked: Option<BackendName>) -> Result<BackendName> {
 /// Those of `work`.
 pub fn with_both(work: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> {
     let done = [BackendName::Nftables, BackendName::Iptables].map(|name| {
-        work(name.backend()).with_context(|| format!("clean up {} rules", name.as_str()))
+        work(name.backend().as_ref()).with_context(|| format!("clean up {} rules", name.as_str()))
     });
     all(done)
 }
 
 /// One way to make the kernel filter and translate packets.
 pub trait Backend: Sync {
-    /// Keeps neighbours away from services on 127.0.0.1, which `route_localnet` alone
-    /// would open to them (CVE-2020-8558): drops what comes in from outside and claims to
-    /// be from or for 127.0.0.0/8.
-    ///
-    /// # Errors
-    /// When the kernel or the tool refuses.
-    fn ensure_localnet_guard(&self) -> Result<()>;
-
     /// Makes exactly these rules exist for `owner`, in front of older ones; those it had
     /// before are replaced.
     ///

@@ -55,7 +55,10 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
     warn_of_mtu(&observed);
     let mut differences = compare(settings, &result, interface, &observed).into_iter();
     match differences.next() {
-        None => rules::check(call, settings, &result, interface),
+        None => {
+            let host_end = observed.host_end.map(|end| end.name).unwrap_or_default();
+            rules::check(call, settings, &result, interface, &host_end)
+        }
         Some(first) => {
             let rest: Vec<String> = differences.collect();
             let error = anyhow::Error::msg(first.clone());

@@ -257,9 +257,7 @@ impl Wire {
                 "cannot be used together with ipam: an interface that stays down has no use for an address".into(),
             );
         }
-        if !self.ip_masq_backend.is_empty()
-            && BackendName::parse(&self.ip_masq_backend).is_none()
-        {
+        if !self.ip_masq_backend.is_empty() && BackendName::parse(&self.ip_masq_backend).is_none() {
             add(
                 "ipMasqBackend",
                 format!(

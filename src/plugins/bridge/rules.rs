@@ -27,10 +27,9 @@ pub fn check_spoofing(call: &Call, host_end: &Link, mac: &str, undo: &mut Undo<'
     let owner = Owner::of(call);
     undo.push("remove the spoof check", {
         let owner = owner.clone();
-        move || Nftables.remove_spoof_check(&owner)
+        move || Nftables::remove_spoof_check(&owner)
     });
-    Nftables
-        .ensure_spoof_check(&owner, &host_end.name, mac)
+    Nftables::ensure_spoof_check(&owner, &host_end.name, mac)
         .context("check for spoofed hardware addresses (macspoofchk)")
 }
 
@@ -40,20 +39,15 @@ pub fn check_spoofing(call: &Call, host_end: &Link, mac: &str, undo: &mut Undo<'
 /// When no backend can be used, or the one chosen refuses.
 pub fn masquerade(call: &Call, settings: &Settings, ips: &[Ip], undo: &mut Undo<'_>) -> Result<()> {
     let name = netfilter::choose(settings.backend)?;
-    let backend = name.backend();
     let owner = Owner::of(call);
-    let addresses = addresses(ips);
+    let addresses: Vec<IpNet> = ips.iter().map(|ip| ip.address).collect();
     undo.push("remove the masquerade rules", {
         let (owner, addresses) = (owner.clone(), addresses.clone());
-        move || backend.remove_masquerade(&owner, &addresses)
+        move || name.backend().remove_masquerade(&owner, &addresses)
     });
-    backend
+    name.backend()
         .ensure_masquerade(&owner, &Masquerade { addresses })
         .with_context(|| format!("masquerade with {} (ipMasq)", name.as_str()))
-}
-
-fn addresses(ips: &[Ip]) -> Vec<IpNet> {
-    ips.iter().map(|ip| ip.address).collect()
 }
 
 /// Removes what either backend has of the attachment. Without `known` addresses all of
@@ -70,7 +64,7 @@ pub fn remove(call: &Call, rules: Rules, known: &[IpNet]) -> Result<()> {
         }));
     }
     if rules.spoof_check {
-        done.push(Nftables.remove_spoof_check(&owner));
+        done.push(Nftables::remove_spoof_check(&owner));
     }
     all(done)
 }
@@ -107,7 +101,13 @@ impl Rules {
 ///
 /// # Errors
 /// Names the rule that is missing.
-pub fn check(call: &Call, settings: &Settings, result: &CniResult, interface: usize) -> Result<()> {
+pub fn check(
+    call: &Call,
+    settings: &Settings,
+    result: &CniResult,
+    interface: usize,
+    host_end: &str,
+) -> Result<()> {
     let owner = Owner::of(call);
     if settings.masquerade {
         let mine = result
@@ -120,9 +120,12 @@ pub fn check(call: &Call, settings: &Settings, result: &CniResult, interface: us
             .backend()
             .check_masquerade(&owner, &Masquerade { addresses: mine })?;
     }
-    let mac = result.interfaces.get(interface).and_then(|i| Mac::parse(&i.mac));
+    let mac = result
+        .interfaces
+        .get(interface)
+        .and_then(|i| Mac::parse(&i.mac));
     match mac.filter(|_| settings.spoof_check) {
-        Some(mac) => Nftables.check_spoof_check(&owner, mac),
+        Some(mac) => Nftables::check_spoof_check(&owner, host_end, mac),
         None => Ok(()),
     }
 }
@@ -134,6 +137,6 @@ pub fn check(call: &Call, settings: &Settings, result: &CniResult, interface: us
 pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
     all([
         netfilter::with_both(|backend| backend.collect_masquerade(network, valid)),
-        Nftables.collect_spoof_checks(network, valid),
+        Nftables::collect_spoof_checks(network, valid),
     ])
 }

@@ -92,9 +92,8 @@ pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
     if let Ok(wire) = json::decode::<Wire>(root, document)
         && let Err(found) = wire.settings()
     {
-        let placed = |problem: Problem| {
-            Problem::new(json::below(root, &problem.path), problem.message)
-        };
+        let placed =
+            |problem: Problem| Problem::new(json::below(root, &problem.path), problem.message);
         problems.extend(found.into_iter().map(placed));
     }
     problems
@@ -114,7 +113,10 @@ impl Wire {
                     problems.push(Problem::new(format!("{path}.{key}"), message));
                 }
                 Ok(mapping) if mappings.iter().any(|other| other.same_port(&mapping)) => {
-                    problems.push(Problem::new(path, format!("host port {mapping} is mapped twice")));
+                    problems.push(Problem::new(
+                        path,
+                        format!("host port {mapping} is mapped twice"),
+                    ));
                 }
                 Ok(mapping) => mappings.push(mapping),
             }
@@ -218,7 +220,10 @@ impl WireMapping {
             None
         } else {
             let ip = parse_ip(&self.host_ip).ok_or_else(|| {
-                ("hostIP", format!("\"{}\" is not an IP address", self.host_ip))
+                (
+                    "hostIP",
+                    format!("\"{}\" is not an IP address", self.host_ip),
+                )
             })?;
             Some(ip)
         };
@@ -242,7 +247,9 @@ mod tests {
 
     fn problems(value: &Value) -> Vec<String> {
         let found = settings(value).unwrap_err().into_iter();
-        found.map(|p| format!("{}: {}", p.path, p.message)).collect()
+        found
+            .map(|p| format!("{}: {}", p.path, p.message))
+            .collect()
     }
 
     fn mapped(mappings: &Value) -> Value {
@@ -269,7 +276,12 @@ mod tests {
         let words: Vec<String> = read.iter().map(ToString::to_string).collect();
         assert_eq!(
             words,
-            ["8080/tcp", "[::1]:8080/udp", "192.0.2.1:8080/udp", "0.0.0.0:8081/sctp"]
+            [
+                "8080/tcp",
+                "[::1]:8080/udp",
+                "192.0.2.1:8080/udp",
+                "0.0.0.0:8081/sctp"
+            ]
         );
     }
 
@@ -300,7 +312,10 @@ mod tests {
 
     #[test]
     fn marks() {
-        assert_eq!(settings(&json!({"markMasqBit": 0})).unwrap().mark, Mark::Bit(0));
+        assert_eq!(
+            settings(&json!({"markMasqBit": 0})).unwrap().mark,
+            Mark::Bit(0)
+        );
         let external = settings(&json!({"externalSetMarkChain": "KUBE-MARK-MASQ"})).unwrap();
         assert_eq!(external.mark, Mark::Chain("KUBE-MARK-MASQ".into()));
         assert_eq!(external.backend, Some(BackendName::Iptables));

@@ -16,6 +16,7 @@ use crate::cni::skel::{Call, Plugin};
 use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{route, sysctl};
+use crate::netfilter::nftables::{self, Nftables};
 use crate::netfilter::{self, Owner, PortMaps, conntrack};
 use crate::undo::Undo;
 
@@ -35,13 +36,9 @@ impl Plugin for Portmap {
         let name = netfilter::choose(settings.backend)?;
         let backend = name.backend();
         let owner = Owner::of(call);
-        if must_route_localnet(&wanted) {
-            // The guard first: not for a moment may neighbours reach 127.0.0.1.
-            backend.ensure_localnet_guard()?;
-        }
         undo.push("remove the port mappings", {
             let owner = owner.clone();
-            move || backend.remove_port_maps(&owner)
+            move || name.backend().remove_port_maps(&owner)
         });
         backend
             .ensure_port_maps(&owner, &wanted)
@@ -49,22 +46,15 @@ impl Plugin for Portmap {
         if must_route_localnet(&wanted) {
             route_localnet(&wanted)?;
         }
-        forget_old_flows(&wanted, conntrack::Keep::To);
+        // Connections without an end, UDP above all, go on leading where they led when
+        // they began.
+        conntrack::forget_replaced(&wanted.mappings, &wanted.container);
         Ok(result)
     }
 
     fn del(&self, call: &Call) -> Result<()> {
         let owner = Owner::of(call);
-        let removed = netfilter::with_both(|backend| backend.remove_port_maps(&owner));
-        // Only what is still known helps here, and nothing that is wrong may get in the
-        // way of the rules' removal.
-        if let Ok(settings) = Settings::resolve(call)
-            && let Ok(Some(result)) = call.config.prev_result()
-            && let Some(wanted) = wanted(call, &settings, &result)
-        {
-            forget_old_flows(&wanted, conntrack::Keep::AllBut);
-        }
-        removed
+        netfilter::with_both(|backend| backend.remove_port_maps(&owner))
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -87,9 +77,7 @@ impl Plugin for Portmap {
 
     fn gc(&self, call: &Call) -> Result<()> {
         let valid = call.config.valid_attachments()?;
-        netfilter::with_both(|backend| {
-            backend.collect_port_maps(&call.config.network, &valid)
-        })
+        netfilter::with_both(|backend| backend.collect_port_maps(&call.config.network, &valid))
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
@@ -154,6 +142,14 @@ fn must_route_localnet(wanted: &PortMaps) -> bool {
 /// Lets the link that leads to the container carry packets from 127.0.0.1. It stays that
 /// way: other containers are behind the same link.
 fn route_localnet(wanted: &PortMaps) -> Result<()> {
+    if !nftables::is_usable() {
+        log::warn(
+            "the mapped ports do not answer on 127.0.0.1: this kernel has no nf_tables to guard it with",
+        );
+        return Ok(());
+    }
+    // First, for not a moment may neighbours reach what listens on 127.0.0.1.
+    Nftables::ensure_localnet_guard().context("keep neighbours away from 127.0.0.1")?;
     let netlink = Netlink::open()?;
     for container in wanted.container.iter().filter(|ip| ip.addr().is_ipv4()) {
         let Some(link) = route::link_to(&netlink, container.addr())? else {
@@ -163,20 +159,4 @@ fn route_localnet(wanted: &PortMaps) -> Result<()> {
             .context("let 127.0.0.1 reach the container")?;
     }
     Ok(())
-}
-
-/// Connections without an end, UDP above all, keep leading where they led when they
-/// began. A failure here costs a flow its redirection, not the container its ports.
-fn forget_old_flows(wanted: &PortMaps, keep: conntrack::Keep) {
-    for container in &wanted.container {
-        let mappings: Vec<_> = wanted
-            .mappings
-            .iter()
-            .filter(|mapping| mapping.is_for(container.addr()))
-            .copied()
-            .collect();
-        if let Err(error) = conntrack::forget(container.addr(), &mappings, keep) {
-            log::warn(&format!("old connections stay as they are: {error:#}"));
-        }
-    }
 }

@@ -1,0 +1,328 @@
+//! Connections that the kernel remembers (ctnetlink), as far as they stand in the way of
+//! port mappings.
+//!
+//! Nat rules see the first packet of a connection only. A UDP or SCTP flow has no end
+//! that the kernel could see, so a client that keeps its port keeps its old way too,
+//! until the entry is deleted here. TCP clients notice and connect again.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, ProtoTuple, Tuple,
+};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use nix::errno::Errno;
+
+use super::socket::{Socket, attribute};
+use super::{Mapping, Protocol};
+use crate::log;
+use crate::net::netlink::{errno, tolerate};
+
+/// Attributes of an entry (`enum ctattr_type`).
+const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+
+/// After ADD: forgets the flows to mapped ports of this host that lead elsewhere than to
+/// the container. One that cannot be forgotten is worth a warning, no more.
+pub fn forget_replaced(mappings: &[Mapping], container: &[IpNet]) {
+    let mut local = BTreeMap::new();
+    let replaced = |protocol, entry: &Entry| {
+        let Some(container) = container.iter().find(|net| entry.is_like(net.addr())) else {
+            return false;
+        };
+        let destination = entry.destination;
+        let host = |mapping: &Mapping| mapping.host_ip.filter(|host| !host.is_unspecified());
+        entry.answered_by != container.addr()
+            && mappings.iter().any(|mapping| {
+                mapping.protocol == protocol
+                    && mapping.host_port == entry.port
+                    && mapping.is_for(container.addr())
+                    && host(mapping).is_none_or(|host| host == destination)
+            })
+            // Only those can be meant for a mapping.
+            && *local.entry(destination).or_insert_with(|| is_local(destination))
+    };
+    let protocols = mappings.iter().map(|mapping| mapping.protocol);
+    let families = container.iter().map(IpNet::addr);
+    warn(forget(protocols, families, replaced));
+}
+
+/// After DEL: forgets the flows that came through the removed mappings: protocol, port
+/// of the host, and address in the container. As [`forget_replaced`].
+pub fn forget_removed(mappings: &[(Protocol, u16, IpAddr)]) {
+    let removed =
+        |protocol, entry: &Entry| mappings.contains(&(protocol, entry.port, entry.answered_by));
+    let protocols = mappings.iter().map(|(protocol, _, _)| *protocol);
+    let families = mappings.iter().map(|(_, _, container)| *container);
+    warn(forget(protocols, families, removed));
+}
+
+fn warn(result: Result<()>) {
+    if let Err(error) = result {
+        log::warn(&format!(
+            "{error:#}; clients of replaced port mappings may hang"
+        ));
+    }
+}
+
+/// Deletes the entries that are `unwanted`, of all `protocols` that need it and of the
+/// families of the addresses `families`.
+fn forget(
+    protocols: impl Iterator<Item = Protocol>,
+    families: impl Iterator<Item = IpAddr>,
+    mut unwanted: impl FnMut(Protocol, &Entry) -> bool,
+) -> Result<()> {
+    let mut protocols: Vec<Protocol> = protocols.filter(|p| *p != Protocol::Tcp).collect();
+    protocols.sort_unstable();
+    protocols.dedup();
+    if protocols.is_empty() {
+        return Ok(());
+    }
+    let mut families: Vec<bool> = families.map(|address| address.is_ipv4()).collect();
+    families.sort_unstable();
+    families.dedup();
+    let socket = Socket::open()?;
+    for is_ipv4 in families {
+        for protocol in &protocols {
+            for entry in list(&socket, is_ipv4, *protocol)? {
+                if unwanted(*protocol, &entry) {
+                    let gone = socket.request(message(is_ipv4, entry.delete())).map(drop);
+                    tolerate(gone, &[Errno::ENOENT]).context("delete a conntrack entry")?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One entry, from the point of view of who began: where to, and who answers.
+#[derive(Debug)]
+struct Entry {
+    destination: IpAddr,
+    port: u16,
+    answered_by: IpAddr,
+    /// What names the entry, as the kernel wrote it.
+    key: Vec<(u16, Vec<u8>)>,
+}
+
+impl Entry {
+    fn parse(answer: &[u8]) -> Option<Self> {
+        const ADDRESSES: u16 = 1;
+        const PROTOCOL: u16 = 2;
+        const DESTINATION_PORT: u16 = 3;
+        let (original, reply) = (attribute(answer, ORIGINAL)?, attribute(answer, REPLY)?);
+        // Kinds 1 and 2 are source and destination of IPv4, 3 and 4 of IPv6.
+        let address = |tuple, v4, v6| {
+            let addresses = attribute(tuple, ADDRESSES)?;
+            match attribute(addresses, v4) {
+                Some(v4) => Some(IpAddr::from(<[u8; 4]>::try_from(v4).ok()?)),
+                None => Some(IpAddr::from(
+                    <[u8; 16]>::try_from(attribute(addresses, v6)?).ok()?,
+                )),
+            }
+        };
+        let port = attribute(attribute(original, PROTOCOL)?, DESTINATION_PORT)?;
+        let key = [(ORIGINAL, NLA_F_NESTED), (ID, 0), (ZONE, 0)];
+        Some(Self {
+            destination: address(original, 2, 4)?,
+            port: u16::from_be_bytes(port.try_into().ok()?),
+            answered_by: address(reply, 1, 3)?,
+            key: key
+                .into_iter()
+                .filter_map(|(kind, flag)| Some((kind | flag, attribute(answer, kind)?.to_vec())))
+                .collect(),
+        })
+    }
+
+    /// Whether it is of the family of `address`.
+    fn is_like(&self, address: IpAddr) -> bool {
+        self.destination.is_ipv4() == address.is_ipv4()
+    }
+
+    fn delete(self) -> ConntrackMessage {
+        let key = self
+            .key
+            .into_iter()
+            .map(|(kind, value)| DefaultNla::new(kind, value));
+        ConntrackMessage::Delete(key.map(ConntrackAttribute::Other).collect())
+    }
+}
+
+/// The entries of one family and protocol. A kernel without conntrack has none.
+fn list(socket: &Socket, is_ipv4: bool, protocol: Protocol) -> Result<Vec<Entry>> {
+    /// `CTA_FILTER_ORIG_FLAGS`: compare the protocol number only. Kernels before 5.8 do
+    /// not look at it and tell everything.
+    const ORIGINAL_FLAGS: u16 = 1;
+    const PROTOCOL_NUMBER: u32 = 1 << 3;
+    let mut filter = vec![8, 0];
+    filter.extend(ORIGINAL_FLAGS.to_ne_bytes());
+    filter.extend(PROTOCOL_NUMBER.to_ne_bytes());
+    let number = ProtoTuple::Protocol(protocol.number().into());
+    let request = ConntrackMessage::Get(vec![
+        ConntrackAttribute::CtaTupleOrig(vec![Tuple::Proto(vec![number])]),
+        ConntrackAttribute::Other(DefaultNla::new(FILTER | NLA_F_NESTED, filter)),
+    ]);
+    let answers = match socket.dump(&message(is_ipv4, request)) {
+        Err(error) if errno(&error) == Some(Errno::EINVAL) => Vec::new(),
+        answers => answers.context("list conntrack entries")?,
+    };
+    let of_protocol = |answer: &&Vec<u8>| {
+        let number = attribute(answer, ORIGINAL)
+            .and_then(|tuple| attribute(tuple, 2))
+            .and_then(|tuple| attribute(tuple, 1));
+        number == Some(&[protocol.number()])
+    };
+    let entries = answers.iter().filter(of_protocol);
+    Ok(entries.filter_map(|answer| Entry::parse(answer)).collect())
+}
+
+fn message(is_ipv4: bool, message: ConntrackMessage) -> NetfilterMessage {
+    let family = if is_ipv4 {
+        NetfilterProtoFamily::IPv4
+    } else {
+        NetfilterProtoFamily::IPv6
+    };
+    let inner = NetfilterMessageInner::Conntrack(message);
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
+}
+
+/// Whether an address is this host's: no socket can be bound to any other.
+fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::disallowed_methods,
+        reason = "tests make namespaces and ask programs that are not ours"
+    )]
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    fn sh(command: &str) -> String {
+        let output = std::process::Command::new("sh")
+            .args(["-c", command])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A host 192.0.2.1 and fd00::1, and clients whose flows `conntrack` makes up:
+    /// protocol, client, destination and port, who answers.
+    fn node(flows: &[(&str, &str, &str, u16, &str)]) {
+        unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace for the test");
+        sh(
+            "ip link set lo up; ip addr add 192.0.2.1/32 dev lo; ip addr add fd00::1/128 dev lo nodad",
+        );
+        for (protocol, client, to, port, answered_by) in flows {
+            let state = match *protocol {
+                "tcp" => "--state ESTABLISHED",
+                "sctp" => "--state ESTABLISHED --orig-vtag 1 --reply-vtag 2",
+                _ => "",
+            };
+            sh(&format!(
+                "conntrack -I -p {protocol} -s {client} -d {to} --sport 4000 --dport {port} \
+                 --reply-src {answered_by} --reply-dst {client} \
+                 --reply-port-src {port} --reply-port-dst 4000 -t 300 {state}"
+            ));
+        }
+    }
+
+    /// The clients whose flows are still known.
+    fn clients() -> Vec<String> {
+        let list = sh("conntrack -L -f ipv4; conntrack -L -f ipv6");
+        let clients = list.lines().filter_map(|line| line.split("src=").nth(1));
+        let mut clients: Vec<String> = clients
+            .filter_map(|rest| rest.split(' ').next())
+            .map(str::to_owned)
+            .collect();
+        clients.sort();
+        clients
+    }
+
+    fn mapping(protocol: Protocol, host_ip: Option<&str>, host_port: u16) -> Mapping {
+        Mapping {
+            protocol,
+            host_ip: host_ip.map(|host| host.parse().unwrap()),
+            host_port,
+            container_port: 1,
+        }
+    }
+
+    fn container() -> [IpNet; 2] {
+        ["10.9.0.2/24", "fd00:9::2/64"].map(|net| net.parse().unwrap())
+    }
+
+    #[test]
+    fn add_forgets_flows_to_its_ports_that_lead_elsewhere() {
+        node(&[
+            ("udp", "198.51.100.1", "192.0.2.1", 53, "192.0.2.1"), // the host itself
+            ("udp", "198.51.100.2", "192.0.2.1", 53, "10.9.0.9"),  // an older container
+            ("udp", "198.51.100.3", "192.0.2.1", 53, "10.9.0.2"),  // this container
+            ("udp", "198.51.100.4", "192.0.2.1", 54, "10.9.0.9"),  // another port
+            ("udp", "198.51.100.5", "8.8.8.8", 53, "8.8.8.8"),     // on its way elsewhere
+            ("tcp", "198.51.100.6", "192.0.2.1", 53, "10.9.0.9"),
+            ("udp", "198.51.100.7", "127.0.0.1", 77, "10.9.0.9"), // not the mapped address
+            ("udp", "198.51.100.8", "192.0.2.1", 77, "10.9.0.9"),
+            ("sctp", "198.51.100.9", "192.0.2.1", 99, "10.9.0.9"),
+            ("udp", "2001:db8::1", "fd00::1", 53, "fd00:9::9"),
+            ("udp", "2001:db8::2", "fd00::1", 53, "fd00:9::2"),
+        ]);
+        let mappings = [
+            mapping(Protocol::Udp, None, 53),
+            mapping(Protocol::Udp, Some("192.0.2.1"), 77),
+            mapping(Protocol::Sctp, Some("0.0.0.0"), 99),
+            mapping(Protocol::Tcp, None, 53),
+        ];
+        forget_replaced(&mappings, &container());
+        let left = [
+            "198.51.100.3",
+            "198.51.100.4",
+            "198.51.100.5",
+            "198.51.100.6",
+            "198.51.100.7",
+            "2001:db8::2",
+        ];
+        assert_eq!(clients(), left);
+        forget_replaced(&mappings, &container());
+        assert_eq!(clients(), left);
+    }
+
+    #[test]
+    fn del_forgets_flows_that_came_through_its_mappings() {
+        node(&[
+            ("udp", "198.51.100.1", "192.0.2.1", 53, "10.9.0.2"),
+            ("udp", "198.51.100.2", "192.0.2.1", 53, "10.9.0.9"),
+            ("udp", "198.51.100.3", "192.0.2.1", 54, "10.9.0.2"),
+            ("tcp", "198.51.100.4", "192.0.2.1", 53, "10.9.0.2"),
+            ("udp", "2001:db8::1", "fd00::1", 53, "fd00:9::2"),
+        ]);
+        let [v4, v6] = container().map(|net| net.addr());
+        forget_removed(&[
+            (Protocol::Udp, 53, v4),
+            (Protocol::Udp, 53, v6),
+            (Protocol::Tcp, 53, v4),
+        ]);
+        assert_eq!(clients(), ["198.51.100.2", "198.51.100.3", "198.51.100.4"]);
+    }
+
+    #[test]
+    fn a_node_without_flows_is_no_trouble() {
+        node(&[]);
+        let (protocols, families) = ([Protocol::Udp], container().map(|net| net.addr()));
+        forget(protocols.into_iter(), families.into_iter(), |_, _| true).unwrap();
+    }
+}

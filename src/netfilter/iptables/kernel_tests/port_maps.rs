@@ -1,0 +1,152 @@
+//! Port mappings in the kernel.
+
+use super::*;
+use crate::cni::error::ErrorObject;
+
+#[test]
+fn port_maps_come_and_go_without_a_trace() {
+    on_both_variants(|node| {
+        let backend = &node.iptables;
+        let maps = dual_maps(&[8080, 8443]);
+        backend.ensure_port_maps(&owner("first"), &maps).unwrap();
+        backend.remove_port_maps(&owner("first")).unwrap();
+        let before = node.saved();
+        // The shared base: three chains, two hooks, and what marks and masquerades.
+        assert_eq!(
+            before.iter().filter(|line| line.contains("CNI-")).count(),
+            16
+        );
+        let mut made = None;
+        for _ in 0..2 {
+            backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
+            backend.check_port_maps(&owner("c1"), &maps).unwrap();
+            let now = node.saved();
+            assert_eq!(*made.get_or_insert_with(|| now.clone()), now);
+        }
+        backend
+            .ensure_port_maps(&owner("c1"), &dual_maps(&[8081]))
+            .unwrap();
+        assert!(!node.saved().iter().any(|line| line.contains("8443")));
+        for _ in 0..2 {
+            backend.remove_port_maps(&owner("c1")).unwrap();
+            assert_eq!(node.saved(), before);
+        }
+    });
+}
+
+#[test]
+fn what_others_flushed_is_repaired() {
+    on_both_variants(|node| {
+        let backend = &node.iptables;
+        let maps = dual_maps(&[8080]);
+        backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
+        let before = node.saved();
+        backend.remove_port_maps(&owner("c1")).unwrap();
+        for command in [
+            "iptables -t nat -F PREROUTING",
+            "iptables -t nat -F OUTPUT",
+            "iptables -t nat -F POSTROUTING",
+            "iptables -t nat -F CNI-HOSTPORT-SETMARK",
+            "iptables -t nat -F CNI-HOSTPORT-MASQ",
+            "iptables -t nat -F && iptables -t nat -X",
+        ] {
+            node.sh(command);
+            backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
+            assert_eq!(node.saved(), before, "{command}");
+            backend.remove_port_maps(&owner("c1")).unwrap();
+        }
+    });
+}
+
+#[test]
+fn one_mark_for_all() {
+    on_both_variants(|node| {
+        let backend = &node.iptables;
+        let maps = port_maps(&["10.9.0.2/24"], &[8080]);
+        backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
+        let other = PortMaps {
+            mark: Mark::Bit(14),
+            ..port_maps(&["10.9.0.3/24"], &[8081])
+        };
+        backend.ensure_port_maps(&owner("c2"), &other).unwrap();
+        let marks: Vec<String> = node
+            .saved()
+            .into_iter()
+            .filter(|line| line.contains("0x"))
+            .collect();
+        assert!(
+            marks.len() == 2 && marks.iter().all(|l| l.contains("0x4000")),
+            "{marks:#?}"
+        );
+        backend.check_port_maps(&owner("c1"), &maps).unwrap();
+        backend.check_port_maps(&owner("c2"), &other).unwrap();
+    });
+}
+
+#[test]
+fn somebody_elses_chain_marks() {
+    on_both_variants(|node| {
+        let backend = &node.iptables;
+        let maps = PortMaps {
+            mark: Mark::Chain("KUBE-MARK-MASQ".into()),
+            ..port_maps(&["10.9.0.2/24"], &[8080])
+        };
+        let error = backend.ensure_port_maps(&owner("c1"), &maps).unwrap_err();
+        let error = ErrorObject::from_error(&error);
+        assert!(
+            error.code == 7 && error.msg.contains("externalSetMarkChain"),
+            "{error:?}"
+        );
+        assert!(!node.saved().iter().any(|line| line.contains("CNI-")));
+        node.sh("iptables -t nat -N KUBE-MARK-MASQ");
+        backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
+        backend.check_port_maps(&owner("c1"), &maps).unwrap();
+        backend.remove_port_maps(&owner("c1")).unwrap();
+        assert_eq!(node.private(), [""; 0]);
+    });
+}
+
+#[test]
+fn conditions_in_the_words_of_iptables() {
+    on_both_variants(|node| {
+        let backend = &node.iptables;
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect();
+        let mut maps = PortMaps {
+            conditions_v4: words("! -d 192.0.2.1 -m comment --comment \"x\""),
+            ..port_maps(&["10.9.0.2/24"], &[8080])
+        };
+        for _ in 0..2 {
+            backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
+            backend.check_port_maps(&owner("c1"), &maps).unwrap();
+        }
+        let before = node.saved();
+        maps.conditions_v4 = words("--no-such-option");
+        let error = backend.ensure_port_maps(&owner("c1"), &maps).unwrap_err();
+        assert!(format!("{error:#}").contains("no-such-option"), "{error:#}");
+        assert_eq!(node.saved(), before, "all or nothing");
+        backend.remove_port_maps(&owner("c1")).unwrap();
+        assert_eq!(node.private(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_thousand_ports() {
+    on_both_variants(|node| {
+        let backend = &node.iptables;
+        let ports: Vec<u16> = (10_000..11_000).collect();
+        let maps = port_maps(&["10.9.0.2/24"], &ports);
+        for _ in 0..2 {
+            backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
+        }
+        backend.check_port_maps(&owner("c1"), &maps).unwrap();
+        assert_eq!(
+            node.saved()
+                .iter()
+                .filter(|line| line.contains("-j DNAT"))
+                .count(),
+            1000
+        );
+        backend.remove_port_maps(&owner("c1")).unwrap();
+        assert_eq!(node.private(), [""; 0]);
+    });
+}

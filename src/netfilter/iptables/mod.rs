@@ -1,0 +1,383 @@
+//! The iptables backend: each operation is one `iptables-restore` per family, which
+//! changes the table as a whole or not at all.
+//!
+//! Adding and, where the addresses are known, removing need no look at what is there: the
+//! first transaction assumes the usual case and contains what makes it fail in any other.
+//! Only then is the table read, and what differs is made so. Port mappings are removed
+//! without knowing their ports, so that the entries must be looked up: two processes.
+//!
+//! No library serves the look-ups: those there are run one process for each question.
+
+mod masquerade;
+mod owned;
+mod port_maps;
+mod rule;
+mod tool;
+
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod kernel_tests;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use super::{Backend, Masquerade, Owner, PortMaps, nftables};
+use crate::cni::error::{Code, detailed};
+use crate::cni::invocation::Attachment;
+use crate::log;
+use rule::{Rule, Script, Table};
+use tool::{Family, Refusal, Tool, Variant};
+
+/// How long to wait for other users of the old kind of tables, in seconds.
+const LOCK_WAIT: u32 = 10;
+
+/// How often a change that others got in the way of is planned anew.
+const TRIES: u32 = 10;
+
+/// After each of these tries, times its number.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How the names of chains start that no container owns.
+const SHARED: &str = "CNI-HOSTPORT-";
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// The tools that a search path has.
+#[derive(Debug, Clone)]
+pub struct Iptables {
+    path: OsString,
+    lock_wait: u32,
+}
+
+impl Iptables {
+    /// Those of this process's `PATH`.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tools are looked up where a shell would look"
+    )]
+    pub fn from_environment() -> Self {
+        Self::new(std::env::var_os("PATH").unwrap_or_default())
+    }
+
+    /// Those of `path`, directories separated by colons.
+    pub fn new(path: OsString) -> Self {
+        Self {
+            path,
+            lock_wait: LOCK_WAIT,
+        }
+    }
+
+    /// Whether there are tools; none is started.
+    pub fn is_usable(&self) -> bool {
+        self.tool(Family::V4, Variant::Unknown).is_some()
+    }
+
+    fn tool(&self, family: Family, variant: Variant) -> Option<Tool> {
+        Tool::find(&self.path, family, variant, self.lock_wait)
+    }
+
+    /// The tools for adding and checking: those that everybody uses on this host.
+    fn usual_tool(&self, family: Family) -> Result<Tool> {
+        self.tool(family, Variant::Unknown).with_context(|| {
+            format!(
+                "find {0}-restore and {0}-save in PATH {1}",
+                family.command(),
+                self.path.to_string_lossy()
+            )
+        })
+    }
+
+    /// The tools for removing: rules can also have been made when the plain names still
+    /// led to the other variant (field-reports R-60).
+    fn tools(&self, family: Family) -> Vec<Tool> {
+        let has_legacy_table = family.has_legacy_table();
+        // Mostly everything is in the other backend: then no tool needs to be run at all.
+        if !has_legacy_table && !has_private_chains(family) {
+            return Vec::new();
+        }
+        let mut tools: Vec<Tool> = self.tool(family, Variant::Unknown).into_iter().collect();
+        for (variant, is_worth_it) in [(Variant::Nft, true), (Variant::Legacy, has_legacy_table)] {
+            if is_worth_it && tools.iter().all(|tool| tool.variant != variant) {
+                tools.extend(self.tool(family, variant));
+            }
+        }
+        tools.retain(|tool| tool.variant != Variant::Legacy || has_legacy_table);
+        tools
+    }
+
+    /// Removes what `plan` finds, in both variants.
+    fn remove(&self, family: Family, plan: impl Fn(&Table) -> Script) -> Result<()> {
+        let mut result = Ok(());
+        for tool in self.tools(family) {
+            keep_first(&mut result, settle(&tool, |table| Ok(plan(table))));
+        }
+        result
+    }
+
+    fn port_map_rules(owner: &Owner, wanted: &PortMaps) -> Result<Vec<(Family, port_maps::Rules)>> {
+        wanted
+            .container
+            .iter()
+            .map(|container| {
+                let rules = port_maps::Rules::new(owner, *container, wanted)?;
+                Ok((family_of(container), rules))
+            })
+            .collect()
+    }
+}
+
+impl Backend for Iptables {
+    fn ensure_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
+        let families = by_family(&wanted.addresses);
+        let made = at_once(&families, |(family, addresses)| {
+            let rules = masquerade::Rules::new(owner, *family, addresses);
+            let tool = self.usual_tool(*family)?;
+            // Refused for the second attachment of a container to the same network.
+            if tool.restore(&rules.add())?.is_ok() {
+                return Ok(());
+            }
+            settle(&tool, |table| Ok(rules.repair(table)))
+        });
+        if made.is_err() && families.len() > 1 {
+            undo(self.remove_masquerade(owner, &wanted.addresses));
+        }
+        made
+    }
+
+    fn remove_masquerade(&self, owner: &Owner, known: &[IpNet]) -> Result<()> {
+        let mut families = by_family(known);
+        if known.is_empty() {
+            families = FAMILIES.map(|family| (family, Vec::new())).into();
+        }
+        at_once(&families, |(family, addresses)| {
+            let rules = masquerade::Rules::new(owner, *family, addresses);
+            let find = |table: &Table| Ok(rules.remove_found(addresses, table));
+            let mut result = Ok(());
+            for (n, tool) in self.tools(*family).iter().enumerate() {
+                // Refused when a rule is gone already, or another attachment of the
+                // container to this network still needs the chain.
+                let is_usual = n == 0 && !addresses.is_empty();
+                if !(is_usual && tool.restore(&rules.remove())?.is_ok()) {
+                    keep_first(&mut result, settle(tool, find));
+                }
+            }
+            result
+        })
+    }
+
+    fn check_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
+        at_once(&by_family(&wanted.addresses), |(family, addresses)| {
+            let rules = masquerade::Rules::new(owner, *family, addresses);
+            check(&self.usual_tool(*family)?, *family, rules.all())
+        })
+    }
+
+    fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
+        at_once(&FAMILIES, |family| {
+            self.remove(*family, |table| {
+                owned::collect(masquerade::KIND, network, valid, table)
+            })
+        })
+    }
+
+    fn ensure_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
+        let rules = Self::port_map_rules(owner, wanted)?;
+        let conflicts = std::sync::Mutex::new(BTreeSet::new());
+        let made = at_once(&rules, |(family, rules)| {
+            let tool = self.usual_tool(*family)?;
+            let mut found = Vec::new();
+            if let Ok(listed) = tool.restore(&rules.add())? {
+                found = rules.conflicts(&listed);
+            } else {
+                // Refused for the first mapping on a host, after somebody flushed a
+                // shared chain, or when the container has mappings already.
+                settle(&tool, |table| {
+                    found = rules.conflicts(table);
+                    rules.repair(table)
+                })?;
+            }
+            // A poisoned lock means a panic, which has ended the process.
+            if let Ok(mut conflicts) = conflicts.lock() {
+                conflicts.extend(found);
+            }
+            Ok(())
+        });
+        for conflict in conflicts.into_inner().unwrap_or_default() {
+            log::warn(&conflict);
+        }
+        if made.is_err() && rules.len() > 1 {
+            undo(self.remove_port_maps(owner));
+        }
+        made
+    }
+
+    fn remove_port_maps(&self, owner: &Owner) -> Result<()> {
+        at_once(&FAMILIES, |family| {
+            self.remove(*family, |table| port_maps::remove(owner, table))
+        })
+    }
+
+    fn check_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
+        let rules = Self::port_map_rules(owner, wanted)?;
+        at_once(&rules, |(family, rules)| {
+            let tool = self.usual_tool(*family)?;
+            let checked = check(&tool, *family, rules.own().chain(rules.marks()));
+            if checked.is_ok() {
+                return checked;
+            }
+            match tool.save()? {
+                // One mark serves all: that of whoever came last.
+                Ok(table) if rules.is_marked(&table) => check(&tool, *family, rules.own()),
+                _ => checked,
+            }
+        })
+    }
+
+    fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
+        at_once(&FAMILIES, |family| {
+            self.remove(*family, |table| {
+                owned::collect(port_maps::KIND, network, valid, table)
+            })
+        })
+    }
+}
+
+/// Whether iptables-nft has a chain of any container, asked of the kernel. Where it does
+/// not tell, the tools must.
+fn has_private_chains(family: Family) -> bool {
+    let native = match family {
+        Family::V4 => nftables::Family::Ip,
+        Family::V6 => nftables::Family::Ip6,
+    };
+    let is_private = |chain: &String| chain.starts_with("CNI-") && !chain.starts_with(SHARED);
+    nftables::chains(native, "nat").map_or(true, |chains| chains.iter().any(is_private))
+}
+
+fn family_of(address: &IpNet) -> Family {
+    match address {
+        IpNet::V4(_) => Family::V4,
+        IpNet::V6(_) => Family::V6,
+    }
+}
+
+/// The families that have addresses, and these.
+fn by_family(addresses: &[IpNet]) -> Vec<(Family, Vec<IpNet>)> {
+    FAMILIES
+        .map(|family| {
+            let of_family = |address: &&IpNet| family_of(address) == family;
+            (
+                family,
+                addresses.iter().filter(of_family).copied().collect(),
+            )
+        })
+        .into_iter()
+        .filter(|(_, addresses): &(_, Vec<_>)| !addresses.is_empty())
+        .collect()
+}
+
+/// Does `work` for all items at the same time; the error is the first item's.
+fn at_once<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+    let [others @ .., last] = items else {
+        return Ok(());
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = others
+            .iter()
+            .map(|item| scope.spawn(|| work(item)))
+            .collect();
+        let last = work(last);
+        let mut result = Ok(());
+        for thread in threads {
+            // Unreachable: a panic ends the process in its hook.
+            let done = thread.join();
+            keep_first(
+                &mut result,
+                done.unwrap_or_else(|_panic| Err(anyhow::anyhow!("a thread died"))),
+            );
+        }
+        keep_first(&mut result, last);
+        result
+    })
+}
+
+/// The first error counts; further ones are told to the operator.
+fn keep_first(result: &mut Result<()>, next: Result<()>) {
+    match (&result, next) {
+        (Ok(()), next) => *result = next,
+        (Err(_), Err(error)) => log::warn(&format!("iptables: {error:#}")),
+        (Err(_), Ok(())) => {}
+    }
+}
+
+/// One family was refused: the other must not keep its rules. The caller has the error
+/// already.
+fn undo(removed: Result<()>) {
+    if let Err(error) = removed {
+        log::warn(&format!("undo the other family's rules: {error:#}"));
+    }
+}
+
+/// Reads the table, plans and changes it; again when the change is refused, because
+/// another process was faster.
+fn settle(tool: &Tool, mut plan: impl FnMut(&Table) -> Result<Script>) -> Result<()> {
+    let mut refused = Refusal(String::new());
+    for attempt in 1..=TRIES {
+        match tool.save()? {
+            Err(refusal) => refused = refusal,
+            Ok(table) => {
+                let script = plan(&table)?;
+                if script.is_empty() {
+                    return Ok(());
+                }
+                match tool.restore(&script)? {
+                    Ok(_) => return Ok(()),
+                    Err(refusal) => refused = refusal,
+                }
+            }
+        }
+        std::thread::sleep(PAUSE * attempt);
+    }
+    Err(detailed(
+        Code::Internal,
+        format!("change table nat with {tool}"),
+        refused.0.trim(),
+    ))
+}
+
+/// Asserts all rules in one go; when this fails, finds the first that is missing.
+fn check<'a>(tool: &Tool, family: Family, rules: impl Iterator<Item = &'a Rule>) -> Result<()> {
+    let rules: Vec<&Rule> = rules.collect();
+    let try_first = |count: usize| {
+        let mut script = Script::default();
+        for rule in rules.iter().take(count) {
+            script.assert(rule);
+        }
+        tool.restore(&script)
+    };
+    let Err(mut refusal) = try_first(rules.len())? else {
+        return Ok(());
+    };
+    let (mut present, mut missing) = (0, rules.len());
+    while missing - present > 1 {
+        let middle = usize::midpoint(present, missing);
+        match try_first(middle)? {
+            Ok(_) => present = middle,
+            Err(earlier) => (missing, refusal) = (middle, earlier),
+        }
+    }
+    let rule = rules.get(present).map(ToString::to_string);
+    Err(detailed(
+        Code::Internal,
+        format!(
+            "rule missing: {} -t nat -A {}",
+            family.command(),
+            rule.unwrap_or_default()
+        ),
+        refusal.0.trim(),
+    ))
+}

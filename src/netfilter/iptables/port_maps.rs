@@ -1,0 +1,527 @@
+//! Port mappings of one container in one network, one family (behaviour 7.3).
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Result, ensure};
+use ipnet::IpNet;
+
+use super::owned::{comment, is_owned, parse_comment, private_chain, remove_chain};
+use super::rule::{Rule, Script, Table};
+use crate::cni::error::{Code, coded, detailed};
+use crate::netfilter::{Mark, Owner, PortMaps, Protocol};
+
+/// Stands in front of the comment that names the owner.
+pub const KIND: &str = "dnat ";
+
+/// All mappings: an entry for each container.
+const DNAT: &str = "CNI-HOSTPORT-DNAT";
+/// Marks what is to be masqueraded.
+const SETMARK: &str = "CNI-HOSTPORT-SETMARK";
+/// Masquerades what is marked.
+const MASQ: &str = "CNI-HOSTPORT-MASQ";
+/// Of versions before 0.8: source NAT, private chains and their entries.
+const OLD_SNAT: &str = "CNI-SN-";
+
+const MARK_COMMENT: &str = "CNI portfwd masquerade mark";
+const MASQ_COMMENT: &str = "CNI portfwd requiring masquerade";
+
+/// What the match `multiport` takes.
+const PORTS_PER_ENTRY: usize = 15;
+
+/// What must exist.
+#[derive(Debug)]
+pub struct Rules {
+    chain: String,
+    comment: String,
+    /// Lead from the hooks into shared chains.
+    jumps: Vec<Rule>,
+    /// The one rule of each shared chain that is about marks.
+    marks: Vec<Rule>,
+    /// The container's chain.
+    mappings: Vec<Rule>,
+    /// Lead from the shared chain into the container's.
+    entries: Vec<Rule>,
+    /// A chain that must be there already.
+    external: Option<String>,
+    ports: BTreeSet<(Protocol, u16)>,
+}
+
+impl Rules {
+    /// For `container`, one of its addresses.
+    ///
+    /// # Errors
+    /// Code 7 for a word that cannot be passed on to iptables.
+    pub fn new(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Self> {
+        let id = &owner.attachment.container_id;
+        let chain = private_chain("CNI-DN-", &owner.network, id);
+        let comment = comment(KIND, &owner.network, id);
+        let (key, conditions) = match container {
+            IpNet::V4(_) => ("conditionsV4", &wanted.conditions_v4),
+            IpNet::V6(_) => ("conditionsV6", &wanted.conditions_v6),
+        };
+        for word in conditions {
+            check_word(key, word)?;
+        }
+        let (mark_chain, external) = match &wanted.mark {
+            Mark::Bit(_) => (SETMARK, None),
+            Mark::Chain(name) => {
+                check_word("externalSetMarkChain", name)?;
+                (name.as_str(), Some(name.clone()).filter(|_| wanted.snat))
+            }
+        };
+        let mut jumps = Vec::new();
+        let mut marks = Vec::new();
+        if wanted.snat
+            && let Mark::Bit(bit) = wanted.mark
+        {
+            marks = mark_rules(bit).into();
+            let comment = ["-m", "comment", "--comment", MASQ_COMMENT, "-j", MASQ];
+            jumps.push(Rule::new("POSTROUTING", comment));
+        }
+        for hook in ["PREROUTING", "OUTPUT"] {
+            let local = ["-m", "addrtype", "--dst-type", "LOCAL", "-j", DNAT];
+            jumps.push(Rule::new(hook, local));
+        }
+        Ok(Self {
+            jumps,
+            marks,
+            mappings: mapping_rules(&chain, mark_chain, container, wanted),
+            entries: entry_rules(&chain, &comment, conditions, wanted),
+            external,
+            ports: wanted
+                .mappings
+                .iter()
+                .filter(|mapping| mapping.is_for(container.addr()))
+                .map(|mapping| (mapping.protocol, mapping.host_port))
+                .collect(),
+            chain,
+            comment,
+        })
+    }
+
+    /// What nobody else can choose: all rules but the marks.
+    pub fn own(&self) -> impl Iterator<Item = &Rule> {
+        self.jumps.iter().chain(&self.mappings).chain(&self.entries)
+    }
+
+    pub fn marks(&self) -> impl Iterator<Item = &Rule> {
+        self.marks.iter()
+    }
+
+    /// Whether `table` has rules that do the marking, with any mark.
+    pub fn is_marked(&self, table: &Table) -> bool {
+        self.marks
+            .iter()
+            .all(|rule| table.rules.iter().any(|found| has_shape(found, rule)))
+    }
+
+    /// Adds what is the container's own and prints the other entries. Refused when
+    /// something shared is missing, or the container's chain is there already.
+    pub fn add(&self) -> Script {
+        let mut script = Script::default();
+        for rule in self.jumps.iter().chain(&self.marks) {
+            script.assert(rule);
+        }
+        script.create_chain(&self.chain);
+        self.fill(&mut script);
+        script.list_chain(DNAT);
+        self.enter(&mut script);
+        script
+    }
+
+    /// Adds what is missing in `table`, and replaces what the container had.
+    ///
+    /// # Errors
+    /// Code 7 when the chain that is to mark is not there.
+    pub fn repair(&self, table: &Table) -> Result<Script> {
+        if let Some(chain) = &self.external
+            && !table.chains.contains(chain)
+        {
+            return Err(detailed(
+                Code::Config,
+                format!("externalSetMarkChain: there is no chain {chain} in table nat"),
+                "create the chain, or leave the key out to have packets marked by CNI's own chain",
+            ));
+        }
+        let mut script = Script::default();
+        let shared: BTreeSet<&str> = self.marks.iter().map(|rule| rule.chain.as_str()).collect();
+        for chain in shared.into_iter().chain([DNAT]) {
+            if !table.chains.contains(chain) {
+                script.create_chain(chain);
+            }
+        }
+        for rule in &self.marks {
+            // Another mark, of another configuration: two at once would both be set on
+            // every packet and masqueraded (register 27).
+            let is_other = |found: &&Rule| *found != rule && has_shape(found, rule);
+            for found in table.rules.iter().filter(is_other) {
+                script.delete(found);
+            }
+            if !table.rules.contains(rule) {
+                script.append(rule);
+            }
+        }
+        for rule in &self.jumps {
+            if table.rules.contains(rule) {
+                continue;
+            }
+            match rule.jump() {
+                // In front of rules that masquerade in their own way.
+                Some(MASQ) => script.insert(rule),
+                _ => script.append(rule),
+            }
+        }
+        if table.chains.contains(&self.chain) {
+            for entry in table.jumps(&self.chain) {
+                if is_owned(entry, &self.comment) {
+                    script.delete(entry);
+                }
+            }
+            script.flush_chain(&self.chain);
+        } else {
+            script.create_chain(&self.chain);
+        }
+        self.fill(&mut script);
+        self.enter(&mut script);
+        Ok(script)
+    }
+
+    fn fill(&self, script: &mut Script) {
+        for rule in &self.mappings {
+            script.append(rule);
+        }
+    }
+
+    /// In front of older ones, so that the newest owner of a port has it.
+    fn enter(&self, script: &mut Script) {
+        for rule in self.entries.iter().rev() {
+            script.insert(rule);
+        }
+    }
+
+    /// Says which of the ports other entries of `table` have too.
+    pub fn conflicts(&self, table: &Table) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in table.rules.iter().filter(|rule| rule.chain == DNAT) {
+            let owner = entry.comment().unwrap_or_default();
+            if owner == self.comment {
+                continue;
+            }
+            let whose = parse_comment(KIND, owner).map_or_else(
+                || format!("somebody else (\"{owner}\")"),
+                |(network, id)| format!("container {id} in network {network}"),
+            );
+            let listed: Vec<&str> = entry
+                .value("--dports")
+                .map(|ports| ports.split(',').collect())
+                .unwrap_or_default();
+            for (protocol, port) in &self.ports {
+                if entry.value("-p") == Some(protocol.as_str())
+                    && listed.iter().any(|other| *other == port.to_string())
+                {
+                    found.push(format!(
+                        "host port {port}/{} was mapped to {whose}: the newest mapping wins",
+                        protocol.as_str()
+                    ));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Removes what `table` has of the owner, and what versions before 0.8 left.
+pub fn remove(owner: &Owner, table: &Table) -> Script {
+    let id = &owner.attachment.container_id;
+    let comment = comment(KIND, &owner.network, id);
+    let mut script = Script::default();
+    let chain = private_chain("CNI-DN-", &owner.network, id);
+    remove_chain(&mut script, table, &chain, |rule| is_owned(rule, &comment));
+    let old = private_chain(OLD_SNAT, &owner.network, id);
+    remove_chain(&mut script, table, &old, |_| true);
+    script
+}
+
+/// Refuses what would end the line, or the text, in which it stands.
+fn check_word(key: &str, word: &str) -> Result<()> {
+    ensure!(
+        !word.is_empty() && !word.chars().any(char::is_control),
+        coded(
+            Code::Config,
+            format!("{key}: {word:?} cannot be an argument of iptables")
+        )
+    );
+    Ok(())
+}
+
+fn mark_rules(bit: u8) -> [Rule; 2] {
+    let mark = 1_u32.checked_shl(bit.into()).unwrap_or_default();
+    let mark = format!("{mark:#x}/{mark:#x}");
+    let set = ["-m", "comment", "--comment", MARK_COMMENT, "-j", "MARK"];
+    let set = set.into_iter().chain(["--set-xmark", mark.as_str()]);
+    let masquerade = ["-m", "mark", "--mark", mark.as_str(), "-j", "MASQUERADE"];
+    [Rule::new(SETMARK, set), Rule::new(MASQ, masquerade)]
+}
+
+/// Whether the two differ in nothing but hexadecimal numbers.
+fn has_shape(found: &Rule, rule: &Rule) -> bool {
+    found.chain == rule.chain
+        && found.args.len() == rule.args.len()
+        && found
+            .args
+            .iter()
+            .zip(&rule.args)
+            .all(|(a, b)| a == b || (a.starts_with("0x") && b.starts_with("0x")))
+}
+
+fn mapping_rules(chain: &str, mark: &str, container: IpNet, wanted: &PortMaps) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let subnet = container.trunc();
+    let localhost = IpNet::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let address = container.addr();
+    let family = wanted.mappings.iter().filter(|m| m.is_for(address));
+    for mapping in family {
+        let host = mapping.host_ip.filter(|host| !host.is_unspecified());
+        let mut rule = |source: Option<IpNet>, target: &[&str]| {
+            let mut args = Vec::new();
+            for (option, net) in [("-s", source), ("-d", host.map(IpNet::from))] {
+                if let Some(net) = net {
+                    args.extend([option.to_owned(), net.to_string()]);
+                }
+            }
+            let protocol = mapping.protocol.as_str();
+            let port = mapping.host_port.to_string();
+            let matched = ["-p", protocol, "-m", protocol, "--dport", &port, "-j"];
+            args.extend(matched.iter().chain(target).map(ToString::to_string));
+            rules.push(Rule::new(chain, args));
+        };
+        if wanted.snat && wanted.masquerade_all {
+            rule(None, &[mark]);
+        } else if wanted.snat {
+            rule(Some(subnet), &[mark]);
+            if address.is_ipv4() {
+                rule(Some(localhost), &[mark]);
+            }
+        }
+        let to = std::net::SocketAddr::new(address, mapping.container_port).to_string();
+        rule(None, &["DNAT", "--to-destination", &to]);
+    }
+    rules
+}
+
+/// Lists ports of the other family too: the reference does, and its CHECK compares.
+fn entry_rules(chain: &str, comment: &str, conditions: &[String], wanted: &PortMaps) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let protocols: BTreeSet<Protocol> = wanted.mappings.iter().map(|m| m.protocol).collect();
+    for protocol in protocols {
+        let ports: Vec<String> = wanted
+            .mappings
+            .iter()
+            .filter(|mapping| mapping.protocol == protocol)
+            .map(|mapping| mapping.host_port.to_string())
+            .collect();
+        for group in ports.chunks(PORTS_PER_ENTRY) {
+            let ports = group.join(",");
+            let mut args = vec!["-p", protocol.as_str(), "-m", "comment", "--comment"];
+            args.extend([comment, "-m", "multiport", "--dports", &ports]);
+            args.extend(conditions.iter().map(String::as_str));
+            args.extend(["-j", chain]);
+            rules.push(Rule::new(DNAT, args));
+        }
+    }
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::golden::{self, assert_golden};
+    use super::*;
+    use crate::cni::invocation::Attachment;
+    use crate::netfilter::Mapping;
+
+    fn owner(id: &str) -> Owner {
+        Owner {
+            network: "net1".into(),
+            attachment: Attachment {
+                container_id: id.into(),
+                ifname: "eth0".into(),
+            },
+        }
+    }
+
+    fn mapping(protocol: Protocol, host_ip: &str, host_port: u16, container_port: u16) -> Mapping {
+        Mapping {
+            protocol,
+            host_ip: (!host_ip.is_empty()).then(|| host_ip.parse().unwrap()),
+            host_port,
+            container_port,
+        }
+    }
+
+    fn wanted(mappings: Vec<Mapping>) -> PortMaps {
+        PortMaps {
+            container: vec![
+                "10.9.0.2/24".parse().unwrap(),
+                "fd00:9::2/64".parse().unwrap(),
+            ],
+            mappings,
+            snat: true,
+            masquerade_all: false,
+            mark: Mark::Bit(13),
+            conditions_v4: vec![],
+            conditions_v6: vec![],
+        }
+    }
+
+    fn rules(id: &str, family: usize, wanted: &PortMaps) -> Rules {
+        Rules::new(&owner(id), wanted.container[family], wanted).unwrap()
+    }
+
+    fn one() -> PortMaps {
+        wanted(vec![mapping(Protocol::Tcp, "", 8080, 80)])
+    }
+
+    /// The table of a host on which `maps` are the first.
+    fn after(maps: &PortMaps) -> Table {
+        let script = rules("cont1", 0, maps).repair(&Table::default()).unwrap();
+        Table::parse(&script.text().replace("-I ", "-A "))
+    }
+
+    #[test]
+    fn one_mapping_as_the_reference_makes_it() {
+        let maps = rules("cont1", 0, &one());
+        assert_golden(&maps.add().text(), "port-maps-add-v4");
+        let fresh = maps.repair(&Table::default()).unwrap();
+        assert_golden(&fresh.text(), "port-maps-fresh-v4");
+        let maps = rules("cont1", 1, &one());
+        assert_golden(&maps.add().text(), "port-maps-add-v6");
+    }
+
+    #[test]
+    fn every_kind_of_mapping() {
+        let mut maps = wanted(vec![
+            mapping(Protocol::Udp, "0.0.0.0", 53, 5353),
+            mapping(Protocol::Tcp, "192.168.1.1", 8080, 80),
+            mapping(Protocol::Tcp, "::1", 8081, 81),
+            mapping(Protocol::Sctp, "::", 9000, 90),
+        ]);
+        maps.conditions_v4 = vec!["!".into(), "-d".into(), "192.0.2.0/24".into()];
+        maps.conditions_v6 = vec![
+            "-m".into(),
+            "comment".into(),
+            "--comment".into(),
+            "a \"b\"".into(),
+        ];
+        maps.mark = Mark::Bit(31);
+        assert_golden(&rules("cont1", 0, &maps).add().text(), "port-maps-all-v4");
+        assert_golden(&rules("cont1", 1, &maps).add().text(), "port-maps-all-v6");
+    }
+
+    #[test]
+    fn who_marks() {
+        let mut maps = one();
+        maps.masquerade_all = true;
+        let text = rules("cont1", 0, &maps).add().text();
+        assert_eq!(
+            text.matches("-j CNI-HOSTPORT-SETMARK\n").count(),
+            1,
+            "{text}"
+        );
+        assert!(!text.contains("-s "), "{text}");
+        maps.mark = Mark::Chain("KUBE-MARK-MASQ".into());
+        let text = rules("cont1", 0, &maps).add().text();
+        assert!(text.contains("--dport 8080 -j KUBE-MARK-MASQ\n"), "{text}");
+        assert!(!text.contains("SETMARK"), "{text}");
+        let error = rules("cont1", 0, &maps)
+            .repair(&Table::default())
+            .unwrap_err();
+        assert!(
+            error.to_string().starts_with("externalSetMarkChain: "),
+            "{error}"
+        );
+        assert!(error.to_string().contains("KUBE-MARK-MASQ"), "{error}");
+        maps.snat = false;
+        let text = rules("cont1", 0, &maps)
+            .repair(&Table::default())
+            .unwrap()
+            .text();
+        assert!(
+            !text.contains("MASQ") && text.contains("DNAT --to"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn ports_in_groups_that_keep_their_order() {
+        let mappings = (1..=31).map(|n| mapping(Protocol::Tcp, "", 1000 + n, n));
+        let maps = rules("cont1", 0, &wanted(mappings.collect()));
+        let counts: Vec<usize> = maps
+            .entries
+            .iter()
+            .map(|entry| entry.value("--dports").unwrap().split(',').count())
+            .collect();
+        assert_eq!(counts, [15, 15, 1]);
+        // Each is inserted at the front: the last one first.
+        let text = maps.add().text();
+        assert!(text.find("--dports 1031").unwrap() < text.find("--dports 1001,").unwrap());
+    }
+
+    #[test]
+    fn what_the_container_had_is_replaced() {
+        let table = after(&one());
+        let other = wanted(vec![mapping(Protocol::Udp, "", 53, 53)]);
+        let script = rules("cont1", 0, &other).repair(&table).unwrap();
+        assert_golden(&script.text(), "port-maps-replace-v4");
+    }
+
+    #[test]
+    fn another_mark_replaces_the_old_ones() {
+        let mut maps = one();
+        let table = after(&maps);
+        maps.mark = Mark::Bit(0);
+        let text = rules("cont2", 0, &maps).repair(&table).unwrap().text();
+        for line in [
+            "-D CNI-HOSTPORT-SETMARK -m comment --comment \"CNI portfwd masquerade mark\" -j MARK --set-xmark 0x2000/0x2000",
+            "-A CNI-HOSTPORT-SETMARK -m comment --comment \"CNI portfwd masquerade mark\" -j MARK --set-xmark 0x1/0x1",
+            "-D CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE",
+            "-A CNI-HOSTPORT-MASQ -m mark --mark 0x1/0x1 -j MASQUERADE",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn removal_knows_no_ports() {
+        let table = Table::parse(&golden::read("port-maps-saved"));
+        assert_golden(&remove(&owner("cont1"), &table).text(), "port-maps-remove");
+        assert!(remove(&owner("other"), &table).is_empty());
+    }
+
+    #[test]
+    fn former_owners_of_a_port_are_named() {
+        let table = Table::parse(&golden::read("port-maps-saved"));
+        let maps = wanted(vec![
+            mapping(Protocol::Tcp, "", 8443, 80),
+            mapping(Protocol::Tcp, "", 844, 80),
+            mapping(Protocol::Udp, "", 8080, 80),
+        ]);
+        assert_eq!(
+            rules("cont2", 0, &maps).conflicts(&table),
+            [
+                "host port 8443/tcp was mapped to container cont1 in network net1: the newest mapping wins"
+            ]
+        );
+        assert!(rules("cont1", 0, &maps).conflicts(&table).is_empty());
+    }
+
+    #[test]
+    fn no_word_ends_the_line() {
+        for word in ["", "a\nCOMMIT", "x\0"] {
+            let mut maps = one();
+            maps.conditions_v4 = vec![word.into()];
+            let error = Rules::new(&owner("c"), maps.container[0], &maps).unwrap_err();
+            assert!(error.to_string().starts_with("conditionsV4: "), "{error}");
+        }
+    }
+}

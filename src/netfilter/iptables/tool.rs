@@ -1,0 +1,280 @@
+//! Running `iptables-save` and `iptables-restore`.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use anyhow::{Context, Result};
+
+use super::rule::{Script, Table};
+use crate::cni::error::{Code, coded};
+use crate::fsutil;
+
+/// Address families, each with tools and tables of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// The command that shows this family's rules.
+    pub fn command(self) -> &'static str {
+        match self {
+            Self::V4 => "iptables",
+            Self::V6 => "ip6tables",
+        }
+    }
+
+    /// Whether the kernel has a table `nat` of the old kind for this family: asking one
+    /// of the tools would make it.
+    pub fn has_legacy_table(self) -> bool {
+        // Of this thread: a table belongs to a network namespace.
+        let path = match self {
+            Self::V4 => "/proc/thread-self/net/ip_tables_names",
+            Self::V6 => "/proc/thread-self/net/ip6_tables_names",
+        };
+        std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "nat"))
+    }
+}
+
+/// Which of the kernel's two packet filters the tools work on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    Nft,
+    Legacy,
+    /// Tools that do not say by their name: a wrapper, or older than the choice.
+    Unknown,
+}
+
+/// The tools of one family and variant.
+#[derive(Debug, Clone)]
+pub struct Tool {
+    family: Family,
+    pub variant: Variant,
+    restore: PathBuf,
+    save: PathBuf,
+    path: OsString,
+    lock_wait: u32,
+}
+
+impl std::fmt::Display for Tool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.restore.display().fmt(f)
+    }
+}
+
+/// What a tool said when it refused to do something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal(pub String);
+
+/// The file that the tools of the legacy variant lock.
+const LOCK: &str = "/run/xtables.lock";
+
+/// How the tools exit when somebody else has the lock, and on some other occasions.
+const RESOURCE_PROBLEM: i32 = 4;
+
+impl Tool {
+    /// The tools that `path` has under the plain names, or under those of `variant`.
+    /// They wait `lock_wait` seconds at most for others to finish.
+    pub fn find(path: &OsStr, family: Family, variant: Variant, lock_wait: u32) -> Option<Self> {
+        let infix = match variant {
+            Variant::Nft => "-nft",
+            Variant::Legacy => "-legacy",
+            Variant::Unknown => "",
+        };
+        let name = format!("{}{infix}", family.command());
+        let restore = find_executable(path, &format!("{name}-restore"))?;
+        let save = find_executable(path, &format!("{name}-save"))?;
+        Some(Self {
+            family,
+            variant: match variant {
+                Variant::Unknown => variant_of(&restore),
+                known => known,
+            },
+            restore,
+            save,
+            path: path.to_owned(),
+            lock_wait,
+        })
+    }
+
+    /// What table `nat` holds.
+    ///
+    /// # Errors
+    /// When the tool cannot be run.
+    pub fn save(&self) -> Result<std::result::Result<Table, Refusal>> {
+        let output = self.run(&self.save, &["-t", "nat"], "")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        // Rules that somebody made with nft: the tool then says so, prints none, and is
+        // content.
+        if !output.status.success() || text.contains("is incompatible, use 'nft'") {
+            return Ok(Err(Refusal(format!(
+                "{text}{}",
+                String::from_utf8_lossy(&output.stderr)
+            ))));
+        }
+        Ok(Ok(Table::parse(&text)))
+    }
+
+    /// Does all of `script` or nothing; answers what it prints.
+    ///
+    /// # Errors
+    /// Code 11 when somebody else holds the lock for too long; otherwise when the tool
+    /// cannot be run.
+    pub fn restore(&self, script: &Script) -> Result<std::result::Result<Table, Refusal>> {
+        let wait = format!("--wait={}", self.lock_wait);
+        let output = self.run(&self.restore, &["--noflush", &wait], &script.text())?;
+        if output.status.success() {
+            return Ok(Ok(Table::parse(&String::from_utf8_lossy(&output.stdout))));
+        }
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        // The status alone could also be the kernel's refusal; no errno comes through.
+        if output.status.code() == Some(RESOURCE_PROBLEM) && stderr.contains("xtables lock") {
+            return Err(anyhow::Error::msg(stderr.trim().to_owned()).context(coded(
+                Code::TryAgain,
+                format!(
+                    "wait {} seconds for the lock of {}, held by {}",
+                    self.lock_wait,
+                    self.family.command(),
+                    lock_holder(Path::new(LOCK)).unwrap_or_else(|| "another process".into()),
+                ),
+            )));
+        }
+        Ok(Err(Refusal(stderr)))
+    }
+
+    fn run(&self, program: &Path, args: &[&str], stdin: &str) -> Result<Output> {
+        let run = || {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "this is the module that starts the tools of iptables"
+            )]
+            let mut child = std::process::Command::new(program)
+                .args(args)
+                // The caller's environment is not theirs: it could name other libraries
+                // or another lock.
+                .env_clear()
+                .env("PATH", &self.path)
+                .env("LC_ALL", "C")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            let input = child.stdin.take();
+            std::thread::scope(|scope| {
+                // A thread, because the tool may print before it has read everything.
+                scope.spawn(move || {
+                    if let Some(mut input) = input {
+                        // A tool that has seen enough closes the pipe: its status counts.
+                        drop(input.write_all(stdin.as_bytes()));
+                    }
+                });
+                child.wait_with_output()
+            })
+        };
+        run().with_context(|| format!("run {}", program.display()))
+    }
+}
+
+fn variant_of(program: &Path) -> Variant {
+    let file = std::fs::canonicalize(program).ok();
+    let name = file.as_deref().and_then(Path::file_name);
+    let name = name.unwrap_or_default().to_string_lossy();
+    if name.contains("legacy") {
+        Variant::Legacy
+    } else if name.contains("nft") {
+        Variant::Nft
+    } else {
+        Variant::Unknown
+    }
+}
+
+/// The first executable file called `name` in the directories of `path`.
+fn find_executable(path: &OsStr, name: &str) -> Option<PathBuf> {
+    const ANYBODY: u32 = 0o111;
+    std::env::split_paths(path)
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join(name))
+        .find(|file| {
+            file.metadata()
+                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & ANYBODY != 0)
+        })
+}
+
+/// Who has locked `file`, if the kernel tells us: "process 123 (name)".
+fn lock_holder(file: &Path) -> Option<String> {
+    let meta = std::fs::metadata(file).ok()?;
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let device = meta.dev();
+    let (major, minor) = (nix::libc::major(device), nix::libc::minor(device));
+    let pid = holder(&locks, &format!("{major:02x}:{minor:02x}:{}", meta.ino()))?;
+    let name = fsutil::read(Path::new(&format!("/proc/{pid}/comm"))).ok()??;
+    let name = String::from_utf8_lossy(&name);
+    Some(format!("process {pid} ({})", name.trim()))
+}
+
+/// The process id in `locks` (`proc_locks(5)`) that holds the lock of `inode`.
+fn holder<'a>(locks: &'a str, inode: &str) -> Option<&'a str> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        match fields.as_slice() {
+            // Those who wait have "->" behind the number.
+            [_, "FLOCK", _, _, pid, found, ..] if *found == inode => Some(*pid),
+            _ => None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lock_holders() {
+        let locks = "1: POSIX  ADVISORY  WRITE 1 00:27:2 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 17897 00:27:2 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 17898 00:27:3 0 EOF\n";
+        assert_eq!(holder(locks, "00:27:2"), Some("17897"));
+        assert_eq!(holder(locks, "00:27:3"), None);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert_eq!(lock_holder(&path), None);
+        let held = fsutil::lock(&path, 0o600).unwrap();
+        let holder = lock_holder(&path).unwrap();
+        let own = format!("process {} (", std::process::id());
+        assert!(holder.starts_with(&own), "{holder}");
+        drop(held);
+        assert_eq!(lock_holder(&path), None);
+    }
+
+    #[test]
+    fn tools_are_files_that_can_be_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().as_os_str();
+        for name in ["iptables-restore", "iptables-save"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let find = || Tool::find(path, Family::V4, Variant::Unknown, 1);
+        assert!(find().is_none());
+        for name in ["iptables-restore", "iptables-save"] {
+            std::fs::set_permissions(dir.path().join(name), PermissionsExt::from_mode(0o755))
+                .unwrap();
+        }
+        assert_eq!(find().unwrap().variant, Variant::Unknown);
+        assert!(Tool::find(path, Family::V6, Variant::Unknown, 1).is_none());
+        assert!(Tool::find(OsStr::new(""), Family::V4, Variant::Unknown, 1).is_none());
+        std::fs::remove_file(dir.path().join("iptables-restore")).unwrap();
+        std::fs::write(dir.path().join("xtables-legacy-multi"), "").unwrap();
+        std::fs::set_permissions(
+            dir.path().join("xtables-legacy-multi"),
+            PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        std::os::unix::fs::symlink("xtables-legacy-multi", dir.path().join("iptables-restore"))
+            .unwrap();
+        assert_eq!(find().unwrap().variant, Variant::Legacy);
+    }
+}

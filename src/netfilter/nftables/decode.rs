@@ -1,0 +1,261 @@
+//! The way back from the kernel's expressions to statements, for rules in our chains,
+//! whoever added them. What we would not write ourselves is not understood.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, ip_mask_to_prefix};
+use netlink_packet_netfilter::nftables::MetaKey;
+
+use super::expression::{
+    CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, ETHER_SOURCE, FIB_FLAGS, FIB_RESULT, IPV4,
+    IPV6, LINK_HEADER, LOCAL, NETWORK_HEADER, TRANSPORT_HEADER, address_place,
+};
+use super::ruleset::{End, Family, Statement};
+use crate::net::mac::Mac;
+use crate::netfilter::Protocol;
+use crate::netfilter::socket::{attribute, attributes};
+
+/// What the rule with these expressions (the value of `NFTA_RULE_EXPRESSIONS`), in a
+/// table of `family`, says; `None` where part of it is not understood.
+pub fn decode(family: Family, expressions: &[u8]) -> Option<Vec<Statement>> {
+    const NAME: u16 = 1;
+    const DATA: u16 = 2;
+    let mut decoder = Decoder {
+        network: Some(family),
+        ..Decoder::default()
+    };
+    for (_, expression) in attributes(expressions) {
+        let name = attribute(expression, NAME)?;
+        let name = std::str::from_utf8(name.strip_suffix(&[0])?).ok()?;
+        decoder.add(name, attribute(expression, DATA).unwrap_or_default())?;
+    }
+    Some(decoder.statements)
+}
+
+/// What a register was loaded with.
+enum Loaded {
+    Payload { base: u32, offset: u32, length: u32 },
+    Meta(MetaKey),
+    LocalDestination,
+    Status,
+}
+
+#[derive(Default)]
+struct Decoder {
+    /// As far as the table or an earlier comparison says it.
+    network: Option<Family>,
+    transport: Option<Protocol>,
+    loaded: BTreeMap<u32, Loaded>,
+    masks: BTreeMap<u32, Vec<u8>>,
+    values: BTreeMap<u32, Vec<u8>>,
+    statements: Vec<Statement>,
+}
+
+impl Decoder {
+    fn add(&mut self, name: &str, data: &[u8]) -> Option<()> {
+        let number = |kind| number(attribute(data, kind)?);
+        match name {
+            "payload" => {
+                let (base, offset, length) = (number(2)?, number(3)?, number(4)?);
+                self.load(
+                    number(1)?,
+                    Loaded::Payload {
+                        base,
+                        offset,
+                        length,
+                    },
+                );
+            }
+            "meta" => self.load(number(1)?, Loaded::Meta(MetaKey::from(number(2)?))),
+            "ct" if number(CT_STATUS.0)? == CT_STATUS.1 => self.load(number(1)?, Loaded::Status),
+            "fib"
+                if number(FIB_FLAGS.0)? == FIB_FLAGS.1 && number(FIB_RESULT.0)? == FIB_RESULT.1 =>
+            {
+                self.load(number(1)?, Loaded::LocalDestination);
+            }
+            "bitwise" => {
+                let (source, target) = (number(1)?, number(2)?);
+                let xor = value(attribute(data, 5)?)?;
+                if source != target || xor.iter().any(|byte| *byte != 0) {
+                    return None;
+                }
+                self.masks
+                    .insert(target, value(attribute(data, 4)?)?.to_vec());
+            }
+            "cmp" => {
+                let is = match number(2)? {
+                    0 => true,
+                    1 => false,
+                    _ => return None,
+                };
+                let register = number(1)?;
+                let (loaded, mask) = (self.loaded.remove(&register)?, self.masks.remove(&register));
+                self.compared(&loaded, mask, is, value(attribute(data, 3)?)?)?;
+            }
+            "immediate" => {
+                let data = attribute(data, 2)?;
+                match attribute(data, 2) {
+                    Some(verdict) => self.statements.push(decode_verdict(verdict)?),
+                    None => drop(self.values.insert(number(1)?, value(data)?.to_vec())),
+                }
+            }
+            "nat" => self.translated(number(1)?, number(3)?, number(5)?)?,
+            "masq" if data.is_empty() => self.statements.push(Statement::Masquerade),
+            // Counts, and changes nothing.
+            "counter" => {}
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn load(&mut self, register: u32, what: Loaded) {
+        self.loaded.insert(register, what);
+        self.masks.remove(&register);
+    }
+
+    /// Takes in what a comparison says: a statement, or what prepares the next one.
+    fn compared(
+        &mut self,
+        loaded: &Loaded,
+        mask: Option<Vec<u8>>,
+        is: bool,
+        value: &[u8],
+    ) -> Option<()> {
+        let host_order = || Some(u32::from_ne_bytes(value.try_into().ok()?));
+        let statement = match (loaded, mask) {
+            (Loaded::Meta(MetaKey::Nfproto), None) if is => {
+                self.network = Some(match value {
+                    [IPV4] => Family::Ip,
+                    [IPV6] => Family::Ip6,
+                    _ => return None,
+                });
+                return Some(());
+            }
+            (Loaded::Meta(MetaKey::L4Proto), None) if is => {
+                let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+                let named = |protocol: &Protocol| value == [protocol.number()];
+                self.transport = Some(protocols.into_iter().find(named)?);
+                return Some(());
+            }
+            (Loaded::Meta(key @ (MetaKey::Iifname | MetaKey::Oifname)), None) => {
+                let end = match key {
+                    MetaKey::Iifname => End::Source,
+                    _ => End::Destination,
+                };
+                // Without a zero byte it is the beginning of a name.
+                let length = value.iter().position(|byte| *byte == 0)?;
+                let name = String::from_utf8(value.get(..length)?.to_vec()).ok()?;
+                Statement::Interface { end, is, name }
+            }
+            (Loaded::Meta(MetaKey::Mark), None) => Statement::Mark {
+                is,
+                mark: host_order()?,
+            },
+            (Loaded::LocalDestination, None) if is && host_order()? == LOCAL => {
+                Statement::LocalDestination
+            }
+            (Loaded::Status, Some(mask))
+                if !is && mask == DESTINATION_TRANSLATED.to_ne_bytes() && host_order()? == 0 =>
+            {
+                Statement::Translated
+            }
+            (
+                Loaded::Payload {
+                    base,
+                    offset,
+                    length,
+                },
+                mask,
+            ) => self.payload((*base, *offset, *length), mask, is, value)?,
+            _ => return None,
+        };
+        self.statements.push(statement);
+        Some(())
+    }
+
+    fn payload(
+        &self,
+        place: (u32, u32, u32),
+        mask: Option<Vec<u8>>,
+        is: bool,
+        value: &[u8],
+    ) -> Option<Statement> {
+        match (place, mask) {
+            ((TRANSPORT_HEADER, DESTINATION_PORT, 2), None) if is => Some(Statement::Port {
+                protocol: self.transport?,
+                port: u16::from_be_bytes(value.try_into().ok()?),
+            }),
+            ((LINK_HEADER, ETHER_SOURCE, 6), None) if is => {
+                Some(Statement::EtherSource(Mac(value.try_into().ok()?)))
+            }
+            ((NETWORK_HEADER, offset, _), mask) => {
+                let family = self.network?;
+                let places = [End::Source, End::Destination];
+                let (end, length) = places.into_iter().find_map(|end| {
+                    let (start, length) = address_place(family, end);
+                    (start == offset).then_some((end, usize::try_from(length).ok()?))
+                })?;
+                let mut address = value.to_vec();
+                address.resize(length, 0);
+                let prefix = match mask {
+                    Some(mask) => ip_mask_to_prefix(to_address(family, &mask)?).ok()?,
+                    None => u8::try_from(value.len().checked_mul(8)?).ok()?,
+                };
+                let net = IpNet::new(to_address(family, &address)?, prefix).ok()?;
+                Some(Statement::Address { end, is, net })
+            }
+            _ => None,
+        }
+    }
+
+    fn translated(&mut self, kind: u32, address: u32, port: u32) -> Option<()> {
+        const DNAT: u32 = 1;
+        let (address, port) = (self.values.remove(&address)?, self.values.remove(&port)?);
+        let family = if address.len() == 4 {
+            Family::Ip
+        } else {
+            Family::Ip6
+        };
+        if kind != DNAT {
+            return None;
+        }
+        self.statements.push(Statement::Dnat {
+            to: to_address(family, &address)?,
+            port: u16::from_be_bytes(port.try_into().ok()?),
+        });
+        Some(())
+    }
+}
+
+fn decode_verdict(verdict: &[u8]) -> Option<Statement> {
+    let chain = || {
+        let name = attribute(verdict, 2)?.strip_suffix(&[0])?;
+        Some(String::from_utf8(name.to_vec()).ok()?.into())
+    };
+    // `enum nft_verdicts`, and `NF_DROP`.
+    match i32::from_be_bytes(attribute(verdict, 1)?.try_into().ok()?) {
+        0 => Some(Statement::Drop),
+        -3 => Some(Statement::Jump(chain()?)),
+        -4 => Some(Statement::Goto(chain()?)),
+        -5 => Some(Statement::Return),
+        _ => None,
+    }
+}
+
+/// The bytes in a data attribute.
+fn value(data: &[u8]) -> Option<&[u8]> {
+    attribute(data, 1)
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(value.try_into().ok()?))
+}
+
+fn to_address(family: Family, octets: &[u8]) -> Option<IpAddr> {
+    match family {
+        Family::Ip => Some(IpAddr::from(<[u8; 4]>::try_from(octets).ok()?)),
+        Family::Ip6 => Some(IpAddr::from(<[u8; 16]>::try_from(octets).ok()?)),
+        Family::Inet | Family::Bridge => None,
+    }
+}

@@ -1,0 +1,435 @@
+//! Statements as the kernel takes them: expressions that load a register, compare it,
+//! or act (`linux/netfilter/nf_tables.h`). Byte for byte what nft sends.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::DefaultNla;
+use netlink_packet_netfilter::nftables::{
+    Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Meta,
+    MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
+};
+
+use super::ruleset::{End, Family, Statement, family_of};
+
+/// `enum nft_payload_bases`.
+pub const LINK_HEADER: u32 = 0;
+pub const NETWORK_HEADER: u32 = 1;
+pub const TRANSPORT_HEADER: u32 = 2;
+
+/// Where an Ethernet header has its source, and a transport header its destination port.
+pub const ETHER_SOURCE: u32 = 6;
+pub const DESTINATION_PORT: u32 = 2;
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`: what `meta nfproto` loads, and names of families.
+pub const IPV4: u8 = 2;
+pub const IPV6: u8 = 10;
+
+/// `fib daddr type`: `NFTA_FIB_RESULT`, `NFTA_FIB_FLAGS` and their values; and
+/// `RTN_LOCAL`, the type of an address of this host.
+pub const FIB_RESULT: (u16, u32) = (2, 3);
+pub const FIB_FLAGS: (u16, u32) = (3, 2);
+pub const LOCAL: u32 = 2;
+
+/// `ct status`: `NFTA_CT_KEY` and its value; and `IPS_DST_NAT`.
+pub const CT_STATUS: (u16, u32) = (2, 2);
+pub const DESTINATION_TRANSLATED: u32 = 1 << 5;
+
+/// Interface names are compared with the zero bytes that fill the register.
+pub const INTERFACE_NAME: usize = 16;
+
+/// Where the addresses of `family` begin in the network header, and their length.
+pub fn address_place(family: Family, end: End) -> (u32, u32) {
+    match (family, end) {
+        (Family::Ip6, End::Source) => (8, 16),
+        (Family::Ip6, End::Destination) => (24, 16),
+        (_, End::Source) => (12, 4),
+        (_, End::Destination) => (16, 4),
+    }
+}
+
+/// The expressions of a rule in a table of `family`.
+pub fn encode(family: Family, statements: &[Statement]) -> Vec<ListAttribute<ExpressionAttribute>> {
+    let mut encoder = Encoder {
+        // What needs no test, because the table sees nothing else.
+        network: Some(family),
+        expressions: Vec::new(),
+    };
+    for statement in statements {
+        encoder.add(statement);
+    }
+    encoder.expressions.into_iter().map(Into::into).collect()
+}
+
+struct Encoder {
+    network: Option<Family>,
+    expressions: Vec<Expressions>,
+}
+
+impl Encoder {
+    fn add(&mut self, statement: &Statement) {
+        match statement {
+            Statement::Address { end, is, net } => self.address(*end, *is, *net),
+            Statement::Port { protocol, port } => {
+                self.meta(MetaKey::L4Proto);
+                self.compare(true, vec![protocol.number()]);
+                self.payload(TRANSPORT_HEADER, DESTINATION_PORT, 2);
+                self.compare(true, port.to_be_bytes().into());
+            }
+            Statement::Interface { end, is, name } => {
+                self.meta(match end {
+                    End::Source => MetaKey::Iifname,
+                    End::Destination => MetaKey::Oifname,
+                });
+                let mut name = name.clone().into_bytes();
+                name.resize(INTERFACE_NAME, 0);
+                self.compare(*is, name);
+            }
+            Statement::Mark { is, mark } => {
+                self.meta(MetaKey::Mark);
+                self.compare(*is, mark.to_ne_bytes().into());
+            }
+            Statement::LocalDestination => {
+                self.other("fib", &[FIB_FLAGS, FIB_RESULT, (1, 1)]);
+                self.compare(true, LOCAL.to_ne_bytes().into());
+            }
+            Statement::Translated => {
+                self.other("ct", &[CT_STATUS, (1, 1)]);
+                self.mask(DESTINATION_TRANSLATED.to_ne_bytes().into());
+                self.compare(false, vec![0; 4]);
+            }
+            Statement::EtherSource(mac) => {
+                self.payload(LINK_HEADER, ETHER_SOURCE, 6);
+                self.compare(true, mac.0.into());
+            }
+            Statement::Jump(chain) => self.verdict(Verdict::Jump, Some(chain)),
+            Statement::Goto(chain) => self.verdict(Verdict::Goto, Some(chain)),
+            Statement::Return => self.verdict(Verdict::Return, None),
+            Statement::Drop => self.verdict(Verdict::Other(0), None),
+            Statement::Masquerade => self.other("masq", &[]),
+            Statement::Dnat { to, port } => self.dnat(*to, *port),
+        }
+    }
+
+    fn address(&mut self, end: End, is: bool, net: IpNet) {
+        let family = family_of(net.addr());
+        if self.network != Some(family) {
+            self.network = Some(family);
+            self.meta(MetaKey::Nfproto);
+            self.compare(true, vec![nfproto(net.addr())]);
+        }
+        let (offset, length) = address_place(family, end);
+        let mut address = octets(net.trunc().addr());
+        // Whole bytes need no mask: less is loaded and compared.
+        let bits = net.prefix_len();
+        if bits > 0 && bits.is_multiple_of(8) {
+            address.truncate(usize::from(bits / 8));
+            self.payload(NETWORK_HEADER, offset, u32::from(bits / 8));
+        } else {
+            self.payload(NETWORK_HEADER, offset, length);
+            self.mask(octets(net.netmask()));
+        }
+        self.compare(is, address);
+    }
+
+    fn dnat(&mut self, to: IpAddr, port: u16) {
+        /// `NFTA_NAT_TYPE` is `NFT_NAT_DNAT`.
+        const TYPE: (u16, u32) = (1, 1);
+        const FAMILY: u16 = 2;
+        const ADDRESS_IN: (u16, u32) = (3, 1);
+        const PORT_IN: (u16, u32) = (5, 2);
+        /// `NF_NAT_RANGE_PROTO_SPECIFIED`.
+        const FLAGS: (u16, u32) = (7, 2);
+        self.immediate(Register::Reg1, octets(to));
+        self.immediate(Register::Reg2, port.to_be_bytes().into());
+        let family = (FAMILY, nfproto(to).into());
+        self.other("nat", &[TYPE, family, ADDRESS_IN, PORT_IN, FLAGS]);
+    }
+
+    fn meta(&mut self, key: MetaKey) {
+        self.expressions.push(Expressions::Meta(vec![
+            Meta::Key(key),
+            Meta::DestinationRegister(Register::Reg1),
+        ]));
+    }
+
+    fn payload(&mut self, base: u32, offset: u32, length: u32) {
+        self.expressions.push(Expressions::Payload(vec![
+            Payload::DestinationRegister(Register::Reg1),
+            Payload::Base(base),
+            Payload::Offset(offset),
+            Payload::Len(length),
+        ]));
+    }
+
+    fn mask(&mut self, mask: Vec<u8>) {
+        let length = u32::try_from(mask.len()).unwrap_or_default();
+        let zero = vec![0; mask.len()];
+        self.expressions.push(Expressions::Bitwise(vec![
+            Bitwise::SourceRegister(Register::Reg1),
+            Bitwise::DestinationRegister(Register::Reg1),
+            Bitwise::Length(length),
+            Bitwise::Mask(DataAttribute::Value(mask)),
+            Bitwise::Xor(DataAttribute::Value(zero)),
+        ]));
+    }
+
+    fn compare(&mut self, is: bool, value: Vec<u8>) {
+        let operator = if is {
+            Operator::Equal
+        } else {
+            Operator::NotEqual
+        };
+        self.expressions.push(Expressions::Cmp(vec![
+            Cmp::SourceRegister(Register::Reg1),
+            Cmp::Op(operator),
+            Cmp::Data(DataAttribute::Value(value)),
+        ]));
+    }
+
+    fn immediate(&mut self, register: Register, value: Vec<u8>) {
+        self.expressions.push(Expressions::Immediate(vec![
+            Immediate::DestinationRegister(register),
+            Immediate::Data(DataAttribute::Value(value)),
+        ]));
+    }
+
+    fn verdict(&mut self, verdict: Verdict, chain: Option<&str>) {
+        let mut attributes = vec![VerdictAttribute::Code(verdict)];
+        attributes.extend(chain.map(|chain| VerdictAttribute::Chain(chain.to_owned())));
+        self.expressions.push(Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Verdict),
+            Immediate::Data(DataAttribute::Verdict(attributes)),
+        ]));
+    }
+
+    /// An expression that the crate does not know, with 32-bit attributes.
+    fn other(&mut self, name: &str, attributes: &[(u16, u32)]) {
+        self.expressions.push(Expressions::Other {
+            expression_type: name.to_owned(),
+            attributes: attributes
+                .iter()
+                .map(|(kind, value)| DefaultNla::new(*kind, value.to_be_bytes().into()))
+                .collect(),
+        });
+    }
+}
+
+fn nfproto(address: IpAddr) -> u8 {
+    if address.is_ipv4() { IPV4 } else { IPV6 }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().into(),
+        IpAddr::V6(address) => address.octets().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Emitable;
+
+    use super::*;
+    use crate::net::mac::Mac;
+    use crate::netfilter::Protocol;
+    use crate::netfilter::nftables::decode::decode;
+
+    /// Captured from nft 1.0.6 on Linux 6.18, of which one line is one expression: the
+    /// attributes of its message to the kernel.
+    mod captured {
+        pub const NFPROTO_IPV4: &str = "
+            24000180090001006d6574610000000014000280080002000000000f0800010000000001
+            2c00018008000100636d700020000280080001000000000108000200000000000c0003800500010002000000";
+        pub const SOURCE_IPV4: &str = "
+            340001800c0001007061796c6f6164002400028008000100000000010800020000000001080003000000000c0800040000000004
+            2c00018008000100636d700020000280080001000000000108000200000000000c000380080001000a090002";
+        pub const NOT_TO_24: &str = "
+            340001800c0001007061796c6f616400240002800800010000000001080002000000000108000300000000100800040000000003
+            2c00018008000100636d700020000280080001000000000108000200000000010c000380070001000a090000";
+        pub const MASQUERADE: &str = "14000180090001006d6173710000000004000280";
+        pub const TO_MULTICAST: &str = "
+            340001800c0001007061796c6f616400240002800800010000000001080002000000000108000300000000100800040000000004
+            440001800c0001006269747769736500340002800800010000000001080002000000000108000300000000040c00048008000100f00000000c0005800800010000000000
+            2c00018008000100636d700020000280080001000000000108000200000000000c00038008000100e0000000";
+        pub const RETURN: &str = "300001800e000100696d6d6564696174650000001c0002800800010000000000100002800c00028008000100fffffffb";
+        pub const GOTO: &str = "400001800e000100696d6d6564696174650000002c0002800800010000000000200002801c00028008000100fffffffc100002006d6173715f636865636b7300";
+        pub const NFPROTO_IPV6: &str = "
+            24000180090001006d6574610000000014000280080002000000000f0800010000000001
+            2c00018008000100636d700020000280080001000000000108000200000000000c000380050001000a000000";
+        pub const SOURCE_IPV6: &str = "
+            340001800c0001007061796c6f616400240002800800010000000001080002000000000108000300000000080800040000000010
+            3800018008000100636d70002c000280080001000000000108000200000000001800038014000100fd000000000000000000000000000002";
+        pub const NOT_TO_63: &str = "
+            340001800c0001007061796c6f616400240002800800010000000001080002000000000108000300000000180800040000000010
+            5c0001800c00010062697477697365004c0002800800010000000001080002000000000108000300000000101800048014000100fffffffffffffffe00000000000000001800058014000100000000000000000000000000000000003
+            800018008000100636d70002c000280080001000000000108000200000000011800038014000100fd000000000000000000000000000000";
+        pub const TCP_8080: &str = "
+            24000180090001006d657461000000001400028008000200000000100800010000000001
+            2c00018008000100636d700020000280080001000000000108000200000000000c0003800500010006000000
+            340001800c0001007061796c6f616400240002800800010000000001080002000000000208000300000000020800040000000002
+            2c00018008000100636d700020000280080001000000000108000200000000000c000380060001001f900000";
+        pub const DNAT: &str = "
+            2c0001800e000100696d6d6564696174650000001800028008000100000000010c000280080001000a090002
+            2c0001800e000100696d6d6564696174650000001800028008000100000000020c0002800600010000500000
+            38000180080001006e6174002c00028008000100000000010800020000000002080003000000000108000500000000020800070000000002";
+        pub const DNAT_IPV6: &str = "
+            380001800e000100696d6d6564696174650000002400028008000100000000011800028014000100fd000000000000000000000000000002
+            2c0001800e000100696d6d6564696174650000001800028008000100000000020c0002800600010000500000
+            38000180080001006e6174002c0002800800010000000001080002000000000a080003000000000108000500000000020800070000000002";
+        pub const LOCAL_DESTINATION: &str = "
+            2800018008000100666962001c000280080003000000000208000200000000030800010000000001
+            2c00018008000100636d700020000280080001000000000108000200000000000c0003800800010002000000";
+        pub const TRANSLATED: &str = "
+            2000018007000100637400001400028008000200000000020800010000000001
+            440001800c0001006269747769736500340002800800010000000001080002000000000108000300000000040c00048008000100200000000c0005800800010000000000
+            2c00018008000100636d700020000280080001000000000108000200000000010c0003800800010000000000";
+        pub const NOT_FROM_ETH0: &str = "
+            24000180090001006d657461000000001400028008000200000000060800010000000001
+            3800018008000100636d70002c00028008000100000000010800020000000001180003801400010065746830000000000000000000000000";
+        pub const NOT_MARKED: &str = "
+            24000180090001006d657461000000001400028008000200000000030800010000000001
+            2c00018008000100636d700020000280080001000000000108000200000000010c0003800800010010000000";
+        pub const ETHER_SOURCE: &str = "
+            340001800c0001007061796c6f616400240002800800010000000001080002000000000008000300000000060800040000000006
+            3000018008000100636d70002400028008000100000000010800020000000000100003800a0001000200000000010000";
+        pub const DROP: &str = "300001800e000100696d6d6564696174650000001c0002800800010000000000100002800c0002800800010000000000";
+        pub const JUMP: &str = "400001800e000100696d6d6564696174650000002c0002800800010000000000200002801c00028008000100fffffffd0e000200686f7374706f727473000000";
+    }
+
+    fn hex(statements: &[Statement], family: Family) -> String {
+        use std::fmt::Write;
+        let list = encode(family, statements);
+        let mut bytes = vec![0; list.as_slice().buffer_len()];
+        list.as_slice().emit(&mut bytes);
+        assert_eq!(
+            decode(family, &bytes).as_deref(),
+            Some(statements),
+            "the way back"
+        );
+        bytes.iter().fold(String::new(), |mut text, byte| {
+            write!(text, "{byte:02x}").unwrap();
+            text
+        })
+    }
+
+    fn address(end: End, is: bool, net: &str) -> Statement {
+        let net = net.parse().unwrap();
+        Statement::Address { end, is, net }
+    }
+
+    #[test]
+    fn expressions_are_those_of_nft() {
+        use End::{Destination, Source};
+        use captured as c;
+        let dnat = |to: &str| Statement::Dnat {
+            to: to.parse().unwrap(),
+            port: 80,
+        };
+        let tcp = Statement::Port {
+            protocol: Protocol::Tcp,
+            port: 8080,
+        };
+        for (family, statements, captured) in [
+            (
+                Family::Inet,
+                vec![
+                    address(Source, true, "10.9.0.2/32"),
+                    address(Destination, false, "10.9.0.0/24"),
+                    Statement::Masquerade,
+                ],
+                [c::NFPROTO_IPV4, c::SOURCE_IPV4, c::NOT_TO_24, c::MASQUERADE].concat(),
+            ),
+            (
+                Family::Inet,
+                vec![
+                    address(Source, true, "fd00::2/128"),
+                    address(Destination, false, "fd00::/63"),
+                    Statement::Masquerade,
+                ],
+                [c::NFPROTO_IPV6, c::SOURCE_IPV6, c::NOT_TO_63, c::MASQUERADE].concat(),
+            ),
+            (
+                Family::Inet,
+                vec![address(Destination, true, "224.0.0.0/4"), Statement::Return],
+                [c::NFPROTO_IPV4, c::TO_MULTICAST, c::RETURN].concat(),
+            ),
+            (
+                Family::Inet,
+                vec![Statement::Goto("masq_checks".into())],
+                c::GOTO.into(),
+            ),
+            (
+                Family::Ip,
+                vec![tcp.clone(), dnat("10.9.0.2")],
+                [c::TCP_8080, c::DNAT].concat(),
+            ),
+            (
+                Family::Ip6,
+                vec![tcp, dnat("fd00::2")],
+                [c::TCP_8080, c::DNAT_IPV6].concat(),
+            ),
+            (
+                Family::Ip6,
+                vec![
+                    Statement::LocalDestination,
+                    Statement::Jump("hostports".into()),
+                ],
+                [c::LOCAL_DESTINATION, c::JUMP].concat(),
+            ),
+            (
+                Family::Ip,
+                vec![Statement::Translated, Statement::Masquerade],
+                [c::TRANSLATED, c::MASQUERADE].concat(),
+            ),
+            (
+                Family::Ip,
+                vec![
+                    Statement::Interface {
+                        end: Source,
+                        is: false,
+                        name: "eth0".into(),
+                    },
+                    Statement::Mark {
+                        is: false,
+                        mark: 16,
+                    },
+                ],
+                [c::NOT_FROM_ETH0, c::NOT_MARKED].concat(),
+            ),
+            (
+                Family::Bridge,
+                vec![
+                    Statement::EtherSource(Mac([2, 0, 0, 0, 0, 1])),
+                    Statement::Drop,
+                ],
+                [c::ETHER_SOURCE, c::DROP].concat(),
+            ),
+        ] {
+            let captured: String = captured.split_whitespace().collect();
+            assert_eq!(hex(&statements, family), captured, "{statements:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_prefix_survives(
+            v4: u32, v6: u128, length in 0_u8..=128, is: bool, source: bool,
+        ) {
+            let end = if source { End::Source } else { End::Destination };
+            let v4 = IpNet::new(std::net::Ipv4Addr::from(v4).into(), length / 4).unwrap().trunc();
+            let v6 = IpNet::new(std::net::Ipv6Addr::from(v6).into(), length).unwrap().trunc();
+            for (family, net) in [
+                (Family::Ip, v4), (Family::Inet, v4), (Family::Ip6, v6), (Family::Inet, v6),
+            ] {
+                // Compares inside.
+                hex(&[Statement::Address { end, is, net }], family);
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            drop(decode(Family::Ip, &bytes));
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Whose a rule is: what stands in its comment, and in its user data beside the comment.
+//!
+//! User data are type-length-value records (libnftnl's "udata"): one byte each for type
+//! and length. Type 0 is the comment, ending in a zero byte, of at most 128 bytes; nft
+//! passes over types it does not know.
+
+use crate::cni::invocation::Attachment;
+use crate::hash::sha512_hex;
+use crate::netfilter::Owner;
+
+/// The comment of a table, chain or rule.
+const COMMENT: u8 = 0;
+
+/// The attachment a rule belongs to, where the comment does not say it all.
+const TAG: u8 = 0xc1;
+
+/// `NFTNL_UDATA_COMMENT_MAXLEN`: nft refuses more.
+const COMMENT_MAX: usize = 128;
+
+/// `H(network)-H(ifname:container id)`: one attachment in 33 bytes (behaviour 5.8).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag(String);
+
+impl Tag {
+    /// The tag of an attachment to `network`.
+    pub fn new(network: &str, attachment: &Attachment) -> Self {
+        let Attachment {
+            container_id,
+            ifname,
+        } = attachment;
+        let instance = sha512_hex(&format!("{ifname}:{container_id}"), 16);
+        Self(format!("{}{instance}", network_prefix(network)))
+    }
+
+    pub fn of(owner: &Owner) -> Self {
+        Self::new(&owner.network, &owner.attachment)
+    }
+
+    /// The tag that `text` begins with, if it is one.
+    pub fn at_start(text: &str) -> Option<Self> {
+        let tag = text.get(..33)?;
+        let (network, instance) = tag.split_once('-')?;
+        let hash = |text: &str| text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        (hash(network) && hash(instance)).then(|| Self(tag.to_owned()))
+    }
+
+    /// Whether this is an attachment to `network`, and none of `valid`.
+    pub fn is_stale(&self, network: &str, valid: &[Attachment]) -> bool {
+        self.0.starts_with(&network_prefix(network))
+            && !valid
+                .iter()
+                .any(|attachment| Self::new(network, attachment) == *self)
+    }
+}
+
+fn network_prefix(network: &str) -> String {
+    format!("{}-", sha512_hex(network, 16))
+}
+
+/// The comment of an owner's masquerade rules (behaviour 5.8).
+pub fn masquerade_comment(owner: &Owner) -> String {
+    let Owner {
+        network,
+        attachment: Attachment {
+            container_id,
+            ifname,
+        },
+    } = owner;
+    let details = format!(", net: {network}, if: {ifname}, id: {container_id}");
+    cut(&format!("{}{}", Tag::of(owner).0, details.replace('"', "")))
+}
+
+/// The comment of a container's port mappings: its bare id (behaviour 7.4).
+pub fn port_map_comment(owner: &Owner) -> String {
+    cut(&owner.attachment.container_id)
+}
+
+/// The comment of an attachment's spoof check (behaviour 5.7).
+pub fn spoof_check_comment(owner: &Owner) -> String {
+    cut(&format!("macspoofchk-{}", spoof_check_id(owner)))
+}
+
+/// `container id-ifname`, as it stands in names.
+pub fn spoof_check_id(owner: &Owner) -> String {
+    let Attachment {
+        container_id,
+        ifname,
+    } = &owner.attachment;
+    format!("{container_id}-{ifname}")
+}
+
+fn cut(text: &str) -> String {
+    text.get(..text.floor_char_boundary(COMMENT_MAX))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// The user data of a table, chain or rule.
+pub fn user_data(comment: Option<&str>, tag: Option<&Tag>) -> Vec<u8> {
+    let mut data = Vec::new();
+    if let Some(comment) = comment {
+        let mut value = cut(comment).into_bytes();
+        value.push(0);
+        record(&mut data, COMMENT, &value);
+    }
+    if let Some(Tag(tag)) = tag {
+        record(&mut data, TAG, tag.as_bytes());
+    }
+    data
+}
+
+fn record(data: &mut Vec<u8>, kind: u8, value: &[u8]) {
+    // Comments are cut and tags have one length: both fit.
+    let length = u8::try_from(value.len()).unwrap_or(u8::MAX);
+    data.extend([kind, length]);
+    data.extend(value.iter().take(length.into()));
+}
+
+/// Reads user data: the comment and our tag, as far as they are there.
+pub fn parse(mut data: &[u8]) -> (Option<String>, Option<Tag>) {
+    let (mut comment, mut tag) = (None, None);
+    while let [kind, length, rest @ ..] = data {
+        let Some(value) = rest.get(..usize::from(*length)) else {
+            break;
+        };
+        match *kind {
+            COMMENT => {
+                let value = value.strip_suffix(&[0]).unwrap_or(value);
+                comment = Some(String::from_utf8_lossy(value).into_owned());
+            }
+            TAG => tag = Tag::at_start(&String::from_utf8_lossy(value)),
+            _ => {}
+        }
+        data = rest.get(usize::from(*length)..).unwrap_or_default();
+    }
+    (comment, tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(network: &str, container_id: &str, ifname: &str) -> Owner {
+        Owner {
+            network: network.into(),
+            attachment: Attachment {
+                container_id: container_id.into(),
+                ifname: ifname.into(),
+            },
+        }
+    }
+
+    /// The vectors of behaviour 13.1.
+    #[test]
+    fn masquerade_comment_is_the_references() {
+        assert_eq!(
+            masquerade_comment(&owner("net1", "cont1", "eth0")),
+            "8e48f37d5de60467-f37378035343678b, net: net1, if: eth0, id: cont1"
+        );
+    }
+
+    #[test]
+    fn comments_are_cut_and_lose_their_quotes() {
+        let owner = owner("a\"b", &"x".repeat(200), "eth0");
+        let comment = masquerade_comment(&owner);
+        assert_eq!(comment.len(), 128);
+        assert!(
+            comment.contains(", net: ab, if: eth0, id: xxx"),
+            "{comment}"
+        );
+        assert_eq!(port_map_comment(&owner), "x".repeat(128));
+        assert_eq!(cut(&"é".repeat(100)).len(), 128);
+        assert_eq!(cut(&format!("x{}", "é".repeat(100))).len(), 127);
+    }
+
+    #[test]
+    fn tags_tell_networks_and_attachments_apart() {
+        let cont1 = owner("net1", "cont1", "eth0");
+        let tag = Tag::of(&cont1);
+        assert_eq!(
+            Tag::at_start(&masquerade_comment(&cont1)),
+            Some(tag.clone())
+        );
+        assert!(tag.is_stale("net1", &[]));
+        assert!(!tag.is_stale("net1", std::slice::from_ref(&cont1.attachment)));
+        assert!(tag.is_stale("net1", &[owner("net1", "cont1", "eth1").attachment]));
+        assert!(!tag.is_stale("net2", &[]));
+        assert_eq!(Tag::at_start("cont1"), None);
+    }
+
+    #[test]
+    fn user_data_as_nft_writes_them() {
+        assert_eq!(user_data(Some("cont1"), None), b"\x00\x06cont1\x00");
+        let tag = Tag::of(&owner("net1", "cont1", "eth0"));
+        let data = user_data(Some("cont1"), Some(&tag));
+        assert_eq!(data.get(8..10), Some([0xc1, 33].as_slice()));
+        assert_eq!(parse(&data), (Some("cont1".into()), Some(tag)));
+        let most = user_data(
+            Some(&"x".repeat(999)),
+            Some(&Tag::of(&owner("n", "c", "e"))),
+        );
+        assert!(most.len() <= 256, "the kernel takes 256 bytes");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_user_data_panic(data in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let (_, tag) = parse(&data);
+            if let Some(Tag(tag)) = tag {
+                proptest::prop_assert_eq!(tag.len(), 33);
+            }
+        }
+
+        #[test]
+        fn user_data_survive(comment in "[^\0]{0,128}") {
+            let (read, tag) = parse(&user_data(Some(&comment), None));
+            proptest::prop_assert_eq!(read, Some(cut(&comment)));
+            proptest::prop_assert_eq!(tag, None);
+        }
+    }
+}

@@ -1,0 +1,693 @@
+//! The backend on the real kernel, each test in a network namespace of its own. nft and
+//! iptables, which know nothing of this code, say what the kernel then holds.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests make namespaces and ask programs that are not ours"
+)]
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+use crate::netfilter::{Mapping, Mark, Protocol};
+
+/// Gives the calling thread a network stack of its own.
+fn node() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "these tests make network namespaces and need root: run `sudo make test`"
+    );
+    unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace for the test");
+    sh("ip link set lo up");
+}
+
+#[track_caller]
+fn sh(command: &str) -> String {
+    feed(command, "")
+}
+
+#[track_caller]
+fn feed(command: &str, stdin: &str) -> String {
+    let mut child = Command::new("sh")
+        .args(["-c", command])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(stdin.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command}\n{stdin}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn ruleset() -> String {
+    sh("nft list ruleset")
+}
+
+/// Compares with a file; `UPDATE_GOLDEN=1` writes it instead.
+#[track_caller]
+fn assert_golden(name: &str, text: &str) {
+    let path = format!(
+        "{}/tests/golden/nftables/{name}.nft",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{path}");
+}
+
+fn owner(network: &str, container_id: &str, ifname: &str) -> Owner {
+    Owner {
+        network: network.into(),
+        attachment: Attachment {
+            container_id: container_id.into(),
+            ifname: ifname.into(),
+        },
+    }
+}
+
+fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn masquerade(addresses: &[&str]) -> Masquerade {
+    Masquerade {
+        addresses: nets(addresses),
+    }
+}
+
+/// `tcp 8080:80`, or with a host address in front: `tcp 192.0.2.1 8080:80`.
+fn mapping(text: &str) -> Mapping {
+    let words: Vec<&str> = text.split(' ').collect();
+    let (protocol, host_ip, ports) = match *words.as_slice() {
+        [protocol, ports] => (protocol, None, ports),
+        [protocol, host, ports] => (protocol, Some(host.parse().unwrap()), ports),
+        _ => panic!("{text}"),
+    };
+    let (host_port, container_port) = ports.split_once(':').unwrap();
+    Mapping {
+        protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+            .into_iter()
+            .find(|p| p.as_str() == protocol)
+            .unwrap(),
+        host_ip,
+        host_port: host_port.parse().unwrap(),
+        container_port: container_port.parse().unwrap(),
+    }
+}
+
+fn port_maps(container: &[&str], mappings: &[&str]) -> PortMaps {
+    PortMaps {
+        container: nets(container),
+        mappings: mappings.iter().copied().map(mapping).collect(),
+        snat: true,
+        masquerade_all: false,
+        mark: Mark::Bit(13),
+        conditions_v4: vec![],
+        conditions_v6: vec![],
+    }
+}
+
+const DUAL: [&str; 2] = ["10.9.0.2/24", "fd00:9::2/64"];
+
+#[test]
+fn masquerading_is_laid_out_as_the_references() {
+    node();
+    let (red, blue) = (
+        owner("net1", "cont1", "eth0"),
+        owner("net\"2", "cont2", "eth0"),
+    );
+    Nftables
+        .ensure_masquerade(&red, &masquerade(&DUAL))
+        .unwrap();
+    Nftables
+        .ensure_masquerade(&blue, &masquerade(&["10.20.0.7/22", "fd00:20::7/128"]))
+        .unwrap();
+    assert_golden("masquerade", &ruleset());
+    // The same again changes nothing but whose rules are in front.
+    Nftables
+        .ensure_masquerade(&blue, &masquerade(&["10.20.0.7/22", "fd00:20::7/128"]))
+        .unwrap();
+    assert_golden("masquerade", &ruleset());
+}
+
+#[test]
+fn masquerading_is_checked_replaced_removed_and_collected() {
+    node();
+    let (red, blue) = (owner("net1", "red", "eth0"), owner("net1", "blue", "eth0"));
+    let other = owner("net2", "red", "eth0");
+    Nftables
+        .ensure_masquerade(&red, &masquerade(&DUAL))
+        .unwrap();
+    let only_red = ruleset();
+    Nftables
+        .ensure_masquerade(&blue, &masquerade(&["10.9.0.3/24"]))
+        .unwrap();
+    Nftables.check_masquerade(&red, &masquerade(&DUAL)).unwrap();
+    Nftables
+        .check_masquerade(&blue, &masquerade(&["10.9.0.3/24"]))
+        .unwrap();
+
+    // Another address replaces the old one, and CHECK names what it misses.
+    Nftables
+        .ensure_masquerade(&blue, &masquerade(&["10.9.0.4/24"]))
+        .unwrap();
+    assert!(!ruleset().contains("10.9.0.3"));
+    let error = Nftables
+        .check_masquerade(&blue, &masquerade(&["10.9.0.3/24"]))
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains(
+            "inet cni_plugins_masquerade masq_checks \
+             ip saddr 10.9.0.3 ip daddr != 10.9.0.0/24 masquerade comment \""
+        ) && text.contains("eth0 of container blue"),
+        "{text}"
+    );
+
+    Nftables.remove_masquerade(&blue, &[]).unwrap();
+    Nftables
+        .remove_masquerade(&blue, &nets(&["10.9.0.4/24"]))
+        .unwrap();
+    assert_eq!(ruleset(), only_red);
+
+    // What the others added stays, whatever is collected in its neighbourhood.
+    sh("nft insert rule inet cni_plugins_masquerade masq_checks counter comment \\\"mine\\\"");
+    Nftables
+        .ensure_masquerade(&blue, &masquerade(&["10.9.0.3/24"]))
+        .unwrap();
+    Nftables
+        .ensure_masquerade(&other, &masquerade(&["10.7.0.2/24"]))
+        .unwrap();
+    Nftables
+        .collect_masquerade("net1", std::slice::from_ref(&red.attachment))
+        .unwrap();
+    let text = ruleset();
+    assert!(
+        !text.contains("id: blue") && text.contains("\"mine\""),
+        "{text}"
+    );
+    Nftables.check_masquerade(&red, &masquerade(&DUAL)).unwrap();
+    Nftables
+        .check_masquerade(&other, &masquerade(&["10.7.0.2/24"]))
+        .unwrap();
+    Nftables.collect_masquerade("net1", &[]).unwrap();
+    assert!(!ruleset().contains("net: net1"));
+
+    // CHECK sees a base chain that leads nowhere.
+    sh("nft flush chain inet cni_plugins_masquerade postrouting");
+    let error = Nftables
+        .check_masquerade(&other, &masquerade(&["10.7.0.2/24"]))
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("postrouting ip daddr 224.0.0.0/4 return"),
+        "{error}"
+    );
+    // And the next ADD mends it.
+    Nftables
+        .ensure_masquerade(&red, &masquerade(&DUAL))
+        .unwrap();
+    Nftables
+        .check_masquerade(&other, &masquerade(&["10.7.0.2/24"]))
+        .unwrap();
+}
+
+#[test]
+fn port_maps_are_laid_out_as_the_references() {
+    node();
+    let first = port_maps(
+        &DUAL,
+        &[
+            "tcp 8080:80",
+            "sctp 192.168.1.1 9000:90",
+            "udp fd00::1 53:5353",
+        ],
+    );
+    Nftables
+        .ensure_port_maps(&owner("net1", "cont1", "eth0"), &first)
+        .unwrap();
+    let second = PortMaps {
+        conditions_v4: vec!["ip saddr != 10.1.0.0/16".into(), "iifname \"eth0\"".into()],
+        snat: false,
+        ..port_maps(
+            &["10.9.0.3/32"],
+            &["tcp 0.0.0.0 81:81", "tcp 127.0.0.1 82:82", "tcp ::1 83:83"],
+        )
+    };
+    Nftables
+        .ensure_port_maps(&owner("net1", "cont2", "eth0"), &second)
+        .unwrap();
+    assert_golden("port_maps", &ruleset());
+    Nftables
+        .ensure_port_maps(&owner("net1", "cont2", "eth0"), &second)
+        .unwrap();
+    assert_golden("port_maps", &ruleset());
+}
+
+#[test]
+fn nft_makes_the_same_of_the_same_words() {
+    let ours = || {
+        let mut changes = Vec::new();
+        let red = owner("net1", "cont1", "eth0");
+        changes.extend(masquerade::ensure(&red, &masquerade(&DUAL), &[]));
+        let wanted = PortMaps {
+            conditions_v4: vec!["ip daddr != 10.1.0.0/16 oifname != eth0 mark 0x10".into()],
+            ..port_maps(
+                &DUAL,
+                &[
+                    "tcp 8080:80",
+                    "sctp 192.168.1.1 9000:90",
+                    "udp fd00::1 53:5353",
+                ],
+            )
+        };
+        for plan in plans(&red, &wanted).unwrap() {
+            changes.extend(plan.ensure(&red, &[]));
+        }
+        changes.extend(spoof_check::ensure(
+            &red,
+            "veth1",
+            Mac([2, 0, 0, 0, 0, 1]),
+            &[],
+        ));
+        changes
+    };
+    node();
+    let socket = Socket::open().unwrap();
+    apply(&socket, || Ok(ours())).unwrap();
+    let by_netlink = ruleset();
+    node();
+    let script: Vec<String> = ours().iter().map(ToString::to_string).collect();
+    feed("nft -f -", &(script.join("\n") + "\n"));
+    assert_eq!(by_netlink, ruleset());
+    // Each line has been worth something.
+    assert!(by_netlink.lines().count() > 60, "{by_netlink}");
+}
+
+#[test]
+fn attachments_of_one_container_are_told_apart() {
+    node();
+    let (net1, net2) = (owner("net1", "c1", "eth0"), owner("net2", "c1", "net1"));
+    let (one, two) = (
+        port_maps(&DUAL, &["tcp 8080:80", "udp 53:53"]),
+        port_maps(&["10.7.0.2/24"], &["tcp 9090:90"]),
+    );
+    Nftables.ensure_port_maps(&net1, &one).unwrap();
+    let only_one = ruleset();
+    Nftables.ensure_port_maps(&net2, &two).unwrap();
+    Nftables.check_port_maps(&net1, &one).unwrap();
+    Nftables.check_port_maps(&net2, &two).unwrap();
+    Nftables.remove_port_maps(&net2).unwrap();
+    Nftables.remove_port_maps(&net2).unwrap();
+    assert_eq!(ruleset(), only_one);
+    Nftables.check_port_maps(&net1, &one).unwrap();
+    let error = Nftables
+        .check_port_maps(&net2, &two)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("ip cni_hostport hostports tcp dport 9090 dnat to 10.7.0.2:90"),
+        "{error}"
+    );
+
+    // What is no longer wanted goes, down to nothing at all.
+    Nftables
+        .ensure_port_maps(&net1, &port_maps(&["10.9.0.2/24"], &["tcp 8080:80"]))
+        .unwrap();
+    let text = ruleset();
+    assert!(
+        !text.contains("fd00:9::2") && !text.contains("udp"),
+        "{text}"
+    );
+    Nftables.collect_port_maps("net2", &[]).unwrap();
+    Nftables
+        .collect_port_maps("net1", std::slice::from_ref(&net1.attachment))
+        .unwrap();
+    assert_eq!(ruleset(), text);
+    Nftables.collect_port_maps("net1", &[]).unwrap();
+    assert!(!ruleset().contains("c1"), "{}", ruleset());
+}
+
+/// The text of behaviour 7.4 and 5.8, as the reference's v1.9.1 has nft add it.
+const REFERENCE: &str = r#"
+    table ip cni_hostport {
+        comment "CNI portmap plugin"
+        chain hostports {
+            tcp dport 8080 dnat to 10.9.0.2:80 comment "cont1"
+            ip daddr 192.168.1.1 sctp dport 9000 dnat to 10.9.0.2:90 comment "cont1"
+            tcp dport 8080 dnat to 10.9.0.3:80 comment "cont2"
+        }
+        chain hostip_hostports {
+            ip daddr 192.168.1.7 tcp dport 70 dnat to 10.9.0.2:70 comment "cont1"
+        }
+        chain hostports_all {
+            jump hostip_hostports
+            jump hostports
+        }
+        chain prerouting {
+            type nat hook prerouting priority -100;
+            ip saddr != 10.1.0.0/16 fib daddr type local jump hostports_all
+        }
+        chain output {
+            type nat hook output priority -100;
+            ip saddr != 10.1.0.0/16 fib daddr type local jump hostports_all
+        }
+        chain masquerading {
+            type nat hook postrouting priority 100;
+            ip saddr 10.9.0.2 ip daddr 10.9.0.2 masquerade comment "cont1"
+            ip saddr 127.0.0.1 ip daddr 10.9.0.2 masquerade comment "cont1"
+        }
+    }
+    table inet cni_plugins_masquerade {
+        chain masq_checks {
+            ip saddr == 10.9.0.2 ip daddr != 10.9.0.0/24 masquerade comment "8e48f37d5de60467-f37378035343678b, net: net1, if: eth0, id: cont1"
+        }
+        chain postrouting {
+            type nat hook postrouting priority 100;
+            ip daddr == 224.0.0.0/4 return
+            ip6 daddr == ff00::/8 return
+            goto masq_checks
+        }
+    }
+"#;
+
+#[test]
+fn rules_of_the_reference_are_checked_and_removed() {
+    node();
+    feed("nft -f -", REFERENCE);
+    let red = owner("net1", "cont1", "eth0");
+    let wanted = PortMaps {
+        conditions_v4: vec!["ip saddr != 10.1.0.0/16".into()],
+        ..port_maps(
+            &["10.9.0.2/24"],
+            &["tcp 8080:80", "sctp 192.168.1.1 9000:90"],
+        )
+    };
+    Nftables.check_port_maps(&red, &wanted).unwrap();
+    Nftables
+        .check_masquerade(&red, &masquerade(&["10.9.0.2/24"]))
+        .unwrap();
+    let more = port_maps(&["10.9.0.2/24"], &["tcp 8080:81"]);
+    Nftables.check_port_maps(&red, &more).unwrap_err();
+
+    // Without a network in them they are nobody's garbage.
+    let before = ruleset();
+    Nftables.collect_port_maps("net1", &[]).unwrap();
+    assert_eq!(ruleset(), before);
+
+    Nftables.remove_port_maps(&red).unwrap();
+    Nftables.remove_masquerade(&red, &[]).unwrap();
+    let after = ruleset();
+    assert!(
+        !after.contains("cont1") && after.contains("cont2"),
+        "{after}"
+    );
+}
+
+#[test]
+fn an_add_after_the_references_replaces_its_rules_and_its_conditions_for_all() {
+    node();
+    feed("nft -f -", REFERENCE);
+    let red = owner("net1", "cont1", "eth0");
+    let wanted = port_maps(&["10.9.0.2/24"], &["tcp 8080:80"]);
+    Nftables.ensure_port_maps(&red, &wanted).unwrap();
+    Nftables.check_port_maps(&red, &wanted).unwrap();
+    let text = ruleset();
+    assert_eq!(
+        text.matches("tcp dport 8080 dnat to 10.9.0.2:80").count(),
+        1,
+        "{text}"
+    );
+    assert!(
+        !text.contains("10.1.0.0/16") && !text.contains("sctp"),
+        "{text}"
+    );
+    // In front of cont2's, which had the port.
+    let place = |needle: &str| text.find(needle).unwrap();
+    assert!(
+        place("dnat to 10.9.0.2:80") < place("dnat to 10.9.0.3:80"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_replaced_mapping_is_named() {
+    node();
+    let socket = Socket::open().unwrap();
+    let old = port_maps(
+        &["10.9.0.2/24"],
+        &["tcp 8080:80", "udp 192.0.2.1 53:53", "tcp 90:90"],
+    );
+    Nftables
+        .ensure_port_maps(&owner("net1", "old", "eth0"), &old)
+        .unwrap();
+    let sentences = |container_id: &str, mappings: &[&str]| {
+        let owner = owner("net1", container_id, "eth0");
+        let plans = plans(&owner, &port_maps(&DUAL, mappings)).unwrap();
+        let mut sentences = BTreeSet::new();
+        for plan in plans {
+            let found = rules(&socket, &plan.table, None).unwrap();
+            sentences.extend(plan.taken_over(&owner, &found));
+        }
+        sentences.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(
+        sentences(
+            "new",
+            &["udp 8080:80", "tcp 192.0.2.1 8080:80", "udp 53:53"]
+        ),
+        [
+            "host port 53/udp was mapped to container old: the newest mapping wins",
+            "host port 8080/tcp was mapped to container old: the newest mapping wins",
+        ]
+    );
+    assert_eq!(
+        sentences("new", &["udp 192.0.2.2 53:53", "tcp 81:80"]),
+        [""; 0]
+    );
+    assert_eq!(sentences("old", &["tcp 8080:80"]), [""; 0]);
+}
+
+#[test]
+fn what_is_not_there_is_removed_with_success() {
+    node();
+    let red = owner("net1", "cont1", "eth0");
+    Nftables.remove_masquerade(&red, &nets(&DUAL)).unwrap();
+    Nftables.remove_port_maps(&red).unwrap();
+    Nftables::remove_spoof_check(&red).unwrap();
+    Nftables.collect_masquerade("net1", &[]).unwrap();
+    Nftables.collect_port_maps("net1", &[]).unwrap();
+    Nftables::collect_spoof_checks("net1", &[]).unwrap();
+    // Nothing is made in passing.
+    Nftables
+        .ensure_port_maps(&red, &port_maps(&DUAL, &[]))
+        .unwrap();
+    assert_eq!(ruleset(), "");
+    Nftables
+        .check_masquerade(&red, &masquerade(&DUAL))
+        .unwrap_err();
+    Nftables
+        .check_port_maps(&red, &port_maps(&DUAL, &["tcp 1:1"]))
+        .unwrap_err();
+    Nftables
+        .check_port_maps(&red, &port_maps(&DUAL, &[]))
+        .unwrap();
+    // Tables without their chains are no obstacle either.
+    sh("nft add table inet cni_plugins_masquerade; nft add table ip cni_hostport");
+    Nftables.remove_masquerade(&red, &nets(&DUAL)).unwrap();
+    Nftables.remove_port_maps(&red).unwrap();
+}
+
+#[test]
+fn a_refusal_names_the_change_and_changes_nothing() {
+    node();
+    sh("nft 'add table ip cni_hostport; \
+        add chain ip cni_hostport output { type filter hook output priority 0; }'");
+    let before = ruleset();
+    let red = owner("net1", "cont1", "eth0");
+    let error = Nftables
+        .ensure_port_maps(&red, &port_maps(&["10.9.0.2/24"], &["tcp 1:1"]))
+        .unwrap_err();
+    let refusal =
+        "nftables: add chain ip cni_hostport output { type nat hook output priority -100; }: ";
+    // The error itself is not the same on every kernel.
+    assert!(format!("{error:#}").starts_with(refusal), "{error:#}");
+    assert_eq!(ruleset(), before);
+}
+
+#[test]
+fn the_spoof_check_is_laid_out_as_the_references() {
+    node();
+    let red = owner("net1", "cont1", "eth0");
+    let (mac, other) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
+    Nftables::ensure_spoof_check(&red, "veth1", mac).unwrap();
+    assert_golden("spoof_check", &ruleset());
+    Nftables::ensure_spoof_check(&red, "veth1", mac).unwrap();
+    assert_golden("spoof_check", &ruleset());
+    Nftables::check_spoof_check(&red, "veth1", mac).unwrap();
+    let error = Nftables::check_spoof_check(&red, "veth1", other)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("-mac ether saddr 02:00:00:00:00:02 return comment"),
+        "{error}"
+    );
+    Nftables::check_spoof_check(&red, "veth2", mac).unwrap_err();
+
+    // The reference's, which has no tag, is another container's for all we know.
+    sh("nft 'add chain bridge nat cni-br-iface-c2-eth0; \
+        add chain bridge nat cni-br-iface-c2-eth0-mac; \
+        add rule bridge nat PREROUTING iifname veth2 jump cni-br-iface-c2-eth0 comment \"macspoofchk-c2-eth0\"; \
+        add rule bridge nat cni-br-iface-c2-eth0 jump cni-br-iface-c2-eth0-mac comment \"macspoofchk-c2-eth0\"; \
+        add rule bridge nat cni-br-iface-c2-eth0-mac ether saddr 02:00:00:00:00:02 return comment \"macspoofchk-c2-eth0\"; \
+        add rule bridge nat cni-br-iface-c2-eth0-mac drop comment \"macspoofchk-c2-eth0\"'");
+    let blue = owner("net1", "c2", "eth0");
+    Nftables::check_spoof_check(&blue, "veth2", other).unwrap();
+    Nftables::collect_spoof_checks("net2", &[]).unwrap();
+    Nftables::collect_spoof_checks("net1", std::slice::from_ref(&red.attachment)).unwrap();
+    Nftables::check_spoof_check(&red, "veth1", mac).unwrap();
+    Nftables::collect_spoof_checks("net1", &[]).unwrap();
+    let text = ruleset();
+    assert!(
+        !text.contains("cont1") && text.contains("macspoofchk-c2-eth0"),
+        "{text}"
+    );
+
+    Nftables::remove_spoof_check(&blue).unwrap();
+    Nftables::remove_spoof_check(&blue).unwrap();
+    assert_eq!(chains(Family::Bridge, "nat").unwrap(), ["PREROUTING"]);
+    assert!(!ruleset().contains("jump"), "{}", ruleset());
+}
+
+#[test]
+fn many_at_once_leave_nothing() {
+    node();
+    let parallel = |work: &(dyn Fn(u8) -> Result<()> + Sync)| {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..16).map(|n| scope.spawn(move || work(n))).collect();
+            for thread in threads {
+                thread.join().unwrap().unwrap();
+            }
+        });
+    };
+    let one = |n: u8| owner("net1", &format!("c{n}"), "eth0");
+    let maps = |n: u8| {
+        port_maps(
+            &[&format!("10.9.0.{n}/24"), &format!("fd00::{n}/64")],
+            &[
+                &format!("tcp {}:80", 8000 + u16::from(n)),
+                &format!("udp {}:80", 8000 + u16::from(n)),
+            ],
+        )
+    };
+    let mac = |n: u8| Mac([2, 0, 0, 0, 0, n]);
+    let add = |n: u8| {
+        Nftables.ensure_masquerade(&one(n), &masquerade(&[&format!("10.9.0.{n}/24")]))?;
+        Nftables.ensure_port_maps(&one(n), &maps(n))?;
+        Nftables::ensure_spoof_check(&one(n), &format!("veth{n}"), mac(n))
+    };
+    let del = |n: u8| {
+        Nftables.remove_masquerade(&one(n), &[])?;
+        Nftables.remove_port_maps(&one(n))?;
+        Nftables::remove_spoof_check(&one(n))
+    };
+    // On a fresh node: the first to come make the tables.
+    parallel(&add);
+    for n in 0..16 {
+        Nftables.check_port_maps(&one(n), &maps(n)).unwrap();
+        Nftables::check_spoof_check(&one(n), &format!("veth{n}"), mac(n)).unwrap();
+    }
+    let full = ruleset();
+    assert_eq!(full.matches("dnat to").count(), 64, "{full}");
+    // One container is removed by all of them.
+    parallel(&|_| del(3));
+    assert!(!ruleset().contains("\"c3\""));
+    parallel(&|n| {
+        for _ in 0..3 {
+            add(n)?;
+            del(n)?;
+        }
+        Ok(())
+    });
+    let text = ruleset();
+    assert!(
+        !text.contains("comment \"c") && !text.contains("id: c"),
+        "{text}"
+    );
+    assert!(!text.contains("cni-br-iface"), "{text}");
+}
+
+#[test]
+fn a_thousand_mappings_are_one_transaction() {
+    node();
+    let red = owner("net1", "cont1", "eth0");
+    let mappings: Vec<String> = (1..=1000)
+        .map(|port| format!("udp {port}:{port}"))
+        .collect();
+    let mappings: Vec<&str> = mappings.iter().map(String::as_str).collect();
+    let wanted = port_maps(&DUAL, &mappings);
+    Nftables.ensure_port_maps(&red, &wanted).unwrap();
+    let text = ruleset();
+    assert_eq!(text.matches("dnat to").count(), 2000);
+    assert!(text.find("dport 1 ").unwrap() < text.find("dport 1000 ").unwrap());
+    Nftables.check_port_maps(&red, &wanted).unwrap();
+    Nftables.remove_port_maps(&red).unwrap();
+    assert!(!ruleset().contains("cont1"));
+}
+
+#[test]
+fn long_ids_and_odd_names_are_no_obstacle() {
+    node();
+    let long = owner(&"n".repeat(200), &"c".repeat(200), "eth0");
+    let similar = owner(&"n".repeat(200), &format!("{}d", "c".repeat(199)), "eth0");
+    let maps = port_maps(&DUAL, &["tcp 8080:80"]);
+    for owner in [&long, &similar] {
+        Nftables.ensure_port_maps(owner, &maps).unwrap();
+        Nftables
+            .ensure_masquerade(owner, &masquerade(&DUAL))
+            .unwrap();
+        Nftables::ensure_spoof_check(owner, "veth1", Mac([2, 0, 0, 0, 0, 1])).unwrap();
+    }
+    Nftables.remove_port_maps(&long).unwrap();
+    Nftables.remove_masquerade(&long, &[]).unwrap();
+    Nftables::remove_spoof_check(&long).unwrap();
+    Nftables.check_port_maps(&similar, &maps).unwrap();
+    Nftables
+        .check_masquerade(&similar, &masquerade(&DUAL))
+        .unwrap();
+    Nftables::check_spoof_check(&similar, "veth1", Mac([2, 0, 0, 0, 0, 1])).unwrap();
+    sh("nft list ruleset > /dev/null");
+}
+
+#[test]
+fn the_kernel_says_what_chains_there_are() {
+    node();
+    assert!(is_usable());
+    assert_eq!(chains(Family::Ip, "nat").unwrap(), [""; 0]);
+    sh("iptables-nft -t nat -N CNI-1; iptables-nft -t filter -N CNI-2");
+    assert_eq!(chains(Family::Ip, "nat").unwrap(), ["CNI-1"]);
+}
+
+#[test]
+fn conditions_that_cannot_be_kept_are_refused_before_anything_is_changed() {
+    node();
+    let wanted = PortMaps {
+        conditions_v6: vec!["ct state new".into()],
+        ..port_maps(&DUAL, &["tcp 8080:80"])
+    };
+    let error = Nftables
+        .ensure_port_maps(&owner("n", "c", "e"), &wanted)
+        .unwrap_err();
+    assert!(error.to_string().contains("conditionsV6"), "{error}");
+    assert_eq!(ruleset(), "");
+}

@@ -1,0 +1,65 @@
+//! Questions to the kernel that need no look at rules.
+
+use anyhow::{Context, Result};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, GenMessage, NfTablesMessage,
+};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+
+use super::ruleset::Family;
+use super::transaction::{is_absent, text, with_family};
+use crate::netfilter::socket::{Socket, attribute};
+
+/// Whether this kernel has `nf_tables` and lets us use it.
+pub fn is_usable() -> bool {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    let generation = NfTablesMessage::GetGen(GenMessage { attributes: vec![] });
+    let ask = || Socket::open()?.request(NetfilterMessage::new(header, generation));
+    ask().is_ok_and(|answers| !answers.is_empty())
+}
+
+/// The names of the chains of `table`.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn chains(family: Family, table: &str) -> Result<Vec<String>> {
+    const TABLE: u16 = 1;
+    const NAME: u16 = 3;
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(Vec::new());
+    };
+    let message = NfTablesMessage::GetChain(ChainMessage {
+        attributes: vec![ChainAttribute::Table(table.to_owned())],
+    });
+    let answers = match socket.dump(&with_family(family, message)) {
+        Err(error) if is_absent(&error) => Vec::new(),
+        answers => answers.with_context(|| format!("list the chains of table {family} {table}"))?,
+    };
+    // Not every kernel obeys the name of the table.
+    let names = answers
+        .iter()
+        .filter(|answer| attribute(answer, TABLE).is_some_and(|name| text(name) == table))
+        .filter_map(|answer| attribute(answer, NAME).map(text));
+    Ok(names.collect())
+}
+
+/// Whether table `table` has the chain.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn look_up_chain(socket: &Socket, family: Family, table: &str, chain: &str) -> Result<bool> {
+    let message = NfTablesMessage::GetChain(ChainMessage {
+        attributes: vec![
+            ChainAttribute::Table(table.to_owned()),
+            ChainAttribute::Name(chain.to_owned()),
+        ],
+    });
+    match socket.request(with_family(family, message)) {
+        Err(error) if is_absent(&error) => Ok(false),
+        answers => {
+            let answers =
+                answers.with_context(|| format!("look up chain {family} {table} {chain}"))?;
+            Ok(!answers.is_empty())
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The nftables backend: rules as the reference lays them out, spoken to the kernel
+//! directly. No `nft` is needed, and none is run.
+//!
+//! An operation looks once at the table it is about and then changes it in one
+//! transaction, over both address families. ADD looks too: a repeated one must replace
+//! its rules instead of doubling them, and a rule has no name to be found by.
+
+mod condition;
+mod decode;
+mod expression;
+mod guard;
+mod identity;
+#[cfg(test)]
+mod kernel_tests;
+mod lookup;
+mod masquerade;
+mod port_maps;
+mod ruleset;
+mod shared;
+mod spoof_check;
+mod transaction;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+use ipnet::IpNet;
+
+use self::identity::Tag;
+use self::lookup::look_up_chain;
+pub use self::lookup::{chains, is_usable};
+pub use self::ruleset::Family;
+use self::ruleset::{Statement, Table};
+use self::transaction::{Change, Found, apply, rules};
+use super::socket::Socket;
+use super::{Backend, Masquerade, Owner, PortMaps, conntrack};
+use crate::cni::invocation::Attachment;
+use crate::log;
+use crate::net::mac::Mac;
+
+/// The backend. It has no state of its own: everything is in the kernel, in the network
+/// namespace of the calling thread.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nftables;
+
+/// Removes what `plan` finds. Where nothing can be asked there is nothing to remove.
+fn clean(plan: impl Fn(&Socket) -> Result<Vec<Change>>) -> Result<()> {
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(());
+    };
+    apply(&socket, || plan(&socket))
+}
+
+impl Backend for Nftables {
+    fn ensure_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
+        let socket = Socket::open()?;
+        apply(&socket, || {
+            let found = rules(&socket, &masquerade::TABLE, None)?;
+            Ok(masquerade::ensure(owner, wanted, &found))
+        })
+    }
+
+    fn remove_masquerade(&self, owner: &Owner, _known: &[IpNet]) -> Result<()> {
+        let own = Tag::of(owner);
+        clean(|socket| {
+            let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
+            Ok(masquerade::remove(&found, |tag| *tag == own))
+        })
+    }
+
+    fn check_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
+        let found = rules(&Socket::open()?, &masquerade::TABLE, None)?;
+        if let Some(missing) = masquerade::missing(owner, wanted, &found) {
+            bail!(
+                "check the masquerading of {}: nftables rule is missing: {missing}",
+                name(owner)
+            );
+        }
+        Ok(())
+    }
+
+    fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
+        clean(|socket| {
+            let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
+            Ok(masquerade::remove(&found, |tag| {
+                tag.is_stale(network, valid)
+            }))
+        })
+    }
+
+    fn ensure_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
+        let plans = plans(owner, wanted)?;
+        let socket = Socket::open()?;
+        let taken_over = RefCell::new(BTreeSet::new());
+        apply(&socket, || {
+            let mut changes = Vec::new();
+            taken_over.borrow_mut().clear();
+            for plan in &plans {
+                let found = rules(&socket, &plan.table, None)?;
+                changes.extend(plan.ensure(owner, &found));
+                taken_over
+                    .borrow_mut()
+                    .extend(plan.taken_over(owner, &found));
+            }
+            Ok(changes)
+        })?;
+        taken_over
+            .into_inner()
+            .iter()
+            .for_each(|sentence| log::warn(sentence));
+        Ok(())
+    }
+
+    fn remove_port_maps(&self, owner: &Owner) -> Result<()> {
+        remove_port_maps(|rule| port_maps::is_own(owner, rule))
+    }
+
+    fn check_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
+        let socket = Socket::open()?;
+        for plan in plans(owner, wanted)? {
+            let found = rules(&socket, &plan.table, None)?;
+            if let Some(missing) = plan.missing(owner, &found) {
+                bail!(
+                    "check the port mappings of {}: nftables rule is missing: {missing}",
+                    name(owner)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
+        remove_port_maps(|rule| {
+            rule.tag
+                .as_ref()
+                .is_some_and(|tag| tag.is_stale(network, valid))
+        })
+    }
+}
+
+/// What `wanted` means for both families.
+fn plans(owner: &Owner, wanted: &PortMaps) -> Result<Vec<port_maps::Plan>> {
+    port_maps::TABLES
+        .into_iter()
+        .map(|table| {
+            let (key, conditions) = match table.family {
+                Family::Ip6 => ("conditionsV6", &wanted.conditions_v6),
+                _ => ("conditionsV4", &wanted.conditions_v4),
+            };
+            let conditions: Vec<Statement> = condition::parse(table.family, key, conditions)?;
+            let container = wanted
+                .container
+                .iter()
+                .find(|net| ruleset::family_of(net.addr()) == table.family);
+            Ok(match container {
+                Some(container) => port_maps::Plan::new(owner, wanted, *container, &conditions),
+                None => port_maps::Plan::none(table),
+            })
+        })
+        .collect()
+}
+
+/// Removes mappings, and forgets the connections through them that nobody closes.
+fn remove_port_maps(unwanted: impl Fn(&Found) -> bool) -> Result<()> {
+    let removed = RefCell::new(Vec::new());
+    clean(|socket| {
+        removed.borrow_mut().clear();
+        let mut changes = Vec::new();
+        for table in port_maps::TABLES {
+            let found = rules(socket, &table, None)?;
+            changes.extend(port_maps::remove(table, &found, &unwanted));
+            let gone = found.iter().filter(|rule| unwanted(rule));
+            let destinations = gone.filter_map(|rule| port_maps::destination(&rule.statements()?));
+            removed.borrow_mut().extend(destinations);
+        }
+        Ok(changes)
+    })?;
+    conntrack::forget_removed(&removed.into_inner());
+    Ok(())
+}
+
+impl Nftables {
+    /// Keeps neighbours away from services on 127.0.0.1, which sysctl `route_localnet`
+    /// alone would open to them (CVE-2020-8558): what comes in from outside and claims to
+    /// be from or for 127.0.0.0/8 is dropped. Serves next to either backend.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn ensure_localnet_guard() -> Result<()> {
+        apply(&Socket::open()?, || Ok(guard::ensure()))
+    }
+
+    /// Lets only frames from `mac` through the bridge port `host_end`.
+    ///
+    /// # Errors
+    /// When the kernel refuses; nothing is changed then.
+    pub fn ensure_spoof_check(owner: &Owner, host_end: &str, mac: Mac) -> Result<()> {
+        let socket = Socket::open()?;
+        apply(&socket, || {
+            // Without chains of the owner there is no jump to them either: nothing to list.
+            let found = match present_chains(&socket, &spoof_check::chains(owner))?.as_slice() {
+                [] => Vec::new(),
+                _ => rules(&socket, &spoof_check::TABLE, Some(spoof_check::PREROUTING))?,
+            };
+            Ok(spoof_check::ensure(owner, host_end, mac, &found))
+        })
+    }
+
+    /// Removes it. None there is no error.
+    ///
+    /// # Errors
+    /// When it is there and stays.
+    pub fn remove_spoof_check(owner: &Owner) -> Result<()> {
+        clean(|socket| {
+            let present = present_chains(socket, &spoof_check::chains(owner))?;
+            if present.is_empty() {
+                return Ok(Vec::new());
+            }
+            let found = rules(socket, &spoof_check::TABLE, Some(spoof_check::PREROUTING))?;
+            Ok(spoof_check::remove(&present, &found))
+        })
+    }
+
+    /// Compares.
+    ///
+    /// # Errors
+    /// Names the rule that is missing.
+    pub fn check_spoof_check(owner: &Owner, host_end: &str, mac: Mac) -> Result<()> {
+        let socket = Socket::open()?;
+        for (chain, rule) in spoof_check::rules(owner, host_end, mac) {
+            let found = rules(&socket, &spoof_check::TABLE, Some(&chain))?;
+            if !found
+                .iter()
+                .any(|found| found.statements().as_ref() == Some(&rule.statements))
+            {
+                let table = spoof_check::TABLE;
+                bail!(
+                    "check the MAC spoof check of {}: nftables rule is missing: \
+                     {table} {chain} {rule}",
+                    name(owner)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes those of `network` whose attachment is not in `valid`. The reference's say
+    /// nothing of their network and stay.
+    ///
+    /// # Errors
+    /// When one is there and stays.
+    pub fn collect_spoof_checks(network: &str, valid: &[Attachment]) -> Result<()> {
+        clean(|socket| {
+            let found = rules(socket, &spoof_check::TABLE, Some(spoof_check::PREROUTING))?;
+            let mut changes = Vec::new();
+            for stale in spoof_check::stale(network, valid, &found) {
+                let present = present_chains(socket, &stale)?;
+                changes.extend(spoof_check::remove(&present, &found));
+            }
+            Ok(changes)
+        })
+    }
+}
+
+fn present_chains(socket: &Socket, names: &[String]) -> Result<Vec<String>> {
+    let Table { family, name, .. } = spoof_check::TABLE;
+    let mut present = Vec::new();
+    for chain in names {
+        if look_up_chain(socket, family, name, chain)? {
+            present.push(chain.clone());
+        }
+    }
+    Ok(present)
+}
+
+fn name(owner: &Owner) -> String {
+    let Attachment {
+        container_id,
+        ifname,
+    } = &owner.attachment;
+    format!(
+        "{ifname} of container {container_id} in network {}",
+        owner.network
+    )
+}

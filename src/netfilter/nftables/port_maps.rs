@@ -1,0 +1,380 @@
+//! Ports of the host that lead into containers (layout: behaviour 7.4).
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::identity::{Tag, port_map_comment};
+use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of};
+use super::shared::{Shared, ensure_shared, in_chain, missing_shared};
+use super::transaction::{Change, Found};
+use crate::netfilter::{Mapping, Owner, PortMaps, Protocol};
+
+/// Names that other implementations know.
+const HOSTPORTS: &str = "hostports";
+/// Where the reference put mappings of one host address before v1.9.
+const HOSTIP_HOSTPORTS: &str = "hostip_hostports";
+const HOSTPORTS_ALL: &str = "hostports_all";
+const PREROUTING: &str = "prerouting";
+const OUTPUT: &str = "output";
+const MASQUERADING: &str = "masquerading";
+/// Ours alone, hence the name.
+const LOCALNET_GUARD: &str = "cnibox_localnet_guard";
+
+/// The chains that owners have rules in.
+const OWNED: [&str; 3] = [HOSTPORTS, HOSTIP_HOSTPORTS, MASQUERADING];
+
+/// 127.0.0.0/8.
+const LOCALNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+
+/// The tables, one of each family.
+pub const TABLES: [Table; 2] = [table(Family::Ip), table(Family::Ip6)];
+
+const fn table(family: Family) -> Table {
+    Table {
+        family,
+        name: "cni_hostport",
+        comment: Some("CNI portmap plugin"),
+    }
+}
+
+/// What one owner needs in the table of one family.
+#[derive(Debug)]
+pub struct Plan {
+    pub table: Table,
+    snat: bool,
+    hostports: Vec<Rule>,
+    masquerading: Vec<Rule>,
+}
+
+impl Plan {
+    /// The plan for a container with the address `container`. `conditions` are asked of
+    /// every packet besides.
+    pub fn new(
+        owner: &Owner,
+        wanted: &PortMaps,
+        container: IpNet,
+        conditions: &[Statement],
+    ) -> Self {
+        let rule = |statements| Rule {
+            statements,
+            comment: Some(port_map_comment(owner)),
+            tag: Some(Tag::of(owner)),
+        };
+        let address = container.addr();
+        let mappings = wanted
+            .mappings
+            .iter()
+            .filter(|mapping| mapping.is_for(address));
+        let hostports: Vec<Rule> = mappings
+            .map(|mapping| rule(hostport(mapping, address, conditions)))
+            .collect();
+        let masquerading = if wanted.snat && !hostports.is_empty() {
+            hairpins(container).into_iter().map(rule).collect()
+        } else {
+            Vec::new()
+        };
+        Self {
+            table: table(family_of(address)),
+            snat: wanted.snat,
+            hostports,
+            masquerading,
+        }
+    }
+
+    /// A plan without any rule.
+    pub fn none(table: Table) -> Self {
+        Self {
+            table,
+            snat: false,
+            hostports: Vec::new(),
+            masquerading: Vec::new(),
+        }
+    }
+
+    fn shared(&self) -> Vec<Shared> {
+        shared(self.table, self.snat)
+    }
+
+    /// What makes exactly this plan's rules exist for `owner`, given those of the table.
+    pub fn ensure(&self, owner: &Owner, found: &[Found]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if !self.hostports.is_empty() {
+            changes.extend(ensure_shared(self.table, &self.shared(), found));
+        }
+        changes.extend(remove(self.table, found, |rule| is_own(owner, rule)));
+        for (name, rules) in [
+            (HOSTPORTS, &self.hostports),
+            (MASQUERADING, &self.masquerading),
+        ] {
+            let chain = chain(self.table, name);
+            // Each goes in front of the one before it.
+            let insert = |rule: &Rule| Change::Insert(chain.clone(), rule.clone());
+            changes.extend(rules.iter().rev().map(insert));
+        }
+        changes
+    }
+
+    /// The first rule of the plan that is missing, as nft text.
+    pub fn missing(&self, owner: &Owner, found: &[Found]) -> Option<String> {
+        if self.hostports.is_empty() {
+            return None;
+        }
+        let own: Vec<&Found> = found.iter().filter(|rule| is_own(owner, rule)).collect();
+        // The reference has conditions elsewhere and does without what needs the
+        // translation's state.
+        let ours = own.iter().any(|rule| rule.tag.is_some());
+        let there: Vec<(&str, Vec<Statement>)> = own
+            .iter()
+            .filter_map(|rule| Some((rule.handle.chain.as_str(), rule.statements()?)))
+            .collect();
+        let is_there = |name: &str, rule: &Rule| {
+            there.iter().any(|(chain, statements)| {
+                *chain == name
+                    && if ours {
+                        *statements == rule.statements
+                    } else {
+                        statements.iter().all(|s| rule.statements.contains(s))
+                    }
+            })
+        };
+        let needed = |rule: &&Rule| ours || !rule.statements.contains(&Statement::Translated);
+        let chains = [
+            (HOSTPORTS, &self.hostports),
+            (MASQUERADING, &self.masquerading),
+        ];
+        for (name, rules) in chains {
+            let missing = rules
+                .iter()
+                .filter(needed)
+                .find(|rule| !is_there(name, rule));
+            if let Some(rule) = missing {
+                return Some(format!("{} {name} {rule}", self.table));
+            }
+        }
+        let shared = shared(self.table, self.snat && ours);
+        missing_shared(&shared, found)
+    }
+
+    /// A sentence for each container whose mapping of a port the plan takes over.
+    pub fn taken_over(&self, owner: &Owner, found: &[Found]) -> BTreeSet<String> {
+        let comment = port_map_comment(owner);
+        let mine: Vec<Endpoint> = self
+            .hostports
+            .iter()
+            .filter_map(|rule| endpoint(&rule.statements))
+            .collect();
+        let mut sentences = BTreeSet::new();
+        for rule in found
+            .iter()
+            .filter(|rule| rule.handle.chain != MASQUERADING)
+        {
+            let Some(other) = rule.comment.as_ref().filter(|other| **other != comment) else {
+                continue;
+            };
+            let Some(theirs) = rule
+                .statements()
+                .and_then(|statements| endpoint(&statements))
+            else {
+                continue;
+            };
+            if mine.iter().any(|mine| mine.overlaps(theirs)) {
+                let Endpoint { protocol, port, .. } = theirs;
+                let protocol = protocol.as_str();
+                sentences.insert(format!(
+                    "host port {port}/{protocol} was mapped to container {other}: \
+                     the newest mapping wins"
+                ));
+            }
+        }
+        sentences
+    }
+}
+
+/// What a mapping listens on.
+#[derive(Debug, Clone, Copy)]
+struct Endpoint {
+    protocol: Protocol,
+    port: u16,
+    host: Option<IpAddr>,
+}
+
+impl Endpoint {
+    fn overlaps(self, other: Self) -> bool {
+        let same_host = self.host.is_none() || other.host.is_none() || self.host == other.host;
+        self.protocol == other.protocol && self.port == other.port && same_host
+    }
+}
+
+fn endpoint(statements: &[Statement]) -> Option<Endpoint> {
+    let (protocol, port) = statements.iter().find_map(|statement| match statement {
+        Statement::Port { protocol, port } => Some((*protocol, *port)),
+        _ => None,
+    })?;
+    let host = match statements.first() {
+        Some(Statement::Address {
+            end: End::Destination,
+            is: true,
+            net,
+        }) if net.prefix_len() == net.max_prefix_len() => Some(net.addr()),
+        _ => None,
+    };
+    Some(Endpoint {
+        protocol,
+        port,
+        host,
+    })
+}
+
+/// Where a mapping rule leads: protocol and port of the host, address in the container.
+pub fn destination(statements: &[Statement]) -> Option<(Protocol, u16, IpAddr)> {
+    let Endpoint { protocol, port, .. } = endpoint(statements)?;
+    statements.iter().find_map(|statement| match statement {
+        Statement::Dnat { to, .. } => Some((protocol, port, *to)),
+        _ => None,
+    })
+}
+
+/// What all owners in the table share. Without `snat` nothing is masqueraded.
+fn shared(table: Table, snat: bool) -> Vec<Shared> {
+    let base = |name, place, priority| Chain {
+        hook: Some(Hook {
+            kind: "nat",
+            place,
+            priority,
+        }),
+        ..chain(table, name)
+    };
+    let jump = |name: &'static str| Statement::Jump(name.into());
+    // Only what is for this host: packets on their way to somebody else's port are none
+    // of ours (CVE-2025-67499).
+    let enter = vec![Rule::shared([
+        Statement::LocalDestination,
+        jump(HOSTPORTS_ALL),
+    ])];
+    let mut shared = vec![
+        Shared::Open(chain(table, HOSTPORTS)),
+        Shared::Open(chain(table, HOSTIP_HOSTPORTS)),
+        Shared::Fixed(
+            chain(table, HOSTPORTS_ALL),
+            vec![
+                Rule::shared([jump(HOSTIP_HOSTPORTS)]),
+                Rule::shared([jump(HOSTPORTS)]),
+            ],
+        ),
+        Shared::Fixed(base(PREROUTING, Place::Prerouting, -100), enter.clone()),
+        Shared::Fixed(base(OUTPUT, Place::Output, -100), enter),
+    ];
+    if snat {
+        shared.push(Shared::Open(base(MASQUERADING, Place::Postrouting, 100)));
+    }
+    if snat && table.family == Family::Ip {
+        shared.push(localnet_guard(table));
+    }
+    shared
+}
+
+/// What makes `route_localnet` harmless (CVE-2020-8558): with it, the kernel no longer
+/// drops packets to or from 127.0.0.0/8 that come from outside. In front of connection
+/// tracking no packet that is meant to be here looks like that.
+fn localnet_guard(table: Table) -> Shared {
+    let rule = |end| {
+        Rule::shared([
+            Statement::Interface {
+                end: End::Source,
+                is: false,
+                name: "lo".into(),
+            },
+            Statement::Address {
+                end,
+                is: true,
+                net: LOCALNET.into(),
+            },
+            Statement::Drop,
+        ])
+    };
+    Shared::Fixed(
+        Chain {
+            hook: Some(Hook {
+                kind: "filter",
+                place: Place::Prerouting,
+                priority: -300,
+            }),
+            ..chain(table, LOCALNET_GUARD)
+        },
+        vec![rule(End::Source), rule(End::Destination)],
+    )
+}
+
+fn chain(table: Table, name: &'static str) -> Chain {
+    Chain {
+        table,
+        name: name.into(),
+        comment: None,
+        hook: None,
+    }
+}
+
+fn hostport(mapping: &Mapping, container: IpAddr, conditions: &[Statement]) -> Vec<Statement> {
+    let host = mapping.host_ip.filter(|host| !host.is_unspecified());
+    let mut statements: Vec<Statement> = host
+        .map(|host| address(End::Destination, host.into()))
+        .into_iter()
+        .collect();
+    statements.push(Statement::Port {
+        protocol: mapping.protocol,
+        port: mapping.host_port,
+    });
+    statements.extend(conditions.iter().cloned());
+    statements.push(Statement::Dnat {
+        to: container,
+        port: mapping.container_port,
+    });
+    statements
+}
+
+/// What must be masqueraded so that answers come back the way the questions went: the
+/// container asking itself, the host asking from 127.0.0.1, and neighbours, whose
+/// answers would otherwise take the short cut through the bridge.
+fn hairpins(container: IpNet) -> Vec<Vec<Statement>> {
+    let to = || address(End::Destination, container.addr().into());
+    let from = |net| address(End::Source, net);
+    let own = container.addr().into();
+    let mut rules = vec![vec![from(own), to(), Statement::Masquerade]];
+    if own.addr().is_ipv4() {
+        let host = IpAddr::from(Ipv4Addr::LOCALHOST).into();
+        rules.push(vec![from(host), to(), Statement::Masquerade]);
+    }
+    if container.prefix_len() < container.max_prefix_len() {
+        let neighbours = from(container.trunc());
+        rules.push(vec![
+            neighbours,
+            to(),
+            Statement::Translated,
+            Statement::Masquerade,
+        ]);
+    }
+    rules
+}
+
+fn address(end: End, net: IpNet) -> Statement {
+    Statement::Address { end, is: true, net }
+}
+
+/// Whether a rule belongs to the owner. One without a tag is the reference's, which does
+/// not tell the networks of a container apart.
+pub fn is_own(owner: &Owner, rule: &Found) -> bool {
+    rule.comment.as_ref() == Some(&port_map_comment(owner))
+        && rule.tag.as_ref().is_none_or(|tag| *tag == Tag::of(owner))
+}
+
+/// What removes the rules that are `unwanted`.
+pub fn remove(table: Table, found: &[Found], unwanted: impl Fn(&Found) -> bool) -> Vec<Change> {
+    OWNED
+        .into_iter()
+        .flat_map(|chain| in_chain(found, chain))
+        .filter(|rule| unwanted(rule))
+        .map(|rule| Change::DeleteRule(table, rule.handle.clone()))
+        .collect()
+}

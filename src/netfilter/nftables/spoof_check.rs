@@ -1,0 +1,125 @@
+//! Frames from a container must carry its own address (layout: behaviour 5.7).
+
+use super::identity::{Tag, spoof_check_comment, spoof_check_id};
+use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
+use super::transaction::{Change, Found};
+use crate::cni::invocation::Attachment;
+use crate::net::mac::Mac;
+use crate::netfilter::Owner;
+
+/// Names that other implementations know; ebtables uses them as well.
+pub const TABLE: Table = Table {
+    family: Family::Bridge,
+    name: "nat",
+    comment: None,
+};
+pub const PREROUTING: &str = "PREROUTING";
+const INTERFACE_PREFIX: &str = "cni-br-iface-";
+const MAC_SUFFIX: &str = "-mac";
+
+/// The names of an owner's two chains: the second does the work.
+pub fn chains(owner: &Owner) -> [String; 2] {
+    let interface = format!("{INTERFACE_PREFIX}{}", spoof_check_id(owner));
+    let mac = format!("{interface}{MAC_SUFFIX}");
+    [interface, mac]
+}
+
+/// The rules of an attachment, each with the chain it is in.
+pub fn rules(owner: &Owner, host_end: &str, mac: Mac) -> Vec<(String, Rule)> {
+    let rule = |statements| Rule {
+        statements,
+        comment: Some(spoof_check_comment(owner)),
+        tag: Some(Tag::of(owner)),
+    };
+    let [interface, addresses] = chains(owner);
+    let from = Statement::Interface {
+        end: End::Source,
+        is: true,
+        name: host_end.to_owned(),
+    };
+    let jump = |to: &str| Statement::Jump(to.to_owned().into());
+    vec![
+        (PREROUTING.to_owned(), rule(vec![from, jump(&interface)])),
+        (interface, rule(vec![jump(&addresses)])),
+        (
+            addresses.clone(),
+            rule(vec![Statement::EtherSource(mac), Statement::Return]),
+        ),
+        (addresses, rule(vec![Statement::Drop])),
+    ]
+}
+
+/// What makes exactly these rules exist. `found` are the rules of [`PREROUTING`] where
+/// the owner has chains already.
+pub fn ensure(owner: &Owner, host_end: &str, mac: Mac, found: &[Found]) -> Vec<Change> {
+    let own = chains(owner);
+    let mut changes = vec![
+        Change::AddTable(TABLE),
+        Change::AddChain(Chain {
+            hook: Some(Hook {
+                kind: "filter",
+                place: Place::Prerouting,
+                priority: -300,
+            }),
+            ..chain(PREROUTING)
+        }),
+    ];
+    changes.extend(own.iter().map(|name| Change::AddChain(chain(name))));
+    let [interface, _] = &own;
+    changes.extend(remove_jumps(interface, found));
+    changes.extend(own.iter().map(|name| Change::FlushChain(chain(name))));
+    let rules = rules(owner, host_end, mac).into_iter();
+    changes.extend(rules.map(|(name, rule)| Change::Append(chain(&name), rule)));
+    changes
+}
+
+/// What removes the chains `present`, of one owner, and the jump to them from among the
+/// rules of [`PREROUTING`].
+pub fn remove(present: &[String], found: &[Found]) -> Vec<Change> {
+    let jumps = present.iter().flat_map(|name| remove_jumps(name, found));
+    let flushes = present.iter().map(|name| Change::FlushChain(chain(name)));
+    let chains = present.iter().map(|name| Change::DeleteChain(chain(name)));
+    jumps.chain(flushes).chain(chains).collect()
+}
+
+/// The chains of the attachments to `network` that are not in `valid`, as far as rules
+/// of [`PREROUTING`] lead to them.
+pub fn stale(network: &str, valid: &[Attachment], found: &[Found]) -> Vec<[String; 2]> {
+    let stale = found.iter().filter(|rule| {
+        rule.tag
+            .as_ref()
+            .is_some_and(|tag| tag.is_stale(network, valid))
+    });
+    stale
+        .filter_map(jump_target)
+        .filter(|interface| interface.starts_with(INTERFACE_PREFIX))
+        .map(|interface| {
+            let mac = format!("{interface}{MAC_SUFFIX}");
+            [interface, mac]
+        })
+        .collect()
+}
+
+fn remove_jumps(to: &str, found: &[Found]) -> Vec<Change> {
+    found
+        .iter()
+        .filter(|rule| jump_target(rule).as_deref() == Some(to))
+        .map(|rule| Change::DeleteRule(TABLE, rule.handle.clone()))
+        .collect()
+}
+
+fn jump_target(rule: &Found) -> Option<String> {
+    match rule.statements()?.pop()? {
+        Statement::Jump(chain) => Some(chain.into_owned()),
+        _ => None,
+    }
+}
+
+fn chain(name: &str) -> Chain {
+    Chain {
+        table: TABLE,
+        name: name.to_owned().into(),
+        comment: None,
+        hook: None,
+    }
+}

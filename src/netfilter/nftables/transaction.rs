@@ -1,0 +1,307 @@
+//! Changes to the ruleset that happen all or not at all, and what there is to begin with.
+
+use std::fmt;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, Hook as HookAttribute, InetHookNumber, NfTablesMessage,
+    RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage,
+};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem,
+};
+use nix::errno::Errno;
+
+use super::decode::decode;
+use super::expression::encode;
+use super::identity::{self, Tag};
+use super::ruleset::{Chain, Family, Place, Rule, Statement, Table};
+use crate::net::netlink::errno;
+use crate::netfilter::socket::{BatchRefused, Socket, attributes};
+
+/// How often a transaction is tried that others got in the way of, and how long to wait
+/// before the second time; twice as long before each further one (half a second in all).
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Adds the table unless it exists.
+    AddTable(Table),
+    /// Adds the chain unless it exists.
+    AddChain(Chain),
+    /// Removes every rule of the chain.
+    FlushChain(Chain),
+    /// Removes the chain with its rules.
+    DeleteChain(Chain),
+    /// Adds a rule behind all others.
+    Append(Chain, Rule),
+    /// Adds a rule in front of all others.
+    Insert(Chain, Rule),
+    DeleteRule(Table, Handle),
+}
+
+/// How the kernel names a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handle {
+    pub chain: String,
+    pub number: u64,
+}
+
+/// As a line for `nft -f`.
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddTable(table) => {
+                write!(f, "add table {table}")?;
+                let comment = table.comment;
+                comment.map_or(Ok(()), |text| write!(f, " {{ comment \"{text}\"; }}"))
+            }
+            Self::AddChain(chain) => {
+                write!(f, "add chain {chain}")?;
+                if let Some(hook) = &chain.hook {
+                    write!(f, " {{ {hook} }}")?;
+                }
+                let comment = chain.comment;
+                comment.map_or(Ok(()), |text| write!(f, " {{ comment \"{text}\"; }}"))
+            }
+            Self::FlushChain(chain) => write!(f, "flush chain {chain}"),
+            Self::DeleteChain(chain) => write!(f, "delete chain {chain}"),
+            Self::Append(chain, rule) => write!(f, "add rule {chain} {rule}"),
+            Self::Insert(chain, rule) => write!(f, "insert rule {chain} {rule}"),
+            Self::DeleteRule(table, Handle { chain, number }) => {
+                write!(f, "delete rule {table} {chain} handle {number}")
+            }
+        }
+    }
+}
+
+impl Change {
+    /// Whether it may fail because somebody else removed the thing first.
+    fn is_removal(&self) -> bool {
+        matches!(
+            self,
+            Self::DeleteRule(..) | Self::DeleteChain(_) | Self::FlushChain(_)
+        )
+    }
+
+    /// As the kernel takes it, with the flags of the request.
+    fn message(&self) -> (NetfilterMessage, u16) {
+        let (table, message, flags) = match self {
+            Self::AddTable(table) => {
+                let mut attributes = vec![
+                    TableAttribute::Name(table.name.to_owned()),
+                    TableAttribute::Flags(TableFlags::empty()),
+                ];
+                if table.comment.is_some() {
+                    let data = identity::user_data(table.comment, None);
+                    attributes.push(TableAttribute::UserData(data));
+                }
+                let message = NfTablesMessage::NewTable(TableMessage { attributes });
+                (table, message, NLM_F_CREATE)
+            }
+            Self::AddChain(chain) => {
+                let message = NfTablesMessage::NewChain(new_chain(chain));
+                (&chain.table, message, NLM_F_CREATE)
+            }
+            Self::FlushChain(chain) => {
+                let attributes = rule_place(&chain.table, &chain.name);
+                let message = NfTablesMessage::DeleteRule(RuleMessage { attributes });
+                (&chain.table, message, 0)
+            }
+            Self::DeleteChain(chain) => {
+                let attributes = chain_place(&chain.table, &chain.name);
+                let message = NfTablesMessage::DeleteChain(ChainMessage { attributes });
+                (&chain.table, message, 0)
+            }
+            Self::Append(chain, rule) => {
+                let message = NfTablesMessage::NewRule(new_rule(chain, rule));
+                (&chain.table, message, NLM_F_CREATE | NLM_F_APPEND)
+            }
+            Self::Insert(chain, rule) => {
+                let message = NfTablesMessage::NewRule(new_rule(chain, rule));
+                (&chain.table, message, NLM_F_CREATE)
+            }
+            Self::DeleteRule(table, handle) => {
+                let mut attributes = rule_place(table, &handle.chain);
+                attributes.push(RuleAttribute::Handle(handle.number));
+                let message = NfTablesMessage::DeleteRule(RuleMessage { attributes });
+                (table, message, 0)
+            }
+        };
+        (with_family(table.family, message), flags)
+    }
+}
+
+fn new_chain(chain: &Chain) -> ChainMessage {
+    let mut attributes = chain_place(&chain.table, &chain.name);
+    if let Some(hook) = &chain.hook {
+        let place = match hook.place {
+            Place::Prerouting => InetHookNumber::PreRouting,
+            Place::Output => InetHookNumber::LocalOut,
+            Place::Postrouting => InetHookNumber::PostRouting,
+        };
+        attributes.push(ChainAttribute::Type(hook.kind.to_owned()));
+        attributes.push(ChainAttribute::Hook(vec![
+            HookAttribute::Number(place.into()),
+            HookAttribute::Priority(hook.priority.cast_unsigned()),
+        ]));
+    }
+    if chain.comment.is_some() {
+        let data = identity::user_data(chain.comment, None);
+        attributes.push(ChainAttribute::UserData(data));
+    }
+    ChainMessage { attributes }
+}
+
+fn new_rule(chain: &Chain, rule: &Rule) -> RuleMessage {
+    let mut attributes = rule_place(&chain.table, &chain.name);
+    let expressions = encode(chain.table.family, &rule.statements);
+    attributes.push(RuleAttribute::Expressions(expressions));
+    let data = identity::user_data(rule.comment.as_deref(), rule.tag.as_ref());
+    if !data.is_empty() {
+        attributes.push(RuleAttribute::UserData(data));
+    }
+    RuleMessage { attributes }
+}
+
+fn chain_place(table: &Table, chain: &str) -> Vec<ChainAttribute> {
+    vec![
+        ChainAttribute::Table(table.name.to_owned()),
+        ChainAttribute::Name(chain.to_owned()),
+    ]
+}
+
+fn rule_place(table: &Table, chain: &str) -> Vec<RuleAttribute> {
+    vec![
+        RuleAttribute::Table(table.name.to_owned()),
+        RuleAttribute::Chain(chain.to_owned()),
+    ]
+}
+
+/// A message about objects of `family`.
+pub fn with_family(family: Family, message: NfTablesMessage) -> NetfilterMessage {
+    let family = match family {
+        Family::Ip => NetfilterProtoFamily::IPv4,
+        Family::Ip6 => NetfilterProtoFamily::IPv6,
+        Family::Inet => NetfilterProtoFamily::Inet,
+        Family::Bridge => NetfilterProtoFamily::Bridge,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
+}
+
+/// A rule that the kernel has.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub handle: Handle,
+    pub comment: Option<String>,
+    pub tag: Option<Tag>,
+    family: Family,
+    expressions: Vec<u8>,
+}
+
+impl Found {
+    /// What the rule says; `None` where part of it is not understood.
+    pub fn statements(&self) -> Option<Vec<Statement>> {
+        decode(self.family, &self.expressions)
+    }
+
+    fn parse(family: Family, answer: &[u8]) -> Self {
+        const CHAIN: u16 = 2;
+        const HANDLE: u16 = 3;
+        const EXPRESSIONS: u16 = 4;
+        const USER_DATA: u16 = 7;
+        let mut found = Self {
+            handle: Handle {
+                chain: String::new(),
+                number: 0,
+            },
+            comment: None,
+            tag: None,
+            family,
+            expressions: Vec::new(),
+        };
+        for (kind, value) in attributes(answer) {
+            match kind {
+                CHAIN => found.handle.chain = text(value),
+                HANDLE => {
+                    found.handle.number = value.try_into().map_or(0, u64::from_be_bytes);
+                }
+                EXPRESSIONS => found.expressions = value.to_vec(),
+                USER_DATA => (found.comment, found.tag) = identity::parse(value),
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+/// A string attribute.
+pub fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+}
+
+/// Every rule of `table`, or of one chain of it, in order. A table, a chain or a kernel
+/// without them has none.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn rules(socket: &Socket, table: &Table, chain: Option<&str>) -> Result<Vec<Found>> {
+    let mut attributes = vec![RuleAttribute::Table(table.name.to_owned())];
+    attributes.extend(chain.map(|chain| RuleAttribute::Chain(chain.to_owned())));
+    let message = NfTablesMessage::GetRule(RuleMessage { attributes });
+    let answers = match socket.dump(&with_family(table.family, message)) {
+        Err(error) if is_absent(&error) => Vec::new(),
+        answers => answers.with_context(|| format!("list the rules of table {table}"))?,
+    };
+    let found = answers
+        .iter()
+        .map(|answer| Found::parse(table.family, answer));
+    Ok(found.collect())
+}
+
+/// Whether the error means that there is no such object, or that this kernel has no
+/// `nf_tables` (EINVAL), or not for the family.
+pub fn is_absent(error: &anyhow::Error) -> bool {
+    use Errno::{EAFNOSUPPORT, EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
+    errno(error).is_some_and(|errno| {
+        [ENOENT, EINVAL, EOPNOTSUPP, EAFNOSUPPORT, EPROTONOSUPPORT].contains(&errno)
+    })
+}
+
+/// Asks `plan` what to change and changes it, in one transaction. When others change
+/// the same things at the same time, it starts over: `plan` looks again.
+///
+/// # Errors
+/// Those of `plan`, and the change that the kernel refuses.
+pub fn apply(socket: &Socket, plan: impl Fn() -> Result<Vec<Change>>) -> Result<()> {
+    let mut pause = PAUSE;
+    for left in (0..TRIES).rev() {
+        let changes = plan()?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let messages = changes.iter().map(Change::message).collect();
+        let Err(refused) = socket.batch(NetfilterSubsystem::NfTables, messages)? else {
+            return Ok(());
+        };
+        let BatchRefused { message, cause } = refused;
+        let change = message.and_then(|index| changes.get(index));
+        let raced = match cause.errno {
+            Errno::EBUSY | Errno::EINTR | Errno::EAGAIN | Errno::ERESTART => true,
+            Errno::ENOENT => change.is_some_and(Change::is_removal),
+            _ => false,
+        };
+        if !raced || left == 0 {
+            let change = change.map_or_else(|| "change the ruleset".to_owned(), Change::to_string);
+            return Err(cause).context(format!("nftables: {change}"));
+        }
+        sleep(pause);
+        pause *= 2;
+    }
+    Ok(())
+}
