@@ -60,6 +60,11 @@ impl Rules {
         }
     }
 
+    /// The chains without which there is nothing of the owner.
+    pub fn chains(&self) -> [String; 1] {
+        [self.chain.clone()]
+    }
+
     /// All rules, in the order in which they must stand.
     pub fn all(&self) -> impl Iterator<Item = &Rule> {
         self.exempt
@@ -68,11 +73,16 @@ impl Rules {
             .chain(&self.jumps)
     }
 
-    /// Adds everything. Refused when the container's chain is there already.
+    /// Adds everything. Refused when the container's chain is there already. Exemptions are
+    /// inserted: whatever else happens to the chain, they stand in front.
     pub fn add(&self) -> Script {
         let mut script = Script::default();
         script.create_chain(&self.chain);
-        for rule in self.all() {
+        script.append(&self.masquerade);
+        for rule in self.exempt.iter().rev() {
+            script.insert(rule);
+        }
+        for rule in &self.jumps {
             script.append(rule);
         }
         script
@@ -159,7 +169,7 @@ fn is_inside(exempt: &Rule, source: IpNet) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::golden::assert_golden;
+    use super::super::golden::{assert_golden, table_after};
     use super::*;
     use crate::cni::invocation::Attachment;
 
@@ -175,11 +185,6 @@ mod tests {
         (Rules::new(&owner, family, &addresses), addresses)
     }
 
-    /// A table that holds what `script` made.
-    fn after(script: &Script) -> Table {
-        Table::parse(&script.text())
-    }
-
     #[test]
     fn add_and_remove_blindly() {
         let (v4, _) = rules(Family::V4, &["10.9.0.2/24", "10.8.0.2/16", "10.9.0.3/24"]);
@@ -192,7 +197,7 @@ mod tests {
     #[test]
     fn nothing_to_repair_and_everything_to_repair() {
         let (v4, _) = rules(Family::V4, &["10.9.0.2/24"]);
-        assert!(v4.repair(&after(&v4.add())).is_empty());
+        assert!(v4.repair(&table_after(&v4.add())).is_empty());
         assert_eq!(v4.repair(&Table::default()), v4.add());
     }
 
@@ -200,8 +205,10 @@ mod tests {
     #[test]
     fn an_exemption_behind_the_masquerade_moves_in_front() {
         let (both, _) = rules(Family::V4, &["10.9.0.2/24", "10.8.0.2/16"]);
-        let mut table = after(&both.add());
-        table.rules.swap(1, 2);
+        let mut table = table_after(&both.add());
+        let second = table.rules.iter().position(|rule| *rule == both.exempt[1]);
+        let masquerade = table.rules.iter().position(|rule| *rule == both.masquerade);
+        table.rules.swap(second.unwrap(), masquerade.unwrap());
         assert_eq!(
             both.repair(&table).text(),
             r#"*nat
@@ -218,18 +225,18 @@ COMMIT
         let (second, eth1) = rules(Family::V4, &["10.8.0.2/16"]);
         let (third, eth2) = rules(Family::V4, &["10.9.0.7/24"]);
         assert_golden(
-            &second.repair(&after(&first.add())).text(),
+            &second.repair(&table_after(&first.add())).text(),
             "masquerade-second-attachment",
         );
         let (all, _) = rules(Family::V4, &["10.9.0.2/24", "10.8.0.2/16", "10.9.0.7/24"]);
-        let table = after(&all.add());
+        let table = table_after(&all.add());
         // The subnet of the first is still the third's.
         assert_eq!(first.remove_found(&eth0, &table).text().lines().count(), 3);
         assert_golden(
             &second.remove_found(&eth1, &table).text(),
             "masquerade-remove-second",
         );
-        let last = after(&third.add());
+        let last = table_after(&third.add());
         assert_eq!(third.remove_found(&eth2, &last), third.remove());
         let everything = rules(Family::V4, &[]).0.remove_found(&[], &table);
         assert_eq!(everything.text().matches("-D ").count(), 3);

@@ -19,14 +19,14 @@ mod golden;
 #[cfg(test)]
 mod kernel_tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use super::{Backend, Masquerade, Owner, PortMaps, nftables};
+use super::{Backend, Masquerade, Owner, PortMaps};
 use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::Attachment;
 use crate::log;
@@ -41,9 +41,6 @@ const TRIES: u32 = 10;
 
 /// After each of these tries, times its number.
 const PAUSE: Duration = Duration::from_millis(5);
-
-/// How the names of chains start that no container owns.
-const SHARED: &str = "CNI-HOSTPORT-";
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -92,28 +89,42 @@ impl Iptables {
         })
     }
 
-    /// The tools for removing: rules can also have been made when the plain names still
-    /// led to the other variant (field-reports R-60).
-    fn tools(&self, family: Family) -> Vec<Tool> {
-        let has_legacy_table = family.has_legacy_table();
-        // Mostly everything is in the other backend: then no tool needs to be run at all.
-        if !has_legacy_table && !has_private_chains(family) {
-            return Vec::new();
-        }
-        let mut tools: Vec<Tool> = self.tool(family, Variant::Unknown).into_iter().collect();
-        for (variant, is_worth_it) in [(Variant::Nft, true), (Variant::Legacy, has_legacy_table)] {
-            if is_worth_it && tools.iter().all(|tool| tool.variant != variant) {
-                tools.extend(self.tool(family, variant));
+    /// The tools for removing what has to do with `chains`, or with any container's where
+    /// these cannot be named: those of both variants, as the plain names may have led to
+    /// the other one when the rules were made (field-reports R-60). Only variants that
+    /// have something: the kernel says which, and mostly nothing has to be run.
+    fn tools(&self, family: Family, chains: &[String]) -> Vec<Tool> {
+        let has_nft = family.has_nft_chain(chains);
+        let has_legacy = family.has_legacy_table();
+        let is_worth_it = |variant| match variant {
+            Variant::Nft => has_nft,
+            Variant::Legacy => has_legacy,
+            Variant::Unknown => has_nft || has_legacy,
+        };
+        let mut tools: Vec<Tool> = Vec::new();
+        for variant in [Variant::Unknown, Variant::Nft, Variant::Legacy] {
+            let tool = Some(variant)
+                .filter(|variant| is_worth_it(*variant))
+                .and_then(|variant| self.tool(family, variant))
+                .filter(|tool| is_worth_it(tool.variant));
+            if let Some(tool) = tool
+                && tools.iter().all(|other| other.variant != tool.variant)
+            {
+                tools.push(tool);
             }
         }
-        tools.retain(|tool| tool.variant != Variant::Legacy || has_legacy_table);
         tools
     }
 
     /// Removes what `plan` finds, in both variants.
-    fn remove(&self, family: Family, plan: impl Fn(&Table) -> Script) -> Result<()> {
+    fn remove(
+        &self,
+        family: Family,
+        chains: &[String],
+        plan: impl Fn(&Table) -> Script,
+    ) -> Result<()> {
         let mut result = Ok(());
-        for tool in self.tools(family) {
+        for tool in self.tools(family, chains) {
             keep_first(&mut result, settle(&tool, |table| Ok(plan(table))));
         }
         result
@@ -141,6 +152,7 @@ impl Backend for Iptables {
             if tool.restore(&rules.add())?.is_ok() {
                 return Ok(());
             }
+            let _alone = tool.exclude_others()?;
             settle(&tool, |table| Ok(rules.repair(table)))
         });
         if made.is_err() && families.len() > 1 {
@@ -158,7 +170,7 @@ impl Backend for Iptables {
             let rules = masquerade::Rules::new(owner, *family, addresses);
             let find = |table: &Table| Ok(rules.remove_found(addresses, table));
             let mut result = Ok(());
-            for (n, tool) in self.tools(*family).iter().enumerate() {
+            for (n, tool) in self.tools(*family, &rules.chains()).iter().enumerate() {
                 // Refused when a rule is gone already, or another attachment of the
                 // container to this network still needs the chain.
                 let is_usual = n == 0 && !addresses.is_empty();
@@ -173,13 +185,13 @@ impl Backend for Iptables {
     fn check_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
         at_once(&by_family(&wanted.addresses), |(family, addresses)| {
             let rules = masquerade::Rules::new(owner, *family, addresses);
-            check(&self.usual_tool(*family)?, *family, rules.all())
+            check(&self.usual_tool(*family)?, rules.all())
         })
     }
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         at_once(&FAMILIES, |family| {
-            self.remove(*family, |table| {
+            self.remove(*family, &[], |table| {
                 owned::collect(masquerade::KIND, network, valid, table)
             })
         })
@@ -196,6 +208,7 @@ impl Backend for Iptables {
             } else {
                 // Refused for the first mapping on a host, after somebody flushed a
                 // shared chain, or when the container has mappings already.
+                let _alone = tool.exclude_others()?;
                 settle(&tool, |table| {
                     found = rules.conflicts(table);
                     rules.repair(table)
@@ -218,7 +231,9 @@ impl Backend for Iptables {
 
     fn remove_port_maps(&self, owner: &Owner) -> Result<()> {
         at_once(&FAMILIES, |family| {
-            self.remove(*family, |table| port_maps::remove(owner, table))
+            self.remove(*family, &port_maps::chains(owner), |table| {
+                port_maps::remove(owner, table)
+            })
         })
     }
 
@@ -226,13 +241,13 @@ impl Backend for Iptables {
         let rules = Self::port_map_rules(owner, wanted)?;
         at_once(&rules, |(family, rules)| {
             let tool = self.usual_tool(*family)?;
-            let checked = check(&tool, *family, rules.own().chain(rules.marks()));
+            let checked = check(&tool, rules.own().chain(rules.marks()));
             if checked.is_ok() {
                 return checked;
             }
             match tool.save()? {
                 // One mark serves all: that of whoever came last.
-                Ok(table) if rules.is_marked(&table) => check(&tool, *family, rules.own()),
+                Ok(table) if rules.is_marked(&table) => check(&tool, rules.own()),
                 _ => checked,
             }
         })
@@ -240,22 +255,11 @@ impl Backend for Iptables {
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         at_once(&FAMILIES, |family| {
-            self.remove(*family, |table| {
+            self.remove(*family, &[], |table| {
                 owned::collect(port_maps::KIND, network, valid, table)
             })
         })
     }
-}
-
-/// Whether iptables-nft has a chain of any container, asked of the kernel. Where it does
-/// not tell, the tools must.
-fn has_private_chains(family: Family) -> bool {
-    let native = match family {
-        Family::V4 => nftables::Family::Ip,
-        Family::V6 => nftables::Family::Ip6,
-    };
-    let is_private = |chain: &String| chain.starts_with("CNI-") && !chain.starts_with(SHARED);
-    nftables::chains(native, "nat").map_or(true, |chains| chains.iter().any(is_private))
 }
 
 fn family_of(address: &IpNet) -> Family {
@@ -342,42 +346,26 @@ fn settle(tool: &Tool, mut plan: impl FnMut(&Table) -> Result<Script>) -> Result
         }
         std::thread::sleep(PAUSE * attempt);
     }
-    Err(detailed(
-        Code::Internal,
-        format!("change table nat with {tool}"),
-        refused.0.trim(),
-    ))
+    Err(refused.during("change", tool))
 }
 
-/// Asserts all rules in one go; when this fails, finds the first that is missing.
-fn check<'a>(tool: &Tool, family: Family, rules: impl Iterator<Item = &'a Rule>) -> Result<()> {
-    let rules: Vec<&Rule> = rules.collect();
-    let try_first = |count: usize| {
+/// Looks for all rules. A rule that is not there word by word, because the configuration
+/// has words of its own in it, is asked for: the tool knows what is the same.
+fn check<'a>(tool: &Tool, rules: impl Iterator<Item = &'a Rule>) -> Result<()> {
+    let found = tool
+        .save()?
+        .map_err(|refusal| refusal.during("read", tool))?;
+    let found: HashSet<&Rule> = found.rules.iter().collect();
+    for rule in rules.filter(|rule| !found.contains(rule)) {
         let mut script = Script::default();
-        for rule in rules.iter().take(count) {
-            script.assert(rule);
-        }
-        tool.restore(&script)
-    };
-    let Err(mut refusal) = try_first(rules.len())? else {
-        return Ok(());
-    };
-    let (mut present, mut missing) = (0, rules.len());
-    while missing - present > 1 {
-        let middle = usize::midpoint(present, missing);
-        match try_first(middle)? {
-            Ok(_) => present = middle,
-            Err(earlier) => (missing, refusal) = (middle, earlier),
+        script.assert(rule);
+        if let Err(refusal) = tool.restore(&script)? {
+            return Err(detailed(
+                Code::Internal,
+                format!("rule missing: {} -t nat -A {rule}", tool.family.command()),
+                refusal.0.trim(),
+            ));
         }
     }
-    let rule = rules.get(present).map(ToString::to_string);
-    Err(detailed(
-        Code::Internal,
-        format!(
-            "rule missing: {} -t nat -A {}",
-            family.command(),
-            rule.unwrap_or_default()
-        ),
-        refusal.0.trim(),
-    ))
+    Ok(())
 }

@@ -19,7 +19,8 @@ pub fn private_chain(prefix: &str, network: &str, container_id: &str) -> String 
     format!("{prefix}{hash}")
 }
 
-fn is_private(chain: &str) -> bool {
+/// Whether the chain can be a container's.
+pub fn is_private(chain: &str) -> bool {
     chain.len() == CHAIN_LENGTH && chain.starts_with("CNI-")
 }
 

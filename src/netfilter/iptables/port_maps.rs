@@ -20,8 +20,9 @@ const DNAT: &str = "CNI-HOSTPORT-DNAT";
 const SETMARK: &str = "CNI-HOSTPORT-SETMARK";
 /// Masquerades what is marked.
 const MASQ: &str = "CNI-HOSTPORT-MASQ";
-/// Of versions before 0.8: source NAT, private chains and their entries.
-const OLD_SNAT: &str = "CNI-SN-";
+/// Private chains: mappings, and source NAT in old versions.
+const DNAT_PREFIX: &str = "CNI-DN-";
+const OLD_SNAT_PREFIX: &str = "CNI-SN-";
 
 const MARK_COMMENT: &str = "CNI portfwd masquerade mark";
 const MASQ_COMMENT: &str = "CNI portfwd requiring masquerade";
@@ -54,7 +55,7 @@ impl Rules {
     /// Code 7 for a word that cannot be passed on to iptables.
     pub fn new(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Self> {
         let id = &owner.attachment.container_id;
-        let chain = private_chain("CNI-DN-", &owner.network, id);
+        let chain = private_chain(DNAT_PREFIX, &owner.network, id);
         let comment = comment(KIND, &owner.network, id);
         let (key, conditions) = match container {
             IpNet::V4(_) => ("conditionsV4", &wanted.conditions_v4),
@@ -231,14 +232,19 @@ impl Rules {
     }
 }
 
-/// Removes what `table` has of the owner, and what versions before 0.8 left.
+/// The chains without which there is nothing of the owner: today's, and one that versions
+/// before 0.8 made beside it.
+pub fn chains(owner: &Owner) -> [String; 2] {
+    [DNAT_PREFIX, OLD_SNAT_PREFIX]
+        .map(|prefix| private_chain(prefix, &owner.network, &owner.attachment.container_id))
+}
+
+/// Removes what `table` has of the owner.
 pub fn remove(owner: &Owner, table: &Table) -> Script {
-    let id = &owner.attachment.container_id;
-    let comment = comment(KIND, &owner.network, id);
+    let comment = comment(KIND, &owner.network, &owner.attachment.container_id);
     let mut script = Script::default();
-    let chain = private_chain("CNI-DN-", &owner.network, id);
+    let [chain, old] = chains(owner);
     remove_chain(&mut script, table, &chain, |rule| is_owned(rule, &comment));
-    let old = private_chain(OLD_SNAT, &owner.network, id);
     remove_chain(&mut script, table, &old, |_| true);
     script
 }
@@ -384,8 +390,8 @@ mod tests {
 
     /// The table of a host on which `maps` are the first.
     fn after(maps: &PortMaps) -> Table {
-        let script = rules("cont1", 0, maps).repair(&Table::default()).unwrap();
-        Table::parse(&script.text().replace("-I ", "-A "))
+        let script = rules("cont1", 0, maps).repair(&Table::default());
+        golden::table_after(&script.unwrap())
     }
 
     #[test]

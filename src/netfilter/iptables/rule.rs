@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 /// One rule: a chain and the arguments behind it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
     pub chain: String,
     pub args: Vec<String>,

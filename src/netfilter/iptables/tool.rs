@@ -1,16 +1,21 @@
 //! Running `iptables-save` and `iptables-restore`.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
+use super::owned::is_private;
 use super::rule::{Script, Table};
-use crate::cni::error::{Code, coded};
+use crate::cni::error::{Code, coded, detailed};
 use crate::fsutil;
+use crate::netfilter::nftables;
 
 /// Address families, each with tools and tables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +45,27 @@ impl Family {
     }
 }
 
+impl Family {
+    /// Whether the kernel has one of `chains` in the table `nat` that the tools of the nft
+    /// variant use; if there are none to ask for, the private chain of any container.
+    pub fn has_nft_chain(self, chains: &[String]) -> bool {
+        const TABLE: &str = "nat";
+        let family = match self {
+            Self::V4 => nftables::Family::Ip,
+            Self::V6 => nftables::Family::Ip6,
+        };
+        let found = if chains.is_empty() {
+            nftables::chains(family, TABLE).map(|found| found.iter().any(|name| is_private(name)))
+        } else {
+            chains.iter().try_fold(false, |found, chain| {
+                Ok(found || nftables::has_chain(family, TABLE, chain)?)
+            })
+        };
+        // In doubt, the tools will tell.
+        found.unwrap_or(true)
+    }
+}
+
 /// Which of the kernel's two packet filters the tools work on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
@@ -52,7 +78,7 @@ pub enum Variant {
 /// The tools of one family and variant.
 #[derive(Debug, Clone)]
 pub struct Tool {
-    family: Family,
+    pub family: Family,
     pub variant: Variant,
     restore: PathBuf,
     save: PathBuf,
@@ -60,15 +86,17 @@ pub struct Tool {
     lock_wait: u32,
 }
 
-impl std::fmt::Display for Tool {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.restore.display().fmt(f)
-    }
-}
-
 /// What a tool said when it refused to do something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(pub String);
+
+impl Refusal {
+    /// As an error: `tool` refused to `read` or `change` the table.
+    pub fn during(&self, verb: &str, tool: &Tool) -> anyhow::Error {
+        let sentence = format!("{verb} table nat with {}", tool.restore.display());
+        detailed(Code::Internal, sentence, self.0.trim())
+    }
+}
 
 /// The file that the tools of the legacy variant lock.
 const LOCK: &str = "/run/xtables.lock";
@@ -99,6 +127,30 @@ impl Tool {
             path: path.to_owned(),
             lock_wait,
         })
+    }
+
+    /// Keeps other callers out of this section, as long as the answer lives.
+    ///
+    /// The tools of the nft variant do not always notice that somebody else has created a
+    /// chain in the meantime: they take it for their own, and add the rules that belong to
+    /// it once more. Those of the legacy variant have a lock.
+    ///
+    /// # Errors
+    /// When the kernel refuses the lock.
+    pub fn exclude_others(&self) -> Result<Option<Flock<File>>> {
+        if self.variant == Variant::Legacy {
+            return Ok(None);
+        }
+        // The namespace is what the tables belong to, and there is always a file for it.
+        let path = "/proc/thread-self/ns/net";
+        let mut file = File::open(path).with_context(|| format!("open {path}"))?;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusive) {
+                Ok(lock) => return Ok(Some(lock)),
+                Err((again, Errno::EINTR)) => file = again,
+                Err((_, errno)) => return Err(errno).with_context(|| format!("lock {path}")),
+            }
+        }
     }
 
     /// What table `nat` holds.
