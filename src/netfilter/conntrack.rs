@@ -229,7 +229,7 @@ mod tests {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A host 192.0.2.1 and fd00::1, and clients whose flows `conntrack` makes up:
+    /// A host 192.0.2.1 and `fd00::1`, and clients whose flows `conntrack` makes up:
     /// protocol, client, destination and port, who answers.
     fn node(flows: &[(&str, &str, &str, u16, &str)]) {
         unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace for the test");
