@@ -18,6 +18,18 @@ pub fn is_usable() -> bool {
     ask().is_ok_and(|answers| !answers.is_empty())
 }
 
+/// Whether table `table` has the chain. A kernel without `nf_tables` has none. iptables-nft
+/// keeps its chains in such tables too: `ip nat`, `ip6 filter`.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn has_chain(family: Family, table: &str, chain: &str) -> Result<bool> {
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(false);
+    };
+    look_up_chain(&socket, family, table, chain)
+}
+
 /// The names of the chains of `table`.
 ///
 /// # Errors
@@ -43,10 +55,7 @@ pub fn chains(family: Family, table: &str) -> Result<Vec<String>> {
     Ok(names.collect())
 }
 
-/// Whether table `table` has the chain.
-///
-/// # Errors
-/// When the kernel refuses to tell.
+/// As [`has_chain`], over an open socket.
 pub fn look_up_chain(socket: &Socket, family: Family, table: &str, chain: &str) -> Result<bool> {
     let message = NfTablesMessage::GetChain(ChainMessage {
         attributes: vec![
