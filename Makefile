@@ -49,7 +49,7 @@ demo-packages:
 	@sh tests/packages.sh ip=iproute2 ping=iputils-ping
 
 test-packages: demo-packages
-	@sh tests/packages.sh strace=strace tcpdump=tcpdump /usr/lib/cni/host-local=containernetworking-plugins
+	@sh tests/packages.sh strace=strace tcpdump=tcpdump nft=nftables iptables-nft=iptables conntrack=conntrack /usr/lib/cni/host-local=containernetworking-plugins
 
 nextest:
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest

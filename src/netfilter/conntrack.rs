@@ -10,10 +10,8 @@ use std::net::{IpAddr, UdpSocket};
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
-use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, ProtoTuple, Tuple,
-};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED};
+use netlink_packet_netfilter::conntrack::{ConntrackMessage, ConntrackMessageType};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
@@ -30,6 +28,12 @@ const REPLY: u16 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
+
+/// Attributes of one direction of an entry, and of its protocol.
+const ADDRESSES: u16 = 1;
+const PROTOCOL: u16 = 2;
+const NUMBER: u16 = 1;
+const DESTINATION_PORT: u16 = 3;
 
 /// After ADD: forgets the flows to mapped ports of this host that lead elsewhere than to
 /// the container. One that cannot be forgotten is worth a warning, no more.
@@ -116,9 +120,6 @@ struct Entry {
 
 impl Entry {
     fn parse(answer: &[u8]) -> Option<Self> {
-        const ADDRESSES: u16 = 1;
-        const PROTOCOL: u16 = 2;
-        const DESTINATION_PORT: u16 = 3;
         let (original, reply) = (attribute(answer, ORIGINAL)?, attribute(answer, REPLY)?);
         // Kinds 1 and 2 are source and destination of IPv4, 3 and 4 of IPv6.
         let address = |tuple, v4, v6| {
@@ -149,11 +150,13 @@ impl Entry {
     }
 
     fn delete(self) -> ConntrackMessage {
-        let key = self
-            .key
-            .into_iter()
-            .map(|(kind, value)| DefaultNla::new(kind, value));
-        ConntrackMessage::Delete(key.map(ConntrackAttribute::Other).collect())
+        let key = self.key.into_iter();
+        ConntrackMessage::Other {
+            message_type: ConntrackMessageType::Delete.into(),
+            attributes: key
+                .map(|(kind, value)| DefaultNla::new(kind, value))
+                .collect(),
+        }
     }
 }
 
@@ -163,22 +166,28 @@ fn list(socket: &Socket, is_ipv4: bool, protocol: Protocol) -> Result<Vec<Entry>
     /// not look at it and tell everything.
     const ORIGINAL_FLAGS: u16 = 1;
     const PROTOCOL_NUMBER: u32 = 1 << 3;
-    let mut filter = vec![8, 0];
-    filter.extend(ORIGINAL_FLAGS.to_ne_bytes());
-    filter.extend(PROTOCOL_NUMBER.to_ne_bytes());
-    let number = ProtoTuple::Protocol(protocol.number().into());
-    let request = ConntrackMessage::Get(vec![
-        ConntrackAttribute::CtaTupleOrig(vec![Tuple::Proto(vec![number])]),
-        ConntrackAttribute::Other(DefaultNla::new(FILTER | NLA_F_NESTED, filter)),
-    ]);
+    let nested = |kind, inner: DefaultNla| {
+        let mut value = vec![0; inner.buffer_len()];
+        inner.emit(&mut value);
+        DefaultNla::new(kind | NLA_F_NESTED, value)
+    };
+    let number = DefaultNla::new(NUMBER, vec![protocol.number()]);
+    let flags = DefaultNla::new(ORIGINAL_FLAGS, PROTOCOL_NUMBER.to_ne_bytes().into());
+    let request = ConntrackMessage::Other {
+        message_type: ConntrackMessageType::Get.into(),
+        attributes: vec![
+            nested(ORIGINAL, nested(PROTOCOL, number)),
+            nested(FILTER, flags),
+        ],
+    };
     let answers = match socket.dump(&message(is_ipv4, request)) {
         Err(error) if errno(&error) == Some(Errno::EINVAL) => Vec::new(),
         answers => answers.context("list conntrack entries")?,
     };
     let of_protocol = |answer: &&Vec<u8>| {
         let number = attribute(answer, ORIGINAL)
-            .and_then(|tuple| attribute(tuple, 2))
-            .and_then(|tuple| attribute(tuple, 1));
+            .and_then(|tuple| attribute(tuple, PROTOCOL))
+            .and_then(|protocol| attribute(protocol, NUMBER));
         number == Some(&[protocol.number()])
     };
     let entries = answers.iter().filter(of_protocol);
@@ -220,7 +229,7 @@ mod tests {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A host 192.0.2.1 and fd00::1, and clients whose flows `conntrack` makes up:
+    /// A host 192.0.2.1 and `fd00::1`, and clients whose flows `conntrack` makes up:
     /// protocol, client, destination and port, who answers.
     fn node(flows: &[(&str, &str, &str, u16, &str)]) {
         unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace for the test");

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::identity::{Tag, masquerade_comment};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
-use super::shared::{Shared, ensure_shared, in_chain, missing_shared};
+use super::shared::{Shared, Snapshot, ensure_shared, in_chain, missing_shared};
 use super::transaction::{Change, Found};
 use crate::netfilter::{Masquerade, Owner};
 
@@ -91,11 +91,11 @@ pub fn tag(found: &Found) -> Option<Tag> {
     Tag::at_start(found.comment.as_deref()?)
 }
 
-/// What makes exactly `wanted` exist for `owner`, given the rules of the table.
-pub fn ensure(owner: &Owner, wanted: &Masquerade, found: &[Found]) -> Vec<Change> {
-    let mut changes = ensure_shared(TABLE, &shared(), found);
+/// What makes exactly `wanted` exist for `owner`, given all rules of the table.
+pub fn ensure(owner: &Owner, wanted: &Masquerade, there: &Snapshot) -> Vec<Change> {
+    let mut changes = ensure_shared(TABLE, &shared(), there);
     let own = Tag::of(owner);
-    changes.extend(remove(found, |tag| *tag == own));
+    changes.extend(remove(&there.rules, |tag| *tag == own));
     let wanted = rules(owner, wanted).into_iter().rev();
     changes.extend(wanted.map(|rule| Change::Insert(checks(), rule)));
     changes

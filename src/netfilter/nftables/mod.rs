@@ -30,6 +30,7 @@ use self::lookup::look_up_chain;
 pub use self::lookup::{chains, has_chain, is_usable};
 pub use self::ruleset::Family;
 use self::ruleset::{Statement, Table};
+use self::shared::look;
 use self::transaction::{Change, Found, apply, rules};
 use super::socket::Socket;
 use super::{Backend, Masquerade, Owner, PortMaps, conntrack};
@@ -54,8 +55,9 @@ impl Backend for Nftables {
     fn ensure_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
         let socket = Socket::open()?;
         apply(&socket, || {
-            let found = rules(&socket, &masquerade::TABLE, None)?;
-            Ok(masquerade::ensure(owner, wanted, &found))
+            let shared = masquerade::shared();
+            let there = look(&socket, masquerade::TABLE, &shared, &[masquerade::CHECKS])?;
+            Ok(masquerade::ensure(owner, wanted, &there))
         })
     }
 
@@ -95,11 +97,10 @@ impl Backend for Nftables {
             let mut changes = Vec::new();
             taken_over.borrow_mut().clear();
             for plan in &plans {
-                let found = rules(&socket, &plan.table, None)?;
-                changes.extend(plan.ensure(owner, &found));
-                taken_over
-                    .borrow_mut()
-                    .extend(plan.taken_over(owner, &found));
+                let there = plan.look(owner, &socket)?;
+                changes.extend(plan.ensure(owner, &there));
+                let sentences = plan.taken_over(owner, &there.rules);
+                taken_over.borrow_mut().extend(sentences);
             }
             Ok(changes)
         })?;
@@ -186,12 +187,17 @@ impl Nftables {
     pub fn ensure_spoof_check(owner: &Owner, host_end: &str, mac: Mac) -> Result<()> {
         let socket = Socket::open()?;
         apply(&socket, || {
+            let own = spoof_check::chains(owner);
+            let [interface, addresses] = own.clone();
+            let names = [spoof_check::PREROUTING.to_owned(), interface, addresses];
+            let present = present_chains(&socket, &names)?;
             // Without chains of the owner there is no jump to them either: nothing to list.
-            let found = match present_chains(&socket, &spoof_check::chains(owner))?.as_slice() {
-                [] => Vec::new(),
-                _ => rules(&socket, &spoof_check::TABLE, Some(spoof_check::PREROUTING))?,
+            let found = if own.iter().any(|name| present.contains(name)) {
+                rules(&socket, &spoof_check::TABLE, Some(spoof_check::PREROUTING))?
+            } else {
+                Vec::new()
             };
-            Ok(spoof_check::ensure(owner, host_end, mac, &found))
+            Ok(spoof_check::ensure(owner, host_end, mac, &present, &found))
         })
     }
 

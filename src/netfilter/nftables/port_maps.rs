@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
+use anyhow::Result;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::identity::{Tag, port_map_comment};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of};
-use super::shared::{Shared, ensure_shared, in_chain, missing_shared};
-use super::transaction::{Change, Found};
+use super::shared::{Shared, Snapshot, ensure_shared, in_chain, look, missing_shared};
+use super::transaction::{Change, Found, rules};
+use crate::netfilter::socket::Socket;
 use crate::netfilter::{Mapping, Owner, PortMaps, Protocol};
 
 /// Names that other implementations know.
@@ -93,17 +95,31 @@ impl Plan {
         }
     }
 
-    fn shared(&self) -> Vec<Shared> {
-        shared(self.table, self.snat)
+    /// What [`Plan::ensure`] needs to know. The chain that grows fastest is looked at
+    /// only if the owner has rules in another one: without them it has none there.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn look(&self, owner: &Owner, socket: &Socket) -> Result<Snapshot> {
+        let shared = shared(self.table, self.snat);
+        let mut there = look(socket, self.table, &shared, &[HOSTPORTS, HOSTIP_HOSTPORTS])?;
+        if there.rules.iter().any(|rule| is_own(owner, rule)) {
+            there
+                .rules
+                .extend(rules(socket, &self.table, Some(MASQUERADING))?);
+        }
+        Ok(there)
     }
 
-    /// What makes exactly this plan's rules exist for `owner`, given those of the table.
-    pub fn ensure(&self, owner: &Owner, found: &[Found]) -> Vec<Change> {
+    /// What makes exactly this plan's rules exist for `owner`.
+    pub fn ensure(&self, owner: &Owner, there: &Snapshot) -> Vec<Change> {
         let mut changes = Vec::new();
         if !self.hostports.is_empty() {
-            changes.extend(ensure_shared(self.table, &self.shared(), found));
+            let shared = shared(self.table, self.snat);
+            changes.extend(ensure_shared(self.table, &shared, there));
         }
-        changes.extend(remove(self.table, found, |rule| is_own(owner, rule)));
+        let is_own = |rule: &Found| is_own(owner, rule);
+        changes.extend(remove(self.table, &there.rules, is_own));
         for (name, rules) in [
             (HOSTPORTS, &self.hostports),
             (MASQUERADING, &self.masquerading),

@@ -1,7 +1,11 @@
 //! The chains of a table that belong to no owner: they lead packets to the owners' rules.
 
+use anyhow::Result;
+
+use super::lookup::look_up_chain;
 use super::ruleset::{Chain, Rule, Table};
-use super::transaction::{Change, Found};
+use super::transaction::{Change, Found, rules};
+use crate::netfilter::socket::Socket;
 
 /// A chain that must be there.
 #[derive(Debug)]
@@ -20,35 +24,65 @@ impl Shared {
     }
 }
 
-/// What makes the table and its shared chains so, given the rules that the table has.
+/// What there is of a table, as far as an operation needs to know.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    pub rules: Vec<Found>,
+    /// Those of the shared chains that exist.
+    pub chains: Vec<String>,
+}
+
+/// Looks at the `shared` chains of `table`: at the rules of the fixed ones, at those of
+/// the others that are named in `open`, and whether they exist.
 ///
-/// Rules that are right already stay as they are: the kernel waits for a grace period of
-/// its own (10 to 20 ms) wherever a rule is removed.
-pub fn ensure_shared(table: Table, shared: &[Shared], found: &[Found]) -> Vec<Change> {
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn look(socket: &Socket, table: Table, shared: &[Shared], open: &[&str]) -> Result<Snapshot> {
+    let mut snapshot = Snapshot::default();
+    for shared in shared {
+        let name: &str = &shared.chain().name;
+        let is_fixed = matches!(shared, Shared::Fixed(..));
+        let found = if is_fixed || open.contains(&name) {
+            rules(socket, &table, Some(name))?
+        } else {
+            Vec::new()
+        };
+        // What has rules need not be asked for.
+        if !found.is_empty() || look_up_chain(socket, table.family, table.name, name)? {
+            snapshot.chains.push(name.to_owned());
+        }
+        snapshot.rules.extend(found);
+    }
+    Ok(snapshot)
+}
+
+/// What makes the table and its shared chains so.
+///
+/// What is right already is left alone, even where adding it again would do no harm: the
+/// kernel puts off the end of every such change for a grace period (10 to 20 ms), and
+/// whoever made it has to wait for that.
+pub fn ensure_shared(table: Table, shared: &[Shared], there: &Snapshot) -> Vec<Change> {
     let mut changes = vec![Change::AddTable(table)];
-    changes.extend(
-        shared
-            .iter()
-            .map(|shared| Change::AddChain(shared.chain().clone())),
-    );
+    for shared in shared {
+        let chain = shared.chain();
+        if !there.chains.iter().any(|name| *name == chain.name) {
+            changes.push(Change::AddChain(chain.clone()));
+        }
+    }
     for shared in shared {
         let Shared::Fixed(chain, rules) = shared else {
             continue;
         };
-        let there: Vec<_> = in_chain(found, &chain.name)
+        let found: Vec<_> = in_chain(&there.rules, &chain.name)
             .map(Found::statements)
             .collect();
-        if there.len() == rules.len()
-            && there
-                .iter()
-                .zip(rules)
-                .all(|(there, rule)| there.as_ref() == Some(&rule.statements))
-        {
-            continue;
+        let is_right =
+            |(found, wanted): (&Option<_>, &Rule)| found.as_ref() == Some(&wanted.statements);
+        if found.len() != rules.len() || !found.iter().zip(rules).all(is_right) {
+            changes.push(Change::FlushChain(chain.clone()));
+            let rules = rules.iter().cloned();
+            changes.extend(rules.map(|rule| Change::Append(chain.clone(), rule)));
         }
-        changes.push(Change::FlushChain(chain.clone()));
-        let rules = rules.iter().cloned();
-        changes.extend(rules.map(|rule| Change::Append(chain.clone(), rule)));
     }
     changes
 }

@@ -49,25 +49,34 @@ pub fn rules(owner: &Owner, host_end: &str, mac: Mac) -> Vec<(String, Rule)> {
     ]
 }
 
-/// What makes exactly these rules exist. `found` are the rules of [`PREROUTING`] where
-/// the owner has chains already.
-pub fn ensure(owner: &Owner, host_end: &str, mac: Mac, found: &[Found]) -> Vec<Change> {
-    let own = chains(owner);
-    let mut changes = vec![
-        Change::AddTable(TABLE),
-        Change::AddChain(Chain {
-            hook: Some(Hook {
-                kind: "filter",
-                place: Place::Prerouting,
-                priority: -300,
-            }),
-            ..chain(PREROUTING)
+/// What makes exactly these rules exist, given the chains that are `present` of
+/// [`PREROUTING`] and the owner's, and the rules of the former if any of the latter are.
+pub fn ensure(
+    owner: &Owner,
+    host_end: &str,
+    mac: Mac,
+    present: &[String],
+    found: &[Found],
+) -> Vec<Change> {
+    let prerouting = Chain {
+        hook: Some(Hook {
+            kind: "filter",
+            place: Place::Prerouting,
+            priority: -300,
         }),
-    ];
-    changes.extend(own.iter().map(|name| Change::AddChain(chain(name))));
-    let [interface, _] = &own;
-    changes.extend(remove_jumps(interface, found));
-    changes.extend(own.iter().map(|name| Change::FlushChain(chain(name))));
+        ..chain(PREROUTING)
+    };
+    let [interface, addresses] = chains(owner);
+    let mut changes = vec![Change::AddTable(TABLE)];
+    changes.extend(remove_jumps(&interface, found));
+    for chain in [prerouting, chain(&interface), chain(&addresses)] {
+        // Adding one again would do no harm but takes the kernel a grace period.
+        if !present.iter().any(|name| *name == chain.name) {
+            changes.push(Change::AddChain(chain));
+        } else if chain.name != PREROUTING {
+            changes.push(Change::FlushChain(chain));
+        }
+    }
     let rules = rules(owner, host_end, mac).into_iter();
     changes.extend(rules.map(|(name, rule)| Change::Append(chain(&name), rule)));
     changes

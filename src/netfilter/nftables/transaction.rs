@@ -81,14 +81,6 @@ impl fmt::Display for Change {
 }
 
 impl Change {
-    /// Whether it may fail because somebody else removed the thing first.
-    fn is_removal(&self) -> bool {
-        matches!(
-            self,
-            Self::DeleteRule(..) | Self::DeleteChain(_) | Self::FlushChain(_)
-        )
-    }
-
     /// As the kernel takes it, with the flags of the request.
     fn message(&self) -> (NetfilterMessage, u16) {
         let (table, message, flags) = match self {
@@ -291,11 +283,11 @@ pub fn apply(socket: &Socket, plan: impl Fn() -> Result<Vec<Change>>) -> Result<
         };
         let BatchRefused { message, cause } = refused;
         let change = message.and_then(|index| changes.get(index));
-        let raced = match cause.errno {
-            Errno::EBUSY | Errno::EINTR | Errno::EAGAIN | Errno::ERESTART => true,
-            Errno::ENOENT => change.is_some_and(Change::is_removal),
-            _ => false,
-        };
+        // ENOENT: what was there when the plan was made is gone.
+        let raced = matches!(
+            cause.errno,
+            Errno::EBUSY | Errno::EINTR | Errno::EAGAIN | Errno::ERESTART | Errno::ENOENT
+        );
         if !raced || left == 0 {
             let change = change.map_or_else(|| "change the ruleset".to_owned(), Change::to_string);
             return Err(cause).context(format!("nftables: {change}"));
