@@ -9,9 +9,10 @@
 //! and one reading of the lease directory rebuilds it. What it does not say counts only
 //! while it is complete: then the file `complete` has the modification time that the lease
 //! directory has. Whoever adds or removes a lease without telling us (the reference
-//! plugin, an administrator, a process of ours that was killed) changes the latter.
+//! plugin, an administrator, a process of ours that was killed) changes the latter, and
+//! never to what it was: we leave it at a time that lies before our own last change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, FileTimes, OpenOptions};
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -21,11 +22,11 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::lease_dir::Lease;
 use super::owner::Owner;
 use crate::fsutil;
+use crate::hash::sha512_hex;
 
 /// No network is called that: names do not start with a dot.
 const DIR: &str = ".cnibox";
@@ -41,21 +42,20 @@ pub struct Entry {
     container_id: String,
     ifname: Option<String>,
     /// What is known of its leases.
-    pub leases: Vec<Known>,
+    pub leases: BTreeMap<IpAddr, Known>,
 }
 
 /// What is known of one lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
-    pub address: IpAddr,
     /// Which file this is about.
     stamp: String,
     /// The boot in which it was written; empty when that is not known.
-    pub boot: String,
+    boot: String,
 }
 
 impl Entry {
-    fn new(owner: &Owner, leases: Vec<Known>) -> Self {
+    fn new(owner: &Owner, leases: BTreeMap<IpAddr, Known>) -> Self {
         Self {
             container_id: owner.container_id.clone(),
             ifname: owner.ifname.clone(),
@@ -66,14 +66,17 @@ impl Entry {
     /// The boot in which `lease` was written, if that very file is known.
     pub fn boot_of(&self, lease: &Lease) -> Option<&str> {
         self.leases
-            .iter()
-            .find(|known| known.address == lease.ip && known.stamp == lease.stamp)
+            .get(&lease.ip)
+            .filter(|known| known.stamp == lease.stamp)
             .map(|known| known.boot.as_str())
             .filter(|boot| !boot.is_empty())
     }
 
-    fn is_of(&self, owner: &Owner) -> bool {
-        self.container_id == owner.container_id && self.ifname == owner.ifname
+    fn owner(&self) -> Owner {
+        Owner {
+            container_id: self.container_id.clone(),
+            ifname: self.ifname.clone(),
+        }
     }
 }
 
@@ -124,7 +127,7 @@ impl Index {
         let Some(entry) = read(&path)? else {
             return Ok(None);
         };
-        if !entry.is_of(owner) {
+        if entry.owner() != *owner {
             bail!("{} is about somebody else", path.display());
         }
         Ok(Some(entry))
@@ -137,13 +140,13 @@ impl Index {
     pub fn add(&self, owner: &Owner, leases: &[Lease], boot: &str) -> Result<()> {
         let mut entry = self
             .get(owner)?
-            .unwrap_or_else(|| Entry::new(owner, Vec::new()));
-        let news = |known: &Known| leases.iter().any(|lease| lease.ip == known.address);
-        entry.leases.retain(|known| !news(known));
-        entry.leases.extend(leases.iter().map(|lease| Known {
-            address: lease.ip,
-            stamp: lease.stamp.clone(),
-            boot: boot.to_owned(),
+            .unwrap_or_else(|| Entry::new(owner, BTreeMap::new()));
+        entry.leases.extend(leases.iter().map(|lease| {
+            let known = Known {
+                stamp: lease.stamp.clone(),
+                boot: boot.to_owned(),
+            };
+            (lease.ip, known)
         }));
         self.put(owner, &entry)
     }
@@ -156,18 +159,16 @@ impl Index {
         let Some(mut entry) = self.get(owner)? else {
             return Ok(());
         };
-        entry
-            .leases
-            .retain(|known| !addresses.contains(&known.address));
+        entry.leases.retain(|ip, _| !addresses.contains(ip));
         self.put(owner, &entry)
     }
 
     /// Makes the index say what `leases`, all that there are, say. What it knows of them
-    /// already stays known.
+    /// already, according to `entries`, stays known.
     ///
     /// # Errors
     /// When the index cannot be written, or something else stands in its place.
-    pub fn rebuild(&self, leases: &[Lease]) -> Result<()> {
+    pub fn rebuild(&self, leases: &[Lease], entries: &Entries) -> Result<()> {
         self.prepare()?;
         let mut owners: BTreeMap<&Owner, Vec<&Lease>> = BTreeMap::new();
         for lease in leases {
@@ -177,23 +178,22 @@ impl Index {
         }
         let mut files = self.files()?;
         for (owner, leases) in owners {
-            let known = if files.remove(&name(owner)) {
-                // A damaged file is as good as none: it is written anew.
-                self.get(owner).unwrap_or_default()
-            } else {
-                None
-            };
-            let boot_of = |lease| known.as_ref().and_then(|entry| entry.boot_of(lease));
+            let name = name(owner);
+            files.remove(&name);
+            let known = entries.0.get(&name);
+            let boot_of = |lease| known.and_then(|entry| entry.boot_of(lease));
             let leases = leases
                 .iter()
-                .map(|lease| Known {
-                    address: lease.ip,
-                    stamp: lease.stamp.clone(),
-                    boot: boot_of(lease).unwrap_or_default().to_owned(),
+                .map(|lease| {
+                    let known = Known {
+                        stamp: lease.stamp.clone(),
+                        boot: boot_of(lease).unwrap_or_default().to_owned(),
+                    };
+                    (lease.ip, known)
                 })
                 .collect();
             let entry = Entry::new(owner, leases);
-            if known.as_ref() != Some(&entry) {
+            if known != Some(&entry) {
                 self.put(owner, &entry)?;
             }
         }
@@ -203,23 +203,15 @@ impl Index {
         Ok(())
     }
 
-    /// The leases in the index that were written in another boot than `boot`.
-    ///
-    /// # Errors
-    /// When the index cannot be listed; damaged files are passed over.
-    pub fn earlier_than(&self, boot: &str) -> Result<Vec<(IpAddr, String)>> {
-        let mut earlier = Vec::new();
-        for file in self.files()? {
-            if let Ok(Some(entry)) = read(&self.dir.join(file)) {
-                let others = entry.leases.into_iter();
-                earlier.extend(
-                    others
-                        .filter(|known| !known.boot.is_empty() && known.boot != boot)
-                        .map(|known| (known.address, known.stamp)),
-                );
-            }
-        }
-        Ok(earlier)
+    /// Everything in the index. Files that are damaged or in the wrong place say
+    /// nothing, nor does an index that is not there.
+    pub fn entries(&self) -> Entries {
+        let files = self.files().unwrap_or_default().into_iter();
+        let entries = files.filter_map(|name| {
+            let entry = read(&self.dir.join(&name)).ok()??;
+            (self::name(&entry.owner()) == name).then_some((name, entry))
+        });
+        Entries(entries.collect())
     }
 
     /// The names of all files but the mark.
@@ -259,6 +251,29 @@ impl Index {
     }
 }
 
+/// What the index said of everybody, by file name.
+#[derive(Debug, Default)]
+pub struct Entries(HashMap<String, Entry>);
+
+impl Entries {
+    /// The leases as they were when the index was told of them.
+    pub fn leases(&self) -> HashMap<IpAddr, Lease> {
+        let mut leases = HashMap::new();
+        for entry in self.0.values() {
+            let owner = entry.owner();
+            leases.extend(entry.leases.iter().map(|(ip, known)| {
+                let lease = Lease {
+                    ip: *ip,
+                    owner: Some(owner.clone()),
+                    stamp: known.stamp.clone(),
+                };
+                (*ip, lease)
+            }));
+        }
+        leases
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Entry>> {
     fsutil::read(path)?
         .map(|bytes| serde_json::from_slice(&bytes))
@@ -269,18 +284,12 @@ fn read(path: &Path) -> Result<Option<Entry>> {
 /// The file of `owner`: its name as a hash, since any name is too long for some file
 /// system, and a container is not to choose a file name.
 fn name(owner: &Owner) -> String {
-    let digest = Sha256::digest(owner.content());
-    let mut name = String::with_capacity(2 * digest.len());
-    for byte in digest {
-        for nibble in [byte >> 4, byte & 15] {
-            name.extend(char::from_digit(nibble.into(), 16));
-        }
-    }
-    name
+    sha512_hex(&owner.content(), 64)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
     use std::time::Duration;
 
     use super::*;
@@ -313,7 +322,7 @@ mod tests {
         assert_eq!(names.len(), 4);
         assert_eq!(
             name(&owner("abc", None)),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+            "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a"
         );
     }
 
@@ -326,7 +335,7 @@ mod tests {
             owner("2", Some("e")),
             owner("3", None),
         );
-        index.rebuild(&[]).unwrap();
+        index.rebuild(&[], &index.entries()).unwrap();
         index.add(&one, &[lease("10.0.0.2", &one)], "b1").unwrap();
         index.add(&one, &[lease("fd00::2", &one)], "b2").unwrap();
         index.add(&two, &[lease("10.0.0.3", &two)], "b1").unwrap();
@@ -340,16 +349,17 @@ mod tests {
             again.clone(),
             lease("10.0.0.9", &old),
         ];
-        index.rebuild(&now).unwrap();
+        index.rebuild(&now, &index.entries()).unwrap();
         let entry = index.get(&one).unwrap().unwrap();
         assert_eq!(entry.boot_of(&now[0]), Some("b1"));
         assert_eq!(entry.boot_of(&again), None);
         assert_eq!(index.get(&two).unwrap(), None);
         assert_eq!(index.get(&old).unwrap().unwrap().leases.len(), 1);
-        assert_eq!(
-            index.earlier_than("b2").unwrap(),
-            [("10.0.0.2".parse().unwrap(), "1:10.0.0.2".to_owned())]
-        );
+        let known = index.entries().leases();
+        assert_eq!(known.len(), now.len());
+        for lease in &now {
+            assert_eq!(known.get(&lease.ip), Some(lease));
+        }
 
         let both = now.iter().map(|lease| lease.ip).collect();
         index.forget(&one, &both).unwrap();
@@ -358,23 +368,39 @@ mod tests {
     }
 
     #[test]
+    fn rebuilding_leaves_alone_what_is_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::new(dir.path(), "n");
+        let one = owner("1", Some("e"));
+        let leases = [lease("fd00::2", &one), lease("10.0.0.2", &one)];
+        index.rebuild(&[], &index.entries()).unwrap();
+        index.add(&one, &leases, "b").unwrap();
+        let file = || fs::metadata(index.dir.join(name(&one))).unwrap().ino();
+        let before = file();
+        for leases in [leases.clone(), [leases[1].clone(), leases[0].clone()]] {
+            index.rebuild(&leases, &index.entries()).unwrap();
+            assert_eq!(file(), before);
+        }
+    }
+
+    #[test]
     fn damage_is_noticed_and_mended() {
         let dir = tempfile::tempdir().unwrap();
         let index = Index::new(dir.path(), "n");
         let one = owner("1", Some("e"));
         let leases = [lease("10.0.0.2", &one)];
-        index.rebuild(&leases).unwrap();
+        index.rebuild(&leases, &index.entries()).unwrap();
         let path = index.dir.join(name(&one));
         let whole = fs::read(&path).unwrap();
         for length in [0, 1, whole.len() - 1] {
             fs::write(&path, &whole[..length]).unwrap();
             assert!(index.get(&one).is_err(), "{length}");
-            index.rebuild(&leases).unwrap();
+            index.rebuild(&leases, &index.entries()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
         }
         fs::write(
             &path,
-            serde_json::to_vec(&Entry::new(&owner("2", None), Vec::new())).unwrap(),
+            serde_json::to_vec(&Entry::new(&owner("2", None), BTreeMap::new())).unwrap(),
         )
         .unwrap();
         assert!(index.get(&one).is_err());
@@ -386,7 +412,7 @@ mod tests {
         let index = Index::new(dir.path(), "n");
         let now = SystemTime::now();
         assert!(!index.is_complete(now));
-        index.rebuild(&[]).unwrap();
+        index.rebuild(&[], &index.entries()).unwrap();
         assert!(!index.is_complete(now));
         index.mark_complete(now).unwrap();
         assert!(index.is_complete(now));
@@ -400,7 +426,11 @@ mod tests {
         let elsewhere = dir.path().join("elsewhere");
         fs::create_dir(&elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, dir.path().join(DIR)).unwrap();
-        assert!(Index::new(dir.path(), "n").rebuild(&[]).is_err());
+        assert!(
+            Index::new(dir.path(), "n")
+                .rebuild(&[], &Entries::default())
+                .is_err()
+        );
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
     }
 }
