@@ -13,6 +13,7 @@
 //! never to what it was: we leave it at a time that lies before our own last change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, FileTimes, OpenOptions};
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -164,24 +165,24 @@ impl Index {
     }
 
     /// Makes the index say what `leases`, all that there are, say. What it knows of them
-    /// already, according to `entries`, stays known.
+    /// already, which is `entries`, stays known.
     ///
     /// # Errors
     /// When the index cannot be written, or something else stands in its place.
-    pub fn rebuild(&self, leases: &[Lease], entries: &Entries) -> Result<()> {
+    pub fn rebuild(&self, leases: &[Lease], mut entries: Entries) -> Result<()> {
         self.prepare()?;
+        for file in &entries.damaged {
+            fsutil::remove(&self.dir.join(file))?;
+        }
         let mut owners: BTreeMap<&Owner, Vec<&Lease>> = BTreeMap::new();
         for lease in leases {
             if let Some(owner) = &lease.owner {
                 owners.entry(owner).or_default().push(lease);
             }
         }
-        let mut files = self.files()?;
         for (owner, leases) in owners {
-            let name = name(owner);
-            files.remove(&name);
-            let known = entries.0.get(&name);
-            let boot_of = |lease| known.and_then(|entry| entry.boot_of(lease));
+            let known = entries.whole.remove(owner);
+            let boot_of = |lease| known.as_ref().and_then(|entry| entry.boot_of(lease));
             let leases = leases
                 .iter()
                 .map(|lease| {
@@ -193,36 +194,40 @@ impl Index {
                 })
                 .collect();
             let entry = Entry::new(owner, leases);
-            if known != Some(&entry) {
+            if known.as_ref() != Some(&entry) {
                 self.put(owner, &entry)?;
             }
         }
-        for stale in files {
-            fsutil::remove(&self.dir.join(stale))?;
+        for gone in entries.whole.keys() {
+            fsutil::remove(&self.dir.join(name(gone)))?;
         }
         Ok(())
     }
 
-    /// Everything in the index. Files that are damaged or in the wrong place say
-    /// nothing, nor does an index that is not there.
-    pub fn entries(&self) -> Entries {
-        let files = self.files().unwrap_or_default().into_iter();
-        let entries = files.filter_map(|name| {
-            let entry = read(&self.dir.join(&name)).ok()??;
-            (self::name(&entry.owner()) == name).then_some((name, entry))
-        });
-        Entries(entries.collect())
-    }
-
-    /// The names of all files but the mark.
-    fn files(&self) -> Result<BTreeSet<String>> {
+    /// Everything in the index.
+    ///
+    /// # Errors
+    /// When it cannot be listed; one that does not exist is empty.
+    pub fn entries(&self) -> Result<Entries> {
         let reading = || format!("read {}", self.dir.display());
-        let mut files = BTreeSet::new();
-        for entry in fs::read_dir(&self.dir).with_context(reading)? {
-            let name = entry.with_context(reading)?.file_name();
-            files.extend(name.into_string().ok().filter(|name| name != COMPLETE));
+        let mut entries = Entries::default();
+        let files = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(entries),
+            files => files.with_context(reading)?,
+        };
+        for file in files {
+            let file = file.with_context(reading)?.file_name();
+            if file == COMPLETE {
+                continue;
+            }
+            match read(&self.dir.join(&file)) {
+                Ok(Some(entry)) if *name(&entry.owner()) == *file => {
+                    entries.whole.insert(entry.owner(), entry);
+                }
+                _ => entries.damaged.push(file),
+            }
         }
-        Ok(files)
+        Ok(entries)
     }
 
     fn prepare(&self) -> Result<()> {
@@ -251,16 +256,19 @@ impl Index {
     }
 }
 
-/// What the index said of everybody, by file name.
+/// What the index says of everybody.
 #[derive(Debug, Default)]
-pub struct Entries(HashMap<String, Entry>);
+pub struct Entries {
+    whole: HashMap<Owner, Entry>,
+    /// Files that say nothing, or stand in the place of another.
+    damaged: Vec<OsString>,
+}
 
 impl Entries {
     /// The leases as they were when the index was told of them.
     pub fn leases(&self) -> HashMap<IpAddr, Lease> {
         let mut leases = HashMap::new();
-        for entry in self.0.values() {
-            let owner = entry.owner();
+        for (owner, entry) in &self.whole {
             leases.extend(entry.leases.iter().map(|(ip, known)| {
                 let lease = Lease {
                     ip: *ip,
@@ -335,7 +343,7 @@ mod tests {
             owner("2", Some("e")),
             owner("3", None),
         );
-        index.rebuild(&[], &index.entries()).unwrap();
+        index.rebuild(&[], index.entries().unwrap()).unwrap();
         index.add(&one, &[lease("10.0.0.2", &one)], "b1").unwrap();
         index.add(&one, &[lease("fd00::2", &one)], "b2").unwrap();
         index.add(&two, &[lease("10.0.0.3", &two)], "b1").unwrap();
@@ -349,13 +357,13 @@ mod tests {
             again.clone(),
             lease("10.0.0.9", &old),
         ];
-        index.rebuild(&now, &index.entries()).unwrap();
+        index.rebuild(&now, index.entries().unwrap()).unwrap();
         let entry = index.get(&one).unwrap().unwrap();
         assert_eq!(entry.boot_of(&now[0]), Some("b1"));
         assert_eq!(entry.boot_of(&again), None);
         assert_eq!(index.get(&two).unwrap(), None);
         assert_eq!(index.get(&old).unwrap().unwrap().leases.len(), 1);
-        let known = index.entries().leases();
+        let known = index.entries().unwrap().leases();
         assert_eq!(known.len(), now.len());
         for lease in &now {
             assert_eq!(known.get(&lease.ip), Some(lease));
@@ -364,7 +372,7 @@ mod tests {
         let both = now.iter().map(|lease| lease.ip).collect();
         index.forget(&one, &both).unwrap();
         assert_eq!(index.get(&one).unwrap(), None);
-        assert_eq!(index.files().unwrap().len(), 1);
+        assert_eq!(index.entries().unwrap().whole.len(), 1);
     }
 
     #[test]
@@ -373,12 +381,12 @@ mod tests {
         let index = Index::new(dir.path(), "n");
         let one = owner("1", Some("e"));
         let leases = [lease("fd00::2", &one), lease("10.0.0.2", &one)];
-        index.rebuild(&[], &index.entries()).unwrap();
+        index.rebuild(&[], index.entries().unwrap()).unwrap();
         index.add(&one, &leases, "b").unwrap();
         let file = || fs::metadata(index.dir.join(name(&one))).unwrap().ino();
         let before = file();
         for leases in [leases.clone(), [leases[1].clone(), leases[0].clone()]] {
-            index.rebuild(&leases, &index.entries()).unwrap();
+            index.rebuild(&leases, index.entries().unwrap()).unwrap();
             assert_eq!(file(), before);
         }
     }
@@ -389,13 +397,13 @@ mod tests {
         let index = Index::new(dir.path(), "n");
         let one = owner("1", Some("e"));
         let leases = [lease("10.0.0.2", &one)];
-        index.rebuild(&leases, &index.entries()).unwrap();
+        index.rebuild(&leases, index.entries().unwrap()).unwrap();
         let path = index.dir.join(name(&one));
         let whole = fs::read(&path).unwrap();
         for length in [0, 1, whole.len() - 1] {
             fs::write(&path, &whole[..length]).unwrap();
             assert!(index.get(&one).is_err(), "{length}");
-            index.rebuild(&leases, &index.entries()).unwrap();
+            index.rebuild(&leases, index.entries().unwrap()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
         }
         fs::write(
@@ -412,12 +420,12 @@ mod tests {
         let index = Index::new(dir.path(), "n");
         let now = SystemTime::now();
         assert!(!index.is_complete(now));
-        index.rebuild(&[], &index.entries()).unwrap();
+        index.rebuild(&[], index.entries().unwrap()).unwrap();
         assert!(!index.is_complete(now));
         index.mark_complete(now).unwrap();
         assert!(index.is_complete(now));
         assert!(!index.is_complete(now + Duration::from_nanos(1)));
-        assert_eq!(index.files().unwrap().len(), 0);
+        assert!(index.entries().unwrap().damaged.is_empty());
     }
 
     #[test]
@@ -428,7 +436,7 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, dir.path().join(DIR)).unwrap();
         assert!(
             Index::new(dir.path(), "n")
-                .rebuild(&[], &Entries::default())
+                .rebuild(&[], Entries::default())
                 .is_err()
         );
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);

@@ -145,13 +145,14 @@ impl Store {
     /// Code 5 when the directory cannot be read.
     pub fn scan(&mut self) -> Result<Vec<Lease>> {
         let entries = if self.indexed {
-            Entries::default()
+            Ok(Entries::default())
         } else {
             self.index.entries()
         };
+        let known = entries.as_ref().map(Entries::leases).unwrap_or_default();
         let found = self
             .leases
-            .scan(&entries.leases())
+            .scan(&known)
             .with_context(|| coded(Code::Io, "read the recorded leases"))?;
         for leftover in &found.leftovers {
             if let Err(error) = fsutil::remove(leftover) {
@@ -160,7 +161,7 @@ impl Store {
         }
         if !self.indexed {
             self.indexed = true;
-            let rebuilt = self.index.rebuild(&found.leases, &entries);
+            let rebuilt = entries.and_then(|known| self.index.rebuild(&found.leases, known));
             self.note(rebuilt);
         }
         Ok(found.leases)
