@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 /// How the names of files begin that are still being written.
@@ -35,22 +36,9 @@ impl Aside {
     fn write(beside: &Path, mode: u32, bytes: &[u8], durable: bool) -> Result<Self> {
         loop {
             let aside = Self::name(beside)?;
-            // O_EXCL: never follows or reuses what somebody else put there.
-            let opened = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(mode)
-                .open(&aside);
-            let mut file = match opened {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                opened => opened.with_context(|| format!("create {}", aside.display()))?,
-            };
-            let aside = Self(aside);
-            file.write_all(bytes)
-                .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
-                .and_then(|()| if durable { file.sync_all() } else { Ok(()) })
-                .with_context(|| format!("write {}", aside.0.display()))?;
-            return Ok(aside);
+            if create_in_place(&aside, mode, bytes, durable)? {
+                return Ok(Self(aside));
+            }
         }
     }
 
@@ -74,6 +62,31 @@ impl Drop for Aside {
         // After a rename there is nothing left, and otherwise nothing more to do.
         drop(fs::remove_file(&self.0));
     }
+}
+
+/// Creates `path` and fills it, for all to see; `false` when it exists. After an error it
+/// is gone again.
+fn create_in_place(path: &Path, mode: u32, bytes: &[u8], durable: bool) -> Result<bool> {
+    // O_EXCL: never follows or reuses what somebody else put there.
+    let opened = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path);
+    let mut file = match opened {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
+        opened => opened.with_context(|| format!("create {}", path.display()))?,
+    };
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
+        .and_then(|()| if durable { file.sync_all() } else { Ok(()) });
+    if written.is_err() {
+        // Why it could not be written says more than why it stays.
+        drop(fs::remove_file(path));
+    }
+    written.with_context(|| format!("write {}", path.display()))?;
+    Ok(true)
 }
 
 fn parent(path: &Path) -> &Path {
@@ -137,6 +150,9 @@ pub fn sweep(dir: &Path) -> Result<()> {
 
 /// Makes `path` appear whole unless it exists; `false` when it does.
 ///
+/// Some file systems have no hard links. There the file is created in place, and whoever
+/// looks without the caller's lock, or after it was killed, can find it unfinished.
+///
 /// # Errors
 /// As [`replace`].
 pub fn create_new(path: &Path, mode: u32, bytes: &[u8]) -> Result<bool> {
@@ -144,6 +160,16 @@ pub fn create_new(path: &Path, mode: u32, bytes: &[u8]) -> Result<bool> {
     match fs::hard_link(&aside.0, path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error)
+            if error
+                .raw_os_error()
+                .map(Errno::from_raw)
+                .is_some_and(|errno| {
+                    matches!(errno, Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS)
+                }) =>
+        {
+            create_in_place(path, mode, bytes, false)
+        }
         Err(error) => Err(error).with_context(|| format!("create {}", path.display())),
     }
 }
@@ -208,7 +234,7 @@ pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
     loop {
         match Flock::lock(file, FlockArg::LockExclusive) {
             Ok(lock) => return Ok(Lock { _held: lock }),
-            Err((again, nix::errno::Errno::EINTR)) => file = again,
+            Err((again, Errno::EINTR)) => file = again,
             Err((_, errno)) => {
                 return Err(errno).with_context(|| format!("lock {}", path.display()));
             }

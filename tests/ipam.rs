@@ -417,8 +417,12 @@ fn wrong_configurations_are_code_7_and_make_nothing() {
             "ipam.routes[0].dst: is missing",
         ),
     ] {
+        let no_ranges = ipam == json!({});
         let config = config(ipam);
         for command in ["ADD", "CHECK", "STATUS"] {
+            if no_ranges && command == "STATUS" {
+                continue;
+            }
             let (code, found, _) = call(&node, "abc").run(command, &config).error();
             assert_eq!(code, 7, "{command} {config}: {found}");
             assert!(found.starts_with(msg), "{found}");
@@ -636,6 +640,41 @@ fn requested_addresses() {
 }
 
 #[test]
+fn a_gateway_of_another_set_is_not_handed_out() {
+    let node = Node::new();
+    let config = config(json!({"ranges": [
+        [{"subnet": "10.0.0.0/30", "rangeEnd": "10.0.0.3"}],
+        [{"subnet": "10.1.0.0/24", "gateway": "10.0.0.2"}],
+    ]}));
+    assert_eq!(
+        addresses(&add(&node, "abc", &config)),
+        ["10.0.0.3/30", "10.1.0.1/24"]
+    );
+    let asked = call(&node, "def").env("CNI_ARGS", "IP=10.0.0.2");
+    let (_, msg, _) = asked.run("ADD", &config).error();
+    assert!(
+        msg.contains("10.0.0.2 is a gateway of range set 10.1.0.1-10.1.0.254"),
+        "{msg}"
+    );
+    assert_eq!(call(&node, "x").run("STATUS", &config).error().0, 50);
+}
+
+#[test]
+fn an_id_as_long_as_it_likes() {
+    let node = Node::new();
+    let mut config = subnet("10.0.0.0/24");
+    let id = "a".repeat(5000);
+    let run = |command: &str, config: &Value| call(&node, &id).run(command, config);
+    addresses(&run("ADD", &config));
+    run("CHECK", &config).silent();
+    config["cni.dev/valid-attachments"] = json!([{"containerID": id, "ifname": "eth0"}]);
+    run("GC", &config).silent();
+    assert_eq!(leases(), ["10.0.0.2"]);
+    run("DEL", &config).silent();
+    assert_eq!(leases(), [""; 0]);
+}
+
+#[test]
 fn several_sets_give_all_or_nothing() {
     let node = Node::new();
     let config = config(json!({"ranges": [
@@ -801,6 +840,10 @@ fn many_leases() {
     // found to belong to `def`.
     fs::write(dir().join("10.0.0.99"), "def\r\neth0").unwrap();
     assert_eq!(addresses(&add(&node, "def", &config)), ["10.0.39.19/16"]);
+    // Nor does a DEL that finds nothing.
+    fs::write(dir().join("10.0.0.99"), "nobody\r\neth0").unwrap();
+    call(&node, "nobody").run("DEL", &config).silent();
+    assert!(dir().join("10.0.0.99").exists());
     fs::write(dir().join("10.0.0.99"), "container-99\r\neth0").unwrap();
     call(&node, "container-78").run("DEL", &config).silent();
     assert!(!dir().join("10.0.0.78").exists());
@@ -844,6 +887,24 @@ fn status_looks_at_the_directory() {
     let fine = config(json!({"subnet": "10.0.0.0/24", "dataDir": "/run/a/b"}));
     call(&node, "x").run("STATUS", &fine).silent();
     assert!(!Path::new("/run/a").exists());
+}
+
+#[test]
+fn status_is_not_told_the_ranges_of_the_runtime() {
+    let node = Node::new();
+    fs::write("/run/file", "").unwrap();
+    let status = |ipam: Value| {
+        let mut config = config(ipam);
+        config["capabilities"] = json!({"ipRanges": true});
+        call(&node, "x").run("STATUS", &config)
+    };
+    status(json!({"type": "host-local"})).silent();
+    for unavailable in [
+        json!({"resolvConf": "/nowhere"}),
+        json!({"dataDir": "/run/file"}),
+    ] {
+        assert_eq!(status(unavailable).error().0, 50);
+    }
 }
 
 #[test]
@@ -925,4 +986,146 @@ fn one_container_deleted_many_times_at_once() {
         }
     });
     assert_eq!(leases(), [""; 0]);
+}
+
+/// The same call under strace, with these options.
+fn traced(node: &Node, id: &str, options: &str) -> Call {
+    let script = node.dir.path().join("traced");
+    let plugin = node.bin.join("host-local");
+    let line = format!(
+        "exec strace -f -qqq -o /run/trace $OPTIONS {}",
+        plugin.display()
+    );
+    fs::write(&script, format!("#!/bin/sh\n{line}\n")).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    call(node, id).executable(script).env("OPTIONS", options)
+}
+
+/// The system calls that can change a file. Those that not every machine has are marked.
+const CHANGES: &str = "?open,openat,write,?link,linkat,?unlink,unlinkat,?rename,?renameat,\
+    renameat2,?mkdir,mkdirat,fchmod,utimensat";
+
+/// Where a call can be stopped once it holds the lock: before each change, named by system
+/// call and how many of the kind it is.
+fn points(node: &Node, id: &str, command: &str, config: &Value) -> Vec<(String, usize)> {
+    let options = format!("-e trace=flock,{CHANGES}");
+    assert!(traced(node, id, &options).run(command, config).ok);
+    let trace = fs::read_to_string("/run/trace").unwrap();
+    let mut seen: Vec<String> = Vec::new();
+    let mut points = Vec::new();
+    for line in trace.lines() {
+        let (call, _) = line.split_once('(').unwrap();
+        let name = call.split_whitespace().last().unwrap().to_owned();
+        seen.push(name.clone());
+        if seen.contains(&"flock".to_owned()) && name != "flock" {
+            let count = seen.iter().filter(|other| **other == name).count();
+            points.push((name, count));
+        }
+    }
+    points
+}
+
+/// Kills `command` for container `killed` before each of its changes, after `prepare`.
+/// Whatever it left, no address is given twice, and DEL leaves the leases of `keep`.
+fn kill_everywhere(node: &Node, command: &str, keep: &[&str], prepare: impl Fn()) {
+    let config = subnet("10.0.0.0/24");
+    let del = |id: &str| call(node, id).run("DEL", &config).silent();
+    prepare();
+    let points = points(node, "killed", command, &config);
+    assert!(points.len() > 5, "{points:?}");
+    for (name, count) in points {
+        let point = format!("{command}, {name} {count}");
+        del("killed");
+        prepare();
+        let options = format!("-e trace={name} -e inject={name}:signal=KILL:when={count}");
+        let output = traced(node, "killed", &options).run(command, &config);
+        assert!(!output.ok, "{point} is not reached: {output:?}");
+        let held = leases();
+        for ip in &held {
+            let content = fs::read_to_string(dir().join(ip)).unwrap();
+            let whole = ["keep\r\neth0", "killed\r\neth0"].contains(&content.as_str());
+            assert!(whole, "{point}: {ip} holds {content:?}");
+        }
+        let given = addresses(&add(node, "next", &config)).remove(0);
+        let given = given.trim_end_matches("/24").to_owned();
+        assert!(!held.contains(&given), "{point}: {given} twice");
+        del("killed");
+        del("next");
+        let mut left = names(&dir());
+        left.retain(|name| !["last_reserved_ip.0", "lock"].contains(&name.as_str()));
+        assert_eq!(left, keep, "{point}");
+        assert_eq!(index_files().len(), keep.len(), "{point}");
+        if !keep.is_empty() {
+            call(node, "keep").run("CHECK", &config).silent();
+        }
+    }
+}
+
+#[test]
+fn a_first_add_may_be_killed_anywhere() {
+    let node = Node::new();
+    let nothing_yet = || {
+        if Path::new("/var/lib/cni").exists() {
+            fs::remove_dir_all("/var/lib/cni").unwrap();
+        }
+    };
+    kill_everywhere(&node, "ADD", &[], nothing_yet);
+}
+
+#[test]
+fn a_later_add_may_be_killed_anywhere() {
+    let node = Node::new();
+    addresses(&add(&node, "keep", &subnet("10.0.0.0/24")));
+    kill_everywhere(&node, "ADD", &["10.0.0.2"], || {});
+}
+
+#[test]
+fn a_del_may_be_killed_anywhere() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/24");
+    addresses(&add(&node, "keep", &config));
+    let have_it = || drop(addresses(&add(&node, "killed", &config)));
+    kill_everywhere(&node, "DEL", &["10.0.0.2"], have_it);
+}
+
+#[test]
+fn an_address_is_free_after_its_lease_could_not_be_read() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/24");
+    let lease = dir().join("10.0.0.2");
+    let options = format!(
+        "-P {} -e trace=?open,openat -e inject=?open,openat:error=EIO",
+        lease.display()
+    );
+    let (code, _, details) = traced(&node, "abc", &options).run("ADD", &config).error();
+    assert_eq!(code, 5);
+    assert!(
+        details.contains("open /var/lib/cni/networks/net/10.0.0.2"),
+        "{details}"
+    );
+    assert_eq!(leases(), [""; 0]);
+    assert_eq!(addresses(&add(&node, "def", &config)).len(), 1);
+}
+
+#[test]
+fn a_file_system_without_hard_links_will_do() {
+    let node = Node::new();
+    let config = subnet("10.0.0.0/24");
+    for error in ["EPERM", "EOPNOTSUPP", "ENOSYS"] {
+        let options = format!("-e trace=?link,linkat -e inject=?link,linkat:error={error}");
+        let run = |command: &str| traced(&node, "abc", &options).run(command, &config);
+        let given = addresses(&run("ADD"));
+        let lease = dir().join(given[0].trim_end_matches("/24"));
+        assert_eq!(
+            fs::read_to_string(&lease).unwrap(),
+            "abc\r\neth0",
+            "{error}"
+        );
+        let mode = fs::metadata(&lease).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert_eq!(names(&dir()).len(), 3, "{error}");
+        assert!(!run("ADD").ok, "{error}");
+        run("DEL").silent();
+        assert_eq!(leases(), [""; 0]);
+    }
 }

@@ -1,5 +1,5 @@
-//! The order in which addresses are tried (behaviour 6.3). Pure: who holds what is the
-//! store's business.
+//! The order in which addresses are tried (behaviour 6.3). Pure: which are taken or are
+//! gateways is the caller's business.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use ipnet::{IpAddrRange, Ipv4AddrRange, Ipv6AddrRange};
 use super::range::Range;
 use super::range_set::RangeSet;
 
-/// Every address of `set` that may be handed out, each once: from the one after `last`
+/// Every address of `set`, each once: from the one after `last`
 /// (the one reserved last) round to `last` itself, so that a freed address rests as long
 /// as possible. From the beginning where `last` is not in the set.
 pub fn candidates(
@@ -35,10 +35,7 @@ pub fn candidates(
     } else {
         stretches.extend(ranges.iter().filter_map(whole));
     }
-    stretches
-        .into_iter()
-        .flatten()
-        .filter(|ip| !set.has_gateway(*ip))
+    stretches.into_iter().flatten()
 }
 
 /// Both ends included; nothing between two versions.
@@ -84,12 +81,12 @@ mod tests {
     #[test]
     fn round_robin_after_the_last_one() {
         let one = set(&[["10.0.0.0/29", "", "", ""]]);
-        assert_eq!(order(&one, ""), [2, 3, 4, 5, 6]);
-        assert_eq!(order(&one, "10.0.0.4"), [5, 6, 2, 3, 4]);
-        assert_eq!(order(&one, "10.0.0.6"), [2, 3, 4, 5, 6]);
-        assert_eq!(order(&one, "10.0.0.1"), [2, 3, 4, 5, 6]);
-        assert_eq!(order(&one, "10.9.0.4"), [2, 3, 4, 5, 6]);
-        assert_eq!(order(&one, "fd00::4"), [2, 3, 4, 5, 6]);
+        assert_eq!(order(&one, ""), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(order(&one, "10.0.0.4"), [5, 6, 1, 2, 3, 4]);
+        assert_eq!(order(&one, "10.0.0.6"), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(order(&one, "10.0.0.1"), [2, 3, 4, 5, 6, 1]);
+        assert_eq!(order(&one, "10.9.0.4"), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(order(&one, "fd00::4"), [1, 2, 3, 4, 5, 6]);
     }
 
     #[test]
@@ -99,19 +96,17 @@ mod tests {
             ["10.0.0.0/24", "10.0.0.3", "10.0.0.4", ""],
             ["10.0.1.0/24", "10.0.1.1", "10.0.1.2", ""],
         ]);
-        assert_eq!(order(&three, ""), [10, 11, 12, 3, 4, 2]);
-        assert_eq!(order(&three, "10.0.0.3"), [4, 2, 10, 11, 12, 3]);
-        assert_eq!(order(&three, "10.0.1.2"), [10, 11, 12, 3, 4, 2]);
+        assert_eq!(order(&three, ""), [10, 11, 12, 3, 4, 1, 2]);
+        assert_eq!(order(&three, "10.0.0.3"), [4, 1, 2, 10, 11, 12, 3]);
+        assert_eq!(order(&three, "10.0.1.2"), [10, 11, 12, 3, 4, 1, 2]);
     }
 
     #[test]
-    fn no_gateway_and_nothing_past_the_end() {
-        let only_the_gateway = set(&[["10.0.0.0/24", "10.0.0.2", "10.0.0.2", "10.0.0.2"]]);
-        assert_eq!(order(&only_the_gateway, ""), [0; 0]);
+    fn nothing_past_the_end() {
         let all = set(&[["fd00::/126", "fd00::", "", ""]]);
-        assert_eq!(order(&all, ""), [0, 2, 3]);
+        assert_eq!(order(&all, ""), [0, 1, 2, 3]);
         let top = set(&[["255.255.255.252/30", "", "255.255.255.255", ""]]);
-        assert_eq!(order(&top, "255.255.255.254"), [255, 254]);
+        assert_eq!(order(&top, "255.255.255.254"), [255, 253, 254]);
     }
 
     #[test]
@@ -119,7 +114,7 @@ mod tests {
         let huge = set(&[["fd00::/16", "", "", ""]]);
         assert_eq!(
             candidates(&huge, None).next(),
-            Some("fd00::2".parse().unwrap())
+            Some("fd00::1".parse().unwrap())
         );
     }
 }

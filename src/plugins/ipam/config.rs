@@ -108,15 +108,23 @@ impl Settings {
     /// Code 6 for a wrong type, code 7 for what is wrong otherwise: the first problem is
     /// the message, the others are the details.
     pub fn read(config: &Config) -> Result<Self> {
+        let settings = Self::read_for_status(config)?;
+        if settings.sets.is_empty() {
+            return Err(coded(Code::Config, line(&no_ranges(""))).into());
+        }
+        Ok(settings)
+    }
+
+    /// As [`Self::read`], except that there need be no ranges: STATUS is not told those
+    /// that come from the runtime.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_for_status(config: &Config) -> Result<Self> {
         let document: Document = config.read()?;
         let mut problems = Vec::new();
         let settings = resolve(&document, config.version, "", &mut problems);
-        if problems.is_empty() && settings.sets.is_empty() {
-            problems.push(no_ranges(""));
-        }
-        let mut lines = problems
-            .into_iter()
-            .map(|problem| format!("{}: {}", problem.path, problem.message));
+        let mut lines = problems.iter().map(line);
         match lines.next() {
             None => Ok(settings),
             Some(first) => {
@@ -128,6 +136,12 @@ impl Settings {
                 })
             }
         }
+    }
+
+    /// The range set that `ip` is a gateway of, if any: gateways are never handed out, not
+    /// even from another set.
+    pub fn set_with_gateway(&self, ip: IpAddr) -> Option<&RangeSet> {
+        self.sets.iter().find(|set| set.has_gateway(ip))
     }
 
     /// The addresses asked for in `CNI_ARGS` (`IP=`), then those of the configuration.
@@ -223,6 +237,10 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
         }
     }
     found
+}
+
+fn line(problem: &Problem) -> String {
+    format!("{}: {}", problem.path, problem.message)
 }
 
 /// Nothing to hand out: neither `ranges` nor `subnet` nor, from the runtime, `ipRanges`.

@@ -9,9 +9,11 @@
 //! and one reading of the lease directory rebuilds it. What it does not say counts only
 //! while it is complete: then the file `complete` has the modification time that the lease
 //! directory has. Whoever adds or removes a lease without telling us (the reference
-//! plugin, an administrator, a process of ours that was killed) changes the latter.
+//! plugin, an administrator, a process of ours that was killed) changes the latter, and
+//! never to what it was: we leave it at a time that lies before our own last change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, FileTimes, OpenOptions};
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -21,11 +23,11 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::lease_dir::Lease;
 use super::owner::Owner;
 use crate::fsutil;
+use crate::hash::sha512_hex;
 
 /// No network is called that: names do not start with a dot.
 const DIR: &str = ".cnibox";
@@ -41,21 +43,20 @@ pub struct Entry {
     container_id: String,
     ifname: Option<String>,
     /// What is known of its leases.
-    pub leases: Vec<Known>,
+    pub leases: BTreeMap<IpAddr, Known>,
 }
 
 /// What is known of one lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
-    pub address: IpAddr,
     /// Which file this is about.
     stamp: String,
     /// The boot in which it was written; empty when that is not known.
-    pub boot: String,
+    boot: String,
 }
 
 impl Entry {
-    fn new(owner: &Owner, leases: Vec<Known>) -> Self {
+    fn new(owner: &Owner, leases: BTreeMap<IpAddr, Known>) -> Self {
         Self {
             container_id: owner.container_id.clone(),
             ifname: owner.ifname.clone(),
@@ -66,14 +67,17 @@ impl Entry {
     /// The boot in which `lease` was written, if that very file is known.
     pub fn boot_of(&self, lease: &Lease) -> Option<&str> {
         self.leases
-            .iter()
-            .find(|known| known.address == lease.ip && known.stamp == lease.stamp)
+            .get(&lease.ip)
+            .filter(|known| known.stamp == lease.stamp)
             .map(|known| known.boot.as_str())
             .filter(|boot| !boot.is_empty())
     }
 
-    fn is_of(&self, owner: &Owner) -> bool {
-        self.container_id == owner.container_id && self.ifname == owner.ifname
+    fn owner(&self) -> Owner {
+        Owner {
+            container_id: self.container_id.clone(),
+            ifname: self.ifname.clone(),
+        }
     }
 }
 
@@ -124,7 +128,7 @@ impl Index {
         let Some(entry) = read(&path)? else {
             return Ok(None);
         };
-        if !entry.is_of(owner) {
+        if entry.owner() != *owner {
             bail!("{} is about somebody else", path.display());
         }
         Ok(Some(entry))
@@ -137,13 +141,13 @@ impl Index {
     pub fn add(&self, owner: &Owner, leases: &[Lease], boot: &str) -> Result<()> {
         let mut entry = self
             .get(owner)?
-            .unwrap_or_else(|| Entry::new(owner, Vec::new()));
-        let news = |known: &Known| leases.iter().any(|lease| lease.ip == known.address);
-        entry.leases.retain(|known| !news(known));
-        entry.leases.extend(leases.iter().map(|lease| Known {
-            address: lease.ip,
-            stamp: lease.stamp.clone(),
-            boot: boot.to_owned(),
+            .unwrap_or_else(|| Entry::new(owner, BTreeMap::new()));
+        entry.leases.extend(leases.iter().map(|lease| {
+            let known = Known {
+                stamp: lease.stamp.clone(),
+                boot: boot.to_owned(),
+            };
+            (lease.ip, known)
         }));
         self.put(owner, &entry)
     }
@@ -156,40 +160,37 @@ impl Index {
         let Some(mut entry) = self.get(owner)? else {
             return Ok(());
         };
-        entry
-            .leases
-            .retain(|known| !addresses.contains(&known.address));
+        entry.leases.retain(|ip, _| !addresses.contains(ip));
         self.put(owner, &entry)
     }
 
     /// Makes the index say what `leases`, all that there are, say. What it knows of them
-    /// already stays known.
+    /// already, which is `entries`, stays known.
     ///
     /// # Errors
     /// When the index cannot be written, or something else stands in its place.
-    pub fn rebuild(&self, leases: &[Lease]) -> Result<()> {
+    pub fn rebuild(&self, leases: &[Lease], mut entries: Entries) -> Result<()> {
         self.prepare()?;
+        for file in &entries.damaged {
+            fsutil::remove(&self.dir.join(file))?;
+        }
         let mut owners: BTreeMap<&Owner, Vec<&Lease>> = BTreeMap::new();
         for lease in leases {
             if let Some(owner) = &lease.owner {
                 owners.entry(owner).or_default().push(lease);
             }
         }
-        let mut files = self.files()?;
         for (owner, leases) in owners {
-            let known = if files.remove(&name(owner)) {
-                // A damaged file is as good as none: it is written anew.
-                self.get(owner).unwrap_or_default()
-            } else {
-                None
-            };
+            let known = entries.whole.remove(owner);
             let boot_of = |lease| known.as_ref().and_then(|entry| entry.boot_of(lease));
             let leases = leases
                 .iter()
-                .map(|lease| Known {
-                    address: lease.ip,
-                    stamp: lease.stamp.clone(),
-                    boot: boot_of(lease).unwrap_or_default().to_owned(),
+                .map(|lease| {
+                    let known = Known {
+                        stamp: lease.stamp.clone(),
+                        boot: boot_of(lease).unwrap_or_default().to_owned(),
+                    };
+                    (lease.ip, known)
                 })
                 .collect();
             let entry = Entry::new(owner, leases);
@@ -197,40 +198,36 @@ impl Index {
                 self.put(owner, &entry)?;
             }
         }
-        for stale in files {
-            fsutil::remove(&self.dir.join(stale))?;
+        for gone in entries.whole.keys() {
+            fsutil::remove(&self.dir.join(name(gone)))?;
         }
         Ok(())
     }
 
-    /// The leases in the index that were written in another boot than `boot`.
+    /// Everything in the index.
     ///
     /// # Errors
-    /// When the index cannot be listed; damaged files are passed over.
-    pub fn earlier_than(&self, boot: &str) -> Result<Vec<(IpAddr, String)>> {
-        let mut earlier = Vec::new();
-        for file in self.files()? {
-            if let Ok(Some(entry)) = read(&self.dir.join(file)) {
-                let others = entry.leases.into_iter();
-                earlier.extend(
-                    others
-                        .filter(|known| !known.boot.is_empty() && known.boot != boot)
-                        .map(|known| (known.address, known.stamp)),
-                );
+    /// When it cannot be listed; one that does not exist is empty.
+    pub fn entries(&self) -> Result<Entries> {
+        let reading = || format!("read {}", self.dir.display());
+        let mut entries = Entries::default();
+        let files = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(entries),
+            files => files.with_context(reading)?,
+        };
+        for file in files {
+            let file = file.with_context(reading)?.file_name();
+            if file == COMPLETE {
+                continue;
+            }
+            match read(&self.dir.join(&file)) {
+                Ok(Some(entry)) if *name(&entry.owner()) == *file => {
+                    entries.whole.insert(entry.owner(), entry);
+                }
+                _ => entries.damaged.push(file),
             }
         }
-        Ok(earlier)
-    }
-
-    /// The names of all files but the mark.
-    fn files(&self) -> Result<BTreeSet<String>> {
-        let reading = || format!("read {}", self.dir.display());
-        let mut files = BTreeSet::new();
-        for entry in fs::read_dir(&self.dir).with_context(reading)? {
-            let name = entry.with_context(reading)?.file_name();
-            files.extend(name.into_string().ok().filter(|name| name != COMPLETE));
-        }
-        Ok(files)
+        Ok(entries)
     }
 
     fn prepare(&self) -> Result<()> {
@@ -259,6 +256,32 @@ impl Index {
     }
 }
 
+/// What the index says of everybody.
+#[derive(Debug, Default)]
+pub struct Entries {
+    whole: HashMap<Owner, Entry>,
+    /// Files that say nothing, or stand in the place of another.
+    damaged: Vec<OsString>,
+}
+
+impl Entries {
+    /// The leases as they were when the index was told of them.
+    pub fn leases(&self) -> HashMap<IpAddr, Lease> {
+        let mut leases = HashMap::new();
+        for (owner, entry) in &self.whole {
+            leases.extend(entry.leases.iter().map(|(ip, known)| {
+                let lease = Lease {
+                    ip: *ip,
+                    owner: Some(owner.clone()),
+                    stamp: known.stamp.clone(),
+                };
+                (*ip, lease)
+            }));
+        }
+        leases
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Entry>> {
     fsutil::read(path)?
         .map(|bytes| serde_json::from_slice(&bytes))
@@ -269,18 +292,12 @@ fn read(path: &Path) -> Result<Option<Entry>> {
 /// The file of `owner`: its name as a hash, since any name is too long for some file
 /// system, and a container is not to choose a file name.
 fn name(owner: &Owner) -> String {
-    let digest = Sha256::digest(owner.content());
-    let mut name = String::with_capacity(2 * digest.len());
-    for byte in digest {
-        for nibble in [byte >> 4, byte & 15] {
-            name.extend(char::from_digit(nibble.into(), 16));
-        }
-    }
-    name
+    sha512_hex(&owner.content(), 64)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
     use std::time::Duration;
 
     use super::*;
@@ -313,7 +330,7 @@ mod tests {
         assert_eq!(names.len(), 4);
         assert_eq!(
             name(&owner("abc", None)),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+            "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a"
         );
     }
 
@@ -326,7 +343,7 @@ mod tests {
             owner("2", Some("e")),
             owner("3", None),
         );
-        index.rebuild(&[]).unwrap();
+        index.rebuild(&[], index.entries().unwrap()).unwrap();
         index.add(&one, &[lease("10.0.0.2", &one)], "b1").unwrap();
         index.add(&one, &[lease("fd00::2", &one)], "b2").unwrap();
         index.add(&two, &[lease("10.0.0.3", &two)], "b1").unwrap();
@@ -340,21 +357,38 @@ mod tests {
             again.clone(),
             lease("10.0.0.9", &old),
         ];
-        index.rebuild(&now).unwrap();
+        index.rebuild(&now, index.entries().unwrap()).unwrap();
         let entry = index.get(&one).unwrap().unwrap();
         assert_eq!(entry.boot_of(&now[0]), Some("b1"));
         assert_eq!(entry.boot_of(&again), None);
         assert_eq!(index.get(&two).unwrap(), None);
         assert_eq!(index.get(&old).unwrap().unwrap().leases.len(), 1);
-        assert_eq!(
-            index.earlier_than("b2").unwrap(),
-            [("10.0.0.2".parse().unwrap(), "1:10.0.0.2".to_owned())]
-        );
+        let known = index.entries().unwrap().leases();
+        assert_eq!(known.len(), now.len());
+        for lease in &now {
+            assert_eq!(known.get(&lease.ip), Some(lease));
+        }
 
         let both = now.iter().map(|lease| lease.ip).collect();
         index.forget(&one, &both).unwrap();
         assert_eq!(index.get(&one).unwrap(), None);
-        assert_eq!(index.files().unwrap().len(), 1);
+        assert_eq!(index.entries().unwrap().whole.len(), 1);
+    }
+
+    #[test]
+    fn rebuilding_leaves_alone_what_is_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::new(dir.path(), "n");
+        let one = owner("1", Some("e"));
+        let leases = [lease("fd00::2", &one), lease("10.0.0.2", &one)];
+        index.rebuild(&[], index.entries().unwrap()).unwrap();
+        index.add(&one, &leases, "b").unwrap();
+        let file = || fs::metadata(index.dir.join(name(&one))).unwrap().ino();
+        let before = file();
+        for leases in [leases.clone(), [leases[1].clone(), leases[0].clone()]] {
+            index.rebuild(&leases, index.entries().unwrap()).unwrap();
+            assert_eq!(file(), before);
+        }
     }
 
     #[test]
@@ -363,18 +397,18 @@ mod tests {
         let index = Index::new(dir.path(), "n");
         let one = owner("1", Some("e"));
         let leases = [lease("10.0.0.2", &one)];
-        index.rebuild(&leases).unwrap();
+        index.rebuild(&leases, index.entries().unwrap()).unwrap();
         let path = index.dir.join(name(&one));
         let whole = fs::read(&path).unwrap();
         for length in [0, 1, whole.len() - 1] {
             fs::write(&path, &whole[..length]).unwrap();
             assert!(index.get(&one).is_err(), "{length}");
-            index.rebuild(&leases).unwrap();
+            index.rebuild(&leases, index.entries().unwrap()).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
         }
         fs::write(
             &path,
-            serde_json::to_vec(&Entry::new(&owner("2", None), Vec::new())).unwrap(),
+            serde_json::to_vec(&Entry::new(&owner("2", None), BTreeMap::new())).unwrap(),
         )
         .unwrap();
         assert!(index.get(&one).is_err());
@@ -386,12 +420,12 @@ mod tests {
         let index = Index::new(dir.path(), "n");
         let now = SystemTime::now();
         assert!(!index.is_complete(now));
-        index.rebuild(&[]).unwrap();
+        index.rebuild(&[], index.entries().unwrap()).unwrap();
         assert!(!index.is_complete(now));
         index.mark_complete(now).unwrap();
         assert!(index.is_complete(now));
         assert!(!index.is_complete(now + Duration::from_nanos(1)));
-        assert_eq!(index.files().unwrap().len(), 0);
+        assert!(index.entries().unwrap().damaged.is_empty());
     }
 
     #[test]
@@ -400,7 +434,11 @@ mod tests {
         let elsewhere = dir.path().join("elsewhere");
         fs::create_dir(&elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, dir.path().join(DIR)).unwrap();
-        assert!(Index::new(dir.path(), "n").rebuild(&[]).is_err());
+        assert!(
+            Index::new(dir.path(), "n")
+                .rebuild(&[], Entries::default())
+                .is_err()
+        );
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
     }
 }

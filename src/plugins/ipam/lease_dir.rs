@@ -6,15 +6,15 @@
 //! Nothing is synced to disk. A container does not outlive its node, so a lease lost to a
 //! power cut is right, and one that was damaged counts as nobody's.
 
-use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, DirBuilder, File, FileTimes, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::owner::Owner;
 use crate::cni::config::parse_ip;
@@ -115,6 +115,29 @@ impl LeaseDir {
         })
     }
 
+    /// Sets the time of the last change back by a moment, and answers it as it is now. File
+    /// systems tell time in ticks: without this, the next change could come within the
+    /// same one and go unnoticed.
+    ///
+    /// # Errors
+    /// When the time cannot be set.
+    pub fn settle(&self) -> Result<SystemTime> {
+        let changed_at = self.changed_at()?;
+        File::open(&self.path)
+            .and_then(|dir| {
+                let before = changed_at - Duration::from_nanos(1);
+                dir.set_times(FileTimes::new().set_modified(before))
+            })
+            .with_context(|| format!("set the time of {}", self.path.display()))?;
+        let settled = self.changed_at()?;
+        ensure!(
+            settled != changed_at,
+            "the time of {} stays as it is",
+            self.path.display()
+        );
+        Ok(settled)
+    }
+
     /// Changes whenever a lease comes or goes.
     ///
     /// # Errors
@@ -130,8 +153,8 @@ impl LeaseDir {
     /// # Errors
     /// When there is one that cannot be read.
     pub fn read(&self, ip: IpAddr) -> Result<Option<Lease>> {
-        /// Far more than an id and an interface name have.
-        const LONGEST: u64 = 4096;
+        /// What the kernel lets an environment variable hold, and so a container id.
+        const LONGEST: u64 = 128 * 1024;
         let path = self.file(ip);
         let opened = OpenOptions::new()
             .read(true)
@@ -141,7 +164,8 @@ impl LeaseDir {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.with_context(|| format!("open {}", path.display()))?,
         };
-        let mut content = Vec::new();
+        // Room for most, so that one call reads it.
+        let mut content = Vec::with_capacity(256);
         let meta = file
             .metadata()
             .and_then(|meta| {
@@ -152,20 +176,20 @@ impl LeaseDir {
         Ok(Some(Lease {
             ip,
             owner: Owner::parse(&content),
-            stamp: format!("{}:{}.{:09}", meta.ino(), meta.mtime(), meta.mtime_nsec()),
+            stamp: stamp(&meta),
         }))
     }
 
-    /// Records `ip` for `owner`, unless somebody has it. The file appears whole.
+    /// Records `ip` for `owner`; `false` when somebody has it. The file appears whole.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn reserve(&self, ip: IpAddr, owner: &Owner) -> Result<Option<Lease>> {
+    pub fn reserve(&self, ip: IpAddr, owner: &Owner) -> Result<bool> {
         let path = self.file(ip);
         let content = owner.content();
         if !fsutil::create_new(&path, LEASE_MODE, content.as_bytes())? {
             if self.read(ip)?.is_none_or(|lease| lease.owner.is_some()) {
-                return Ok(None);
+                return Ok(false);
             }
             log::warn(&format!(
                 "{} names no owner, probably since a crash: the address is taken as free",
@@ -173,7 +197,7 @@ impl LeaseDir {
             ));
             fsutil::replace(&path, LEASE_MODE, content.as_bytes())?;
         }
-        self.read(ip)
+        Ok(true)
     }
 
     /// Frees `ip`, whoever has it.
@@ -196,7 +220,7 @@ impl LeaseDir {
             return Ok(Some(ip));
         }
         // Nothing at a glance. Now it is worth reading what is in the files.
-        let found = self.scan()?.leases.into_iter();
+        let found = self.scan(&HashMap::new())?.leases.into_iter();
         let ownerless: BTreeSet<IpAddr> = found
             .filter(|lease| lease.owner.is_none())
             .map(|lease| lease.ip)
@@ -222,12 +246,12 @@ impl LeaseDir {
         }
     }
 
-    /// Reads everything. Files that are no leases are passed over; leases that cannot be
-    /// read too, with a warning.
+    /// Reads everything but the leases that are still as `known`. Files that are no leases
+    /// are passed over; leases that cannot be read too, with a warning.
     ///
     /// # Errors
     /// When the directory cannot be listed; one that does not exist is empty.
-    pub fn scan(&self) -> Result<Found> {
+    pub fn scan(&self, known: &HashMap<IpAddr, Lease>) -> Result<Found> {
         let reading = || format!("read {}", self.path.display());
         let mut found = Found::default();
         let entries = match fs::read_dir(&self.path) {
@@ -245,6 +269,14 @@ impl LeaseDir {
             let Some(ip) = parse_ip(name).filter(|ip| ip.to_string() == name) else {
                 continue;
             };
+            if let Some(lease) = known.get(&ip)
+                && entry
+                    .metadata()
+                    .is_ok_and(|meta| stamp(&meta) == lease.stamp)
+            {
+                found.leases.push(lease.clone());
+                continue;
+            }
             match self.read(ip) {
                 Ok(lease) => found.leases.extend(lease),
                 Err(error) => log::warn(&format!("lease passed over: {error:#}")),
@@ -284,6 +316,16 @@ impl LeaseDir {
     }
 }
 
+fn stamp(meta: &Metadata) -> String {
+    format!(
+        "{}:{}:{}.{:09}",
+        meta.ino(),
+        meta.len(),
+        meta.mtime(),
+        meta.mtime_nsec()
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -314,8 +356,8 @@ mod tests {
     fn names_modes_and_contents_are_the_references() {
         let (dir, leases) = directory();
         let lock = leases.lock().unwrap();
-        leases.reserve(ip("10.0.0.2"), &owner()).unwrap().unwrap();
-        leases.reserve(ip("fd00::2"), &owner()).unwrap().unwrap();
+        assert!(leases.reserve(ip("10.0.0.2"), &owner()).unwrap());
+        assert!(leases.reserve(ip("fd00::2"), &owner()).unwrap());
         leases.set_last_reserved(1, ip("10.0.0.2")).unwrap();
         drop(lock);
         let net = dir.path().join("a/b/net");
@@ -344,9 +386,10 @@ mod tests {
     #[test]
     fn a_lease_is_reserved_once() {
         let (_dir, leases) = directory();
-        let first = leases.reserve(ip("10.0.0.2"), &owner()).unwrap().unwrap();
-        assert_eq!(leases.reserve(ip("10.0.0.2"), &owner()).unwrap(), None);
-        assert_eq!(leases.read(ip("10.0.0.2")).unwrap(), Some(first));
+        assert!(leases.reserve(ip("10.0.0.2"), &owner()).unwrap());
+        let first = leases.read(ip("10.0.0.2")).unwrap();
+        assert!(!leases.reserve(ip("10.0.0.2"), &owner()).unwrap());
+        assert_eq!(leases.read(ip("10.0.0.2")).unwrap(), first);
         leases.remove(ip("10.0.0.2")).unwrap();
         leases.remove(ip("10.0.0.2")).unwrap();
         assert_eq!(leases.read(ip("10.0.0.2")).unwrap(), None);
@@ -360,7 +403,8 @@ mod tests {
         for blank in ["", " \n", &"\0".repeat(70)] {
             fs::write(leases.file(ip("10.0.0.3")), blank).unwrap();
             assert_eq!(leases.first_free(all()).unwrap(), Some(ip("10.0.0.3")));
-            let lease = leases.reserve(ip("10.0.0.3"), &owner()).unwrap().unwrap();
+            assert!(leases.reserve(ip("10.0.0.3"), &owner()).unwrap());
+            let lease = leases.read(ip("10.0.0.3")).unwrap().unwrap();
             assert_eq!(lease.owner, Some(owner()));
             assert_eq!(leases.first_free(all()).unwrap(), None);
         }
@@ -375,10 +419,40 @@ mod tests {
         }
         fs::create_dir(leases.file(ip("10.0.0.4"))).unwrap();
         let aside = leases.path().join(".cnibox-1-2-3");
-        let found = leases.scan().unwrap();
+        let found = leases.scan(&HashMap::new()).unwrap();
         assert_eq!(found.leases.len(), 1);
         assert_eq!(found.leftovers, [aside]);
         assert!(leases.is_taken(ip("10.0.0.4")));
+    }
+
+    #[test]
+    fn leases_that_did_not_change_are_not_read_again() {
+        let (_dir, leases) = directory();
+        leases.reserve(ip("10.0.0.2"), &owner()).unwrap();
+        let lease = leases.read(ip("10.0.0.2")).unwrap().unwrap();
+        let known = Lease {
+            owner: None,
+            ..lease.clone()
+        };
+        let scan = |known: &Lease| {
+            let known = HashMap::from([(known.ip, known.clone())]);
+            leases.scan(&known).unwrap().leases
+        };
+        assert_eq!(scan(&known)[0], known);
+        fs::write(leases.file(lease.ip), "def\r\neth0 ").unwrap();
+        assert_eq!(scan(&known)[0].owner.as_ref().unwrap().container_id, "def");
+    }
+
+    #[test]
+    fn a_lease_as_long_as_the_environment_allows() {
+        let (_dir, leases) = directory();
+        let owner = Owner {
+            container_id: "a".repeat(128 * 1024 - "CNI_CONTAINERID=".len() - 1),
+            ifname: Some("abcdefghijklmno".into()),
+        };
+        leases.reserve(ip("10.0.0.2"), &owner).unwrap();
+        let lease = leases.read(ip("10.0.0.2")).unwrap().unwrap();
+        assert!(lease.owner == Some(owner));
     }
 
     #[test]

@@ -27,9 +27,8 @@ use self::config::Settings;
 use self::lease_dir::Lease;
 use self::owner::Owner;
 use self::reserve::{Request, Reserved};
-use self::store::{Miss, Store};
+use self::store::Store;
 use crate::cni::error::{Code, detailed};
-use crate::cni::invocation::Attachment;
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Dns};
 use crate::cni::skel::{Call, Plugin};
@@ -61,7 +60,7 @@ impl Plugin for Ipam {
         let data_dir = settings.data_dir.clone();
         undo.push(
             format!("release the addresses of {}", Owner::of(attachment)),
-            move || release(&data_dir, network, attachment, &leases),
+            move || release(&data_dir, network, leases),
         );
         Ok(CniResult {
             ips,
@@ -77,7 +76,7 @@ impl Plugin for Ipam {
             return Ok(());
         };
         let attachment = &call.invocation.attachment;
-        let held = store.held_by(attachment, Miss::Verify)?;
+        let held = store.held_by(attachment)?;
         let (exact, legacy): (Vec<Lease>, Vec<Lease>) = held
             .into_iter()
             .map(|held| held.lease)
@@ -91,7 +90,7 @@ impl Plugin for Ipam {
         let network = &call.config.network;
         let attachment = &call.invocation.attachment;
         if let Some(mut store) = Store::open(&settings.data_dir, network)?
-            && !store.held_by(attachment, Miss::Verify)?.is_empty()
+            && !store.held_by(attachment)?.is_empty()
         {
             return Ok(());
         }
@@ -106,7 +105,8 @@ impl Plugin for Ipam {
     }
 
     fn status(&self, call: &Call) -> Result<()> {
-        status::check(&call.config.network, &Settings::read(&call.config)?)
+        let settings = Settings::read_for_status(&call.config)?;
+        status::check(&call.config.network, &settings)
     }
 
     fn gc(&self, call: &Call) -> Result<()> {
@@ -126,23 +126,19 @@ impl Plugin for Ipam {
     }
 }
 
-/// Releases those of `leases` that `attachment` still has.
-fn release(
-    data_dir: &Path,
-    network: &str,
-    attachment: &Attachment,
-    leases: &[Lease],
-) -> Result<()> {
+/// Releases those of `leases` that are still the files that were written.
+fn release(data_dir: &Path, network: &str, mut leases: Vec<Lease>) -> Result<()> {
     let Some(mut store) = Store::open(data_dir, network)? else {
         return Ok(());
     };
-    let mut held: Vec<Lease> = store
-        .held_by(attachment, Miss::Believe)?
-        .into_iter()
-        .map(|held| held.lease)
-        .collect();
-    held.retain(|lease| leases.contains(lease));
-    store.release(&held)
+    leases.retain(|lease| match store.leases.read(lease.ip) {
+        Ok(found) => found.as_ref() == Some(lease),
+        Err(error) => {
+            log::warn(&format!("lease of {} stays: {error:#}", lease.ip));
+            false
+        }
+    });
+    store.release(&leases)
 }
 
 /// An IPv4 gateway that containers cannot reach is mostly a mistake, though not always.
@@ -156,5 +152,36 @@ fn warn_of_gateways(settings: &Settings) {
                 range.gateway
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::invocation::Attachment;
+
+    #[test]
+    fn taking_back_an_add_needs_no_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let attachment = Attachment {
+            container_id: "abc".into(),
+            ifname: "eth0".into(),
+        };
+        let reserve = |ip: &str| {
+            let store = Store::create(dir.path(), "n").unwrap();
+            let reserved = store.reserve(ip.parse().unwrap(), 0, &attachment);
+            reserved.unwrap().unwrap()
+        };
+        // From here on the index counts as complete, though it is not told of these two.
+        Store::create(dir.path(), "n").unwrap().scan().unwrap();
+        let (ours, other) = (reserve("10.0.0.2"), reserve("10.0.0.3"));
+        let written_again = Lease {
+            stamp: "earlier".into(),
+            ..other.clone()
+        };
+        release(dir.path(), "n", vec![ours.clone(), written_again]).unwrap();
+        let store = Store::create(dir.path(), "n").unwrap();
+        assert_eq!(store.leases.read(ours.ip).unwrap(), None);
+        assert_eq!(store.leases.read(other.ip).unwrap(), Some(other));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::cni::invocation::Attachment;
 
 /// The attachment that holds an address.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     pub container_id: String,
     /// `None` in files from before interfaces were recorded: the address is the

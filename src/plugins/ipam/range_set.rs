@@ -59,7 +59,7 @@ impl RangeSet {
         self.ranges.iter().find(|range| range.contains(ip))
     }
 
-    /// Whether `ip` is a gateway of this set: those are never handed out.
+    /// Whether `ip` is a gateway of this set.
     pub fn has_gateway(&self, ip: IpAddr) -> bool {
         self.ranges.iter().any(|range| range.gateway == ip)
     }

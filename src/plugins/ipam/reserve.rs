@@ -1,5 +1,6 @@
 //! ADD: one address from each range set, all or none (behaviour 6.3).
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use super::allocator;
 use super::config::Settings;
 use super::lease_dir::{Lease, LeaseDir};
 use super::range_set::RangeSet;
-use super::store::{Held, Miss, Store};
+use super::store::{Held, Store};
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::invocation::Attachment;
 use crate::cni::result::Ip;
@@ -37,7 +38,7 @@ pub struct Reserved {
 /// # Errors
 /// `failed to allocate for range N: ...` with the reason, or code 5.
 pub fn reserve(store: &mut Store, request: Request<'_>) -> Result<Reserved> {
-    let held = store.held_by(request.attachment, Miss::Believe)?;
+    let held = store.held_by(request.attachment)?;
     let (earlier, held): (Vec<Held>, Vec<Held>) =
         held.into_iter().partition(|held| store.is_earlier(held));
     let earlier: Vec<Lease> = earlier.into_iter().map(|held| held.lease).collect();
@@ -53,12 +54,13 @@ pub fn reserve(store: &mut Store, request: Request<'_>) -> Result<Reserved> {
     let mut round = Round {
         network: request.network,
         attachment: request.attachment,
+        settings: request.settings,
         requested: request.requested,
         held,
         preferred: earlier.into_iter().map(|lease| lease.ip).collect(),
         reserved: Reserved::default(),
     };
-    if let Err(error) = round.all(store, &request.settings.sets) {
+    if let Err(error) = round.all(store) {
         if let Err(stays) = store.release(&round.reserved.leases) {
             log::warn(&format!("undo: {stays:#}"));
         }
@@ -72,6 +74,7 @@ pub fn reserve(store: &mut Store, request: Request<'_>) -> Result<Reserved> {
 struct Round<'a> {
     network: &'a str,
     attachment: &'a Attachment,
+    settings: &'a Settings,
     /// Not yet given.
     requested: Vec<IpAddr>,
     /// Leases the attachment had before, in this boot of the node or an unknown one.
@@ -82,7 +85,8 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    fn all(&mut self, store: &Store, sets: &[RangeSet]) -> Result<()> {
+    fn all(&mut self, store: &Store) -> Result<()> {
+        let sets = &self.settings.sets;
         for (index, set) in sets.iter().enumerate() {
             let lease = match self.take_requested(set) {
                 Some(ip) => self.reserve_requested(store, ip, index, set)?,
@@ -133,11 +137,11 @@ impl Round<'_> {
         index: usize,
         set: &RangeSet,
     ) -> Result<Lease> {
-        if set.has_gateway(ip) {
+        if let Some(other) = self.settings.set_with_gateway(ip) {
             return Err(detailed(
                 Code::Internal,
                 format!(
-                    "failed to allocate for range {index}: requested IP address {ip} is a gateway of range set {set}"
+                    "failed to allocate for range {index}: requested IP address {ip} is a gateway of range set {other}"
                 ),
                 "a gateway is never handed out: request another address",
             ));
@@ -170,11 +174,13 @@ impl Round<'_> {
             return Err(self.duplicate(store, index, held));
         }
         let preferred = self.preferred.iter().copied();
-        let preferred = preferred.filter(|ip| set.range_of(*ip).is_some() && !set.has_gateway(*ip));
-        let candidates = preferred.chain(allocator::candidates(
-            set,
-            store.leases.last_reserved(index),
-        ));
+        let candidates = preferred
+            .filter(|ip| set.range_of(*ip).is_some())
+            .chain(allocator::candidates(
+                set,
+                store.leases.last_reserved(index),
+            ))
+            .filter(|ip| self.settings.set_with_gateway(*ip).is_none());
         loop {
             let free = store
                 .leases
@@ -221,11 +227,11 @@ impl Round<'_> {
 
     fn exhausted(&self, store: &Store, index: usize, set: &RangeSet) -> anyhow::Error {
         let in_use = recorded(&store.leases, set);
-        let earlier = store.count_earlier(&in_use);
-        let in_use = format!(
-            "{}, {earlier} of them known to be from an earlier boot of the node",
-            in_use.len()
-        );
+        let total = in_use.len();
+        let held = in_use.into_iter().map(|lease| store.with_boot(lease));
+        let earlier = held.filter(|held| store.is_earlier(held)).count();
+        let in_use =
+            format!("{total}, {earlier} of them known to be from an earlier boot of the node");
         detailed(
             Code::Internal,
             format!("failed to allocate for range {index}: {}", exhausted(set)),
@@ -251,7 +257,8 @@ pub fn shortage(network: &str, set: &RangeSet, in_use: &str, leases: &LeaseDir) 
 /// The leases of addresses in `set`.
 pub fn recorded(leases: &LeaseDir, set: &RangeSet) -> Vec<Lease> {
     // This is for a message: what cannot be read is not counted.
-    let leases = leases.scan().unwrap_or_default().leases.into_iter();
+    let found = leases.scan(&HashMap::new()).unwrap_or_default();
+    let leases = found.leases.into_iter();
     leases
         .filter(|lease| set.range_of(lease.ip).is_some())
         .collect()

@@ -12,7 +12,8 @@ use super::reserve::{exhausted, recorded, shortage};
 use super::resolv;
 use crate::cni::error::{Code, coded, detailed};
 
-/// Checks what an ADD to `network` needs.
+/// Checks what an ADD to `network` needs, as far as `settings` say. Without range sets
+/// that is the directory and `resolvConf`.
 ///
 /// # Errors
 /// Code 50 and the reason.
@@ -40,7 +41,8 @@ pub fn check(network: &str, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     for (index, set) in settings.sets.iter().enumerate() {
-        let candidates = allocator::candidates(set, leases.last_reserved(index));
+        let candidates = allocator::candidates(set, leases.last_reserved(index))
+            .filter(|ip| settings.set_with_gateway(*ip).is_none());
         let free = leases
             .first_free(candidates)
             .with_context(|| unavailable(format!("leases of network {network} cannot be read")))?;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::index::Index;
+use super::index::{Entries, Index};
 use super::lease_dir::{Lease, LeaseDir};
 use super::owner::Owner;
 use crate::cni::error::{Code, Coded, coded};
@@ -20,17 +20,6 @@ use crate::log;
 pub struct Held {
     pub lease: Lease,
     pub boot: Option<String>,
-}
-
-/// What to do when the index, complete as far as it knows, has nothing of an attachment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Miss {
-    /// There is nothing.
-    Believe,
-    /// Look once more. File systems tell time in ticks, so that a lease which the
-    /// reference made within one tick of ours can escape the index; a release must not
-    /// leave it behind.
-    Verify,
 }
 
 /// The leases of one network, locked.
@@ -90,11 +79,10 @@ impl Store {
     ///
     /// # Errors
     /// Code 5 when the directory cannot be read.
-    pub fn held_by(&mut self, attachment: &Attachment, miss: Miss) -> Result<Vec<Held>> {
+    pub fn held_by(&mut self, attachment: &Attachment) -> Result<Vec<Held>> {
         let owners = [Owner::of(attachment), Owner::legacy(attachment)];
         if self.indexed {
             match self.look_up(&owners) {
-                Ok(held) if held.is_empty() && miss == Miss::Verify => {}
                 Ok(held) => return Ok(held),
                 Err(error) => {
                     log::warn(&format!("index of leases is rebuilt: {error:#}"));
@@ -110,10 +98,7 @@ impl Store {
                     .iter()
                     .any(|owner| lease.owner.as_ref() == Some(owner))
             })
-            .map(|lease| Held {
-                boot: self.boot_of(&lease),
-                lease,
-            })
+            .map(|lease| self.with_boot(lease))
             .collect())
     }
 
@@ -124,14 +109,12 @@ impl Store {
             let Some(entry) = self.index.get(owner)? else {
                 continue;
             };
-            for known in &entry.leases {
+            for ip in entry.leases.keys() {
                 let lease = self
                     .leases
-                    .read(known.address)?
+                    .read(*ip)?
                     .filter(|lease| lease.owner.as_ref() == Some(owner))
-                    .with_context(|| {
-                        format!("{owner} has no lease of {} any more", known.address)
-                    })?;
+                    .with_context(|| format!("{owner} has no lease of {ip} any more"))?;
                 let boot = entry.boot_of(&lease).map(str::to_owned);
                 held.push(Held { lease, boot });
             }
@@ -139,9 +122,15 @@ impl Store {
         Ok(held)
     }
 
-    fn boot_of(&self, lease: &Lease) -> Option<String> {
-        let entry = self.index.get(lease.owner.as_ref()?).ok()??;
-        entry.boot_of(lease).map(str::to_owned)
+    /// `lease`, and its boot if the index knows it.
+    pub fn with_boot(&self, lease: Lease) -> Held {
+        let known = lease.owner.as_ref().map(|owner| self.index.get(owner));
+        let boot = match &known {
+            Some(Ok(Some(entry))) => entry.boot_of(&lease).map(str::to_owned),
+            // A damaged entry is mended when the index is rebuilt.
+            _ => None,
+        };
+        Held { lease, boot }
     }
 
     /// Whether `held` is known to be from before the node started.
@@ -149,15 +138,21 @@ impl Store {
         !self.boot.is_empty() && held.boot.as_ref().is_some_and(|boot| *boot != self.boot)
     }
 
-    /// Every lease, read from the files. Removes what killed processes left half-written,
+    /// Every lease, as the files have it. Removes what killed processes left half-written,
     /// and brings the index up to date.
     ///
     /// # Errors
     /// Code 5 when the directory cannot be read.
     pub fn scan(&mut self) -> Result<Vec<Lease>> {
+        let entries = if self.indexed {
+            Ok(Entries::default())
+        } else {
+            self.index.entries()
+        };
+        let known = entries.as_ref().map(Entries::leases).unwrap_or_default();
         let found = self
             .leases
-            .scan()
+            .scan(&known)
             .with_context(|| coded(Code::Io, "read the recorded leases"))?;
         for leftover in &found.leftovers {
             if let Err(error) = fsutil::remove(leftover) {
@@ -166,7 +161,7 @@ impl Store {
         }
         if !self.indexed {
             self.indexed = true;
-            let rebuilt = self.index.rebuild(&found.leases);
+            let rebuilt = entries.and_then(|known| self.index.rebuild(&found.leases, known));
             self.note(rebuilt);
         }
         Ok(found.leases)
@@ -184,16 +179,19 @@ impl Store {
         attachment: &Attachment,
     ) -> Result<Option<Lease>> {
         let reserve = || {
-            let Some(lease) = self.leases.reserve(ip, &Owner::of(attachment))? else {
+            if !self.leases.reserve(ip, &Owner::of(attachment))? {
                 return Ok(None);
-            };
-            if let Err(error) = self.leases.set_last_reserved(set, ip) {
-                if let Err(stays) = self.leases.remove(ip) {
-                    log::warn(&format!("undo: {stays:#}"));
-                }
-                return Err(error);
             }
-            Ok(Some(lease))
+            let recorded = self
+                .leases
+                .set_last_reserved(set, ip)
+                .and_then(|()| self.leases.read(ip));
+            if recorded.is_err()
+                && let Err(stays) = self.leases.remove(ip)
+            {
+                log::warn(&format!("undo: {stays:#}"));
+            }
+            recorded
         };
         reserve().with_context(|| coded(Code::Io, format!("record the lease of {ip}")))
     }
@@ -237,20 +235,6 @@ impl Store {
         }
     }
 
-    /// How many of `leases` are known to be from before the node started.
-    pub fn count_earlier(&self, leases: &[Lease]) -> usize {
-        if self.boot.is_empty() {
-            return 0;
-        }
-        // The number is for a message: without the index it is as good as none.
-        let earlier = self.index.earlier_than(&self.boot).unwrap_or_default();
-        let earlier: BTreeMap<IpAddr, String> = earlier.into_iter().collect();
-        leases
-            .iter()
-            .filter(|lease| earlier.get(&lease.ip) == Some(&lease.stamp))
-            .count()
-    }
-
     /// The index is a help, never a reason to fail.
     fn note(&mut self, done: Result<()>) {
         if let Err(error) = done {
@@ -268,7 +252,7 @@ impl Drop for Store {
                 if self.index.is_complete(changed_at) {
                     return Ok(());
                 }
-                self.index.mark_complete(changed_at)
+                self.index.mark_complete(self.leases.settle()?)
             });
             self.note(marked);
         }
@@ -286,4 +270,36 @@ fn boot_id() -> String {
         .unwrap_or_default()
         .trim()
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, FileTimes};
+
+    use super::*;
+
+    fn attachment(id: &str) -> Attachment {
+        Attachment {
+            container_id: id.into(),
+            ifname: "eth0".into(),
+        }
+    }
+
+    #[test]
+    fn a_foreign_lease_of_the_same_tick_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ours = Store::create(dir.path(), "n").unwrap();
+        ours.scan().unwrap();
+        let ip = "10.0.0.2".parse().unwrap();
+        ours.reserve(ip, 0, &attachment("ours")).unwrap().unwrap();
+        let net = ours.leases.path().to_owned();
+        // What a change now leaves where the clock does not advance.
+        let tick = ours.leases.changed_at().unwrap();
+        drop(ours);
+        fs::write(net.join("10.0.0.3"), "theirs\r\neth0").unwrap();
+        let times = FileTimes::new().set_modified(tick);
+        File::open(&net).unwrap().set_times(times).unwrap();
+        let mut store = Store::open(dir.path(), "n").unwrap().unwrap();
+        assert_eq!(store.held_by(&attachment("theirs")).unwrap().len(), 1);
+    }
 }
