@@ -50,7 +50,7 @@ demo-packages:
 	@sh tests/packages.sh ip=iproute2 ping=iputils-ping
 
 test-packages: demo-packages
-	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins
+	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat python3=python3 nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins
 
 nextest:
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest@0.9.143

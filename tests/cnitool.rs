@@ -1150,12 +1150,10 @@ fn validate_finds_nothing_wrong_with_what_distributions_ship() {
         "--path",
         &path,
     ]);
+    assert!(checked.ok, "{checked:?}");
     let lines: Vec<_> = checked.stdout.lines().collect();
     assert_eq!(lines.len(), fs::read_dir(&shipped).unwrap().count());
-    // What this version cannot do yet is told, and nothing else.
-    let not_yet = "ipMasq: true is not supported by this version of cnibox";
-    let expected = |line: &&str| line.ends_with(": ok") || line.ends_with(not_yet);
-    assert!(lines.iter().all(expected), "{lines:?}");
+    assert!(lines.iter().all(|line| line.ends_with(": ok")), "{lines:?}");
 }
 
 #[test]

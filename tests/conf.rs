@@ -186,3 +186,21 @@ fn a_network_that_is_not_there_is_explained() {
     let typo = cnitool(&node, &["ad", "dual-stack", &netns]);
     assert!(!typo.ok && typo.stderr.contains("add"), "{typo:?}");
 }
+
+#[test]
+fn a_mapped_port_leads_into_the_container() {
+    let node = Node::new();
+    let netns = node.netns("c1");
+    let ports = r#"{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}"#;
+    cnitool(&node, &["add", "ports", &netns, "--cap", ports]).json();
+    let server = "ip netns exec c1 socat TCP4-LISTEN:80,fork,reuseaddr 'SYSTEM:echo hello' >/dev/null 2>&1 & echo $!";
+    let pid = node.sh(server);
+    node.sh("until ip netns exec c1 ss -Hltn | grep -q ':80 '; do sleep 0.01; done");
+    let answer = node.sh("socat -T1 - TCP:127.0.0.1:8080 </dev/null");
+    node.sh(&format!("kill {pid}"));
+    assert_eq!(answer, "hello\n");
+    cnitool(&node, &["check", "ports", &netns, "--cap", ports]).silent();
+    cnitool(&node, &["del", "ports", &netns, "--cap", ports]).silent();
+    let rules = node.sh("nft list ruleset");
+    assert!(!rules.contains("10.91."), "{rules}");
+}

@@ -5,6 +5,9 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unused_self,
     reason = "a test that cannot do its work says so by panicking; doors are for the product"
 )]
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::identity::{Tag, port_map_comment};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of};
@@ -24,8 +24,6 @@ const MASQUERADING: &str = "masquerading";
 
 /// The chains that owners have rules in.
 const OWNED: [&str; 3] = [HOSTPORTS, HOSTIP_HOSTPORTS, MASQUERADING];
-
-/// 127.0.0.0/8.
 
 /// The tables, one of each family.
 pub const TABLES: [Table; 2] = [table(Family::Ip), table(Family::Ip6)];
