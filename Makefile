@@ -11,7 +11,7 @@ BINARY     := $(TARGET_DIR)/$(TARGET)/release/cnibox
 # Bytes; the release binary stays below with every applet in it.
 SIZE_LIMIT := 4194304
 
-.PHONY: build demo test lint install symlinks clean toolchain demo-packages test-packages nextest deny
+.PHONY: build demo test bench lint install clean toolchain demo-packages test-packages nextest deny
 
 ## The static release binary, its size printed and checked.
 build: toolchain
@@ -26,6 +26,10 @@ demo: demo-packages build
 ## Everything: unit tests, and the release binary in private namespaces. Needs root.
 test: test-packages nextest build
 	CNIBOX=$(abspath $(BINARY)) $(CARGO) nextest run --locked
+
+## cnibox and the reference plugins, measured side by side. Needs root.
+bench: test-packages build
+	sh tests/bench.sh $(BINARY)
 
 lint: toolchain deny
 	$(CARGO) fmt --check
