@@ -86,7 +86,12 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
+    use proptest::prelude::*;
+    use serde_json::Value;
+
     use super::*;
+    use crate::cni::skel::Call;
+    use crate::cni::version::Version;
 
     #[test]
     fn names_are_unique_and_summaries_one_line() {
@@ -122,6 +127,97 @@ mod tests {
             let name = entry.file_name().into_string().unwrap();
             if entry.file_type().unwrap().is_dir() {
                 assert!(plugin(&name).is_some(), "src/plugins/{name} has no row");
+            }
+        }
+    }
+
+    /// Any JSON, its keys mostly such as plugins look for.
+    fn any_document() -> impl Strategy<Value = Value> {
+        let key = prop_oneof![
+            prop::sample::select(vec![
+                "bridge",
+                "mtu",
+                "ipam",
+                "type",
+                "ranges",
+                "subnet",
+                "rangeStart",
+                "rangeEnd",
+                "gateway",
+                "routes",
+                "dst",
+                "gw",
+                "dns",
+                "args",
+                "cni",
+                "mac",
+                "ips",
+                "runtimeConfig",
+                "portMappings",
+                "hostPort",
+                "protocol",
+                "hostIP",
+                "sysctl",
+                "prevResult",
+                "interfaces",
+                "address",
+                "interface",
+                "ip4",
+                "ip",
+                "cniVersion",
+                "vlanTrunk",
+                "conditionsV4",
+                "markMasqBit",
+                "dataDir",
+                "ipRanges",
+            ])
+            .prop_map(str::to_owned),
+            ".{0,6}",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            prop::sample::select(vec![
+                "10.0.0.0/29",
+                "10.0.0.9",
+                "fd00::/126",
+                "tcp",
+                "1.1.0"
+            ])
+            .prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(5, 40, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((key.clone(), inner), 0..8)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_configuration_makes_a_plugin_panic(mut document in any_document(), args in ".{0,20}") {
+            for applet in APPLETS {
+                if let Entry::Plugin(plugin) = &applet.entry {
+                    drop(plugin.validate("", &document));
+                }
+            }
+            if let Value::Object(members) = &mut document {
+                members.insert("name".into(), "n".into());
+                members.insert("cniVersion".into(), "1.1.0".into());
+            }
+            if let Ok(call) = Call::to_add(&document.to_string(), &args) {
+                if let Ok(Some(result)) = call.config.prev_result() {
+                    for version in Version::ALL {
+                        drop(result.to_wire(version));
+                    }
+                }
+                drop(call.config.ipam_type());
+                drop(call.config.valid_attachments());
             }
         }
     }

@@ -736,21 +736,50 @@ mod tests {
     }
 
     prop_compose! {
+        fn any_extra()(members in prop::collection::btree_map("x[a-z]{0,4}", 0..9i64, 0..2)) -> Object {
+            members.into_iter().map(|(key, n)| (key, Value::from(n))).collect()
+        }
+    }
+
+    prop_compose! {
+        fn any_route()(
+            dst in any_net(),
+            gw in any::<Option<[u8; 4]>>(),
+            mtu in 0..9000u32,
+            priority in any::<u32>(),
+            table in any::<Option<u32>>(),
+            scope in any::<Option<u8>>(),
+            extra in any_extra(),
+        ) -> Route {
+            let gw = gw.map(IpAddr::from);
+            Route { mtu, priority, table, scope, extra, ..Route::new(dst, gw) }
+        }
+    }
+
+    prop_compose! {
         fn any_result()(
-            names in prop::collection::vec("[a-z0-9]{1,8}", 0..3),
-            nets in prop::collection::vec(any_net(), 1..4),
-            routes in prop::collection::vec((any_net(), 0..9000u32, any::<Option<u8>>()), 0..4),
+            interfaces in prop::collection::vec(("[a-z0-9]{1,8}", "[0-9a-f:]{0,17}", "[a-z/]{0,9}", any_extra()), 0..3),
+            ips in prop::collection::vec((any_net(), any::<Option<[u8; 16]>>(), prop::option::of(0..3usize), any_extra()), 1..4),
+            routes in prop::collection::vec(any_route(), 0..4),
             servers in prop::collection::vec("[0-9.]{1,9}", 0..3),
+            extra in any_extra(),
         ) -> CniResult {
+            let interface = |(name, mac, sandbox, extra)| Interface {
+                name, mac, sandbox, extra, ..Interface::default()
+            };
+            let ip = |(net, gateway, interface, extra): (IpNet, Option<[u8; 16]>, _, _)| Ip {
+                // As it reads back: an address mapped into IPv6 is IPv4.
+                gateway: gateway.map(|bytes| IpAddr::from(bytes).to_canonical()),
+                interface,
+                extra,
+                ..Ip::new(net, None)
+            };
             CniResult {
-                interfaces: names.into_iter()
-                    .map(|name| Interface { name, ..Interface::default() }).collect(),
-                ips: nets.into_iter().map(|net| Ip::new(net, None)).collect(),
-                routes: routes.into_iter()
-                    .map(|(dst, mtu, scope)| Route { mtu, scope, ..Route::new(dst, None) })
-                    .collect(),
+                interfaces: interfaces.into_iter().map(interface).collect(),
+                ips: ips.into_iter().map(ip).collect(),
+                routes,
                 dns: Dns { nameservers: servers, ..Dns::default() },
-                extra: Object::new(),
+                extra,
             }
         }
     }
