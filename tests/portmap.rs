@@ -142,7 +142,7 @@ impl Lab {
         self.cnitool("add", name, mappings).json()
     }
 
-    /// Serves TCP or UDP on a port in `netns`, IPv4 and IPv6: the answer is WHO and the
+    /// Serves TCP or UDP on a port in `netns` ("" is the host), IPv4 and IPv6: the answer is WHO and the
     /// address the caller is seen with.
     fn serve(&mut self, netns: &str, protocol: &str, port: u16, who: &str) {
         const SERVER: &str = "\
@@ -163,14 +163,18 @@ while True:
     c.send(answer(peer))
     c.close()
 ";
-        let child = Command::new("ip")
-            .args(["netns", "exec", netns, "python3", "-c", SERVER])
+        let child = python(netns, SERVER)
             .args([protocol, &port.to_string(), who])
             .spawn()
             .unwrap();
         self.servers.push(child);
         let proto = if protocol == "udp" { "-u" } else { "-t" };
-        let listening = format!("ip netns exec {netns} ss -Hln {proto} | grep -q ':{port} '");
+        let inside = if netns.is_empty() {
+            String::new()
+        } else {
+            format!("ip netns exec {netns}")
+        };
+        let listening = format!("{inside} ss -Hln {proto} | grep -q ':{port} '");
         for _ in 0..500 {
             if self.node.succeeds(&listening) {
                 return;
@@ -178,6 +182,13 @@ while True:
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         panic!("nobody listens in {netns}");
+    }
+
+    /// Stops the server started last.
+    fn stop_last(&mut self) {
+        let mut server = self.servers.pop().unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
     }
 
     /// What a server answers to a call from `netns` ("" is the host); empty for nothing.
@@ -209,18 +220,8 @@ try:
 except OSError:
     pass
 ";
-        let mut command = Command::new(if netns.is_empty() { "python3" } else { "ip" });
-        if !netns.is_empty() {
-            command.args(["netns", "exec", netns, "python3"]);
-        }
-        command.args([
-            "-c",
-            CLIENT,
-            protocol,
-            address,
-            &port.to_string(),
-            &from.to_string(),
-        ]);
+        let mut command = python(netns, CLIENT);
+        command.args([protocol, address, &port.to_string(), &from.to_string()]);
         let output = run(&mut command, "");
         output.stdout.trim().to_owned()
     }
@@ -232,6 +233,16 @@ except OSError:
              grep -v '^#' | sed 's/\\[[0-9]*:[0-9]*\\]//; s/counter packets [0-9]* bytes [0-9]*/counter/'",
         )
     }
+}
+
+/// A Python program in `netns`, "" being the host.
+fn python(netns: &str, program: &str) -> Command {
+    let mut command = Command::new(if netns.is_empty() { "python3" } else { "ip" });
+    if !netns.is_empty() {
+        command.args(["netns", "exec", netns, "python3"]);
+    }
+    command.args(["-c", program]);
+    command
 }
 
 fn mapping(protocol: &str, host: u16, container: u16) -> Value {
@@ -461,18 +472,27 @@ fn localhost_of_the_host_stays_its_own() {
 
 #[test]
 fn old_udp_flows_follow_the_new_owner() {
-    let mut lab = Lab::new("nftables");
-    let mappings = json!([mapping("udp", 5353, 53)]);
-    lab.add("c1", &mappings);
-    lab.serve("c1", "udp", 53, "c1");
-    let answer = lab.call_from("ext", "udp", "192.0.2.1", 5353, 40000);
-    assert!(answer.starts_with("c1 "), "{answer:?}");
-    lab.cnitool("del", "c1", &mappings).silent();
-    lab.add("c2", &mappings);
-    lab.serve("c2", "udp", 53, "c2");
-    // The same flow, which the kernel remembers as c1's.
-    let answer = lab.call_from("ext", "udp", "192.0.2.1", 5353, 40000);
-    assert!(answer.starts_with("c2 "), "{answer:?}");
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(backend);
+            let mappings = json!([mapping("udp", 5353, 53)]);
+            lab.add("c1", &mappings);
+            lab.serve("c1", "udp", 53, "c1");
+            // One flow that never ends, by its ports.
+            let ask = |lab: &Lab| lab.call_from("ext", "udp", "192.0.2.1", 5353, 40000);
+            assert!(ask(&lab).starts_with("c1 "), "{backend}");
+            lab.cnitool("del", "c1", &mappings).silent();
+            // The port is the host's own again: the old flow must not go on to c1.
+            lab.serve("", "udp", 5353, "host");
+            assert!(ask(&lab).starts_with("host "), "{backend}");
+            lab.stop_last();
+            lab.add("c2", &mappings);
+            lab.serve("c2", "udp", 53, "c2");
+            assert!(ask(&lab).starts_with("c2 "), "{backend}");
+        })
+        .join()
+        .unwrap();
+    }
 }
 
 #[test]

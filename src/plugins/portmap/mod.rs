@@ -17,7 +17,7 @@ use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{route, sysctl};
 use crate::netfilter::nftables::{self, Nftables};
-use crate::netfilter::{self, Owner, PortMaps, conntrack};
+use crate::netfilter::{self, BackendName, Owner, PortMaps, conntrack};
 use crate::undo::Undo;
 
 use config::Settings;
@@ -54,7 +54,9 @@ impl Plugin for Portmap {
 
     fn del(&self, call: &Call) -> Result<()> {
         let owner = Owner::of(call);
-        netfilter::with_both(|backend| backend.remove_port_maps(&owner))
+        let removed = netfilter::with_both(|backend| backend.remove_port_maps(&owner));
+        forget_flows(call);
+        removed
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -83,6 +85,33 @@ impl Plugin for Portmap {
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::validate(root, document)
     }
+}
+
+/// Forgets connections through mappings that iptables has lost: its rules do not tell
+/// where they led, so that only what the runtime still knows helps. (The nftables backend
+/// does it by itself.) Nothing that is wrong here may get in the way of a DEL.
+fn forget_flows(call: &Call) {
+    let (Ok(settings), Ok(Some(result))) = (Settings::resolve(call), call.config.prev_result())
+    else {
+        return;
+    };
+    let Some(wanted) = wanted(call, &settings, &result) else {
+        return;
+    };
+    if !netfilter::choose(settings.backend).is_ok_and(|name| name == BackendName::Iptables) {
+        return;
+    }
+    let flows: Vec<_> = wanted
+        .container
+        .iter()
+        .flat_map(|container| {
+            let mappings = wanted.mappings.iter();
+            mappings
+                .filter(|mapping| mapping.is_for(container.addr()))
+                .map(|mapping| (mapping.protocol, mapping.host_port, container.addr()))
+        })
+        .collect();
+    conntrack::forget_removed(&flows);
 }
 
 fn required_result(call: &Call) -> Result<CniResult> {
