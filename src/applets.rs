@@ -9,11 +9,13 @@ use crate::plugins::{bridge::Bridge, ipam::Ipam, portmap::Portmap, tuning::Tunin
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
 pub struct Applet {
+    /// The base name of argv[0], or the first argument of `cnibox`: matched exactly.
     pub name: &'static str,
     /// Other names it answers to.
     pub aliases: &'static [&'static str],
     /// One line of help.
     pub summary: &'static str,
+    /// What runs, whichever of its names it was called by.
     pub entry: Entry,
 }
 

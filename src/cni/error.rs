@@ -112,10 +112,14 @@ pub fn all(results: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::Res
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ErrorObject {
+    /// The caller's version as it was written; left out while empty.
     #[serde(rename = "cniVersion", skip_serializing_if = "String::is_empty")]
     pub cni_version: String,
+    /// As [`Code::number`], or any other number that a delegate chose.
     pub code: u32,
+    /// One sentence for the operator.
     pub msg: String,
+    /// What lies behind `msg`, for whoever looks for the cause; left out when empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub details: String,
 }

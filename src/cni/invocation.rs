@@ -31,11 +31,17 @@ pub fn environment() -> Environment {
 /// What the runtime asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
+    /// Make the attachment, and answer with a result.
     Add,
+    /// Remove the attachment, or whatever is left of it.
     Del,
+    /// Compare the attachment with `prevResult`; since 0.4.0.
     Check,
+    /// Remove what belongs to no attachment in `cni.dev/valid-attachments`; since 1.1.0.
     Gc,
+    /// Say whether an ADD could be served; since 1.1.0.
     Status,
+    /// List the versions of the specification that are spoken.
     Version,
 }
 
@@ -109,6 +115,7 @@ const ROWS: [Row; 4] = [
 /// One call of a plugin: its environment after the checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invocation {
+    /// `CNI_COMMAND`; for a delegate in this process, what its caller asks of it.
     pub command: Command,
     /// Empty for GC and STATUS.
     pub attachment: Attachment,
@@ -125,7 +132,9 @@ pub struct Invocation {
 /// What an ADD makes and a DEL removes: one interface of one container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Attachment {
+    /// `CNI_CONTAINERID`: the runtime's choice, see [`check_container_id`].
     pub container_id: String,
+    /// `CNI_IFNAME`: the interface's name inside the container, see [`check_ifname`].
     pub ifname: String,
 }
 

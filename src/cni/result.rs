@@ -19,9 +19,13 @@ use super::version::{Shape, Version};
 /// A result in its newest form.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CniResult {
+    /// In the order that `Ip::interface` counts; 0.1.0 and 0.2.0 cannot tell them.
     pub interfaces: Vec<Interface>,
+    /// 0.1.0 and 0.2.0 can tell the first of each family only.
     pub ips: Vec<Ip>,
+    /// For the whole container, not for one of its interfaces.
     pub routes: Vec<Route>,
+    /// For the runtime to act on: no plugin writes the container's `resolv.conf`.
     pub dns: Dns,
     /// Members we do not know.
     pub extra: Object,
@@ -30,6 +34,7 @@ pub struct CniResult {
 /// An interface that the attachment consists of, on the host or in the sandbox.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Interface {
+    /// As in its own namespace, so two interfaces of a result may share it.
     pub name: String,
     /// Hardware address as text; empty when there is none.
     pub mac: String,
@@ -37,8 +42,13 @@ pub struct Interface {
     pub mtu: u32,
     /// `CNI_NETNS` for what is in the container, empty for the host.
     pub sandbox: String,
+    /// Absolute path of a socket that stands for the interface, such as vhost-user's; empty
+    /// when there is none. Since 1.1.0.
     pub socket_path: String,
+    /// The platform's name for the PCI device behind it, such as `0000:00:1f.6`; empty when
+    /// there is none. Since 1.1.0.
     pub pci_id: String,
+    /// Members we do not know.
     pub extra: Object,
 }
 
@@ -49,7 +59,9 @@ pub struct Ip {
     pub interface: Option<usize>,
     /// Host bits are kept.
     pub address: IpNet,
+    /// The next hop for traffic that leaves the subnet; `None` when not told.
     pub gateway: Option<IpAddr>,
+    /// Members we do not know.
     pub extra: Object,
 }
 
@@ -68,16 +80,21 @@ impl Ip {
 /// A route inside the container.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
+    /// Destination; a prefix length of 0 is a default route.
     pub dst: IpNet,
+    /// Next hop; `None` leaves the choice to the plugin that adds the route.
     pub gw: Option<IpAddr>,
     /// Bytes; 0 when not told, like the next two.
     pub mtu: u32,
+    /// The largest TCP segment the peer is told to send.
     pub advmss: u32,
     /// The metric.
     pub priority: u32,
+    /// Number of the routing table; `None` is the main one.
     pub table: Option<u32>,
     /// As in rtnetlink(7): 0 universe, 253 link, 254 host.
     pub scope: Option<u8>,
+    /// Members we do not know.
     pub extra: Object,
 }
 
@@ -106,12 +123,16 @@ impl Route {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Dns {
+    /// Addresses, in the order in which they are to be asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
+    /// What short host names are completed with; empty when not told.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub domain: String,
+    /// More of what short names are completed with, in the order to try.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
+    /// Words for the resolver, such as `ndots:5`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }

@@ -78,8 +78,12 @@ pub type Applets = fn(&str) -> Option<&'static dyn Plugin>;
 /// One call of one plugin.
 #[derive(Debug, Clone)]
 pub struct Call {
+    /// What came in the environment.
     pub invocation: Invocation,
+    /// What came on stdin, its version already agreed on.
     pub config: Config,
+    /// Our own plugins by name: where `CNI_PATH` leads back to this binary, a delegate
+    /// needs no process.
     pub applets: Applets,
     /// How many of our own plugins have delegated to get here.
     pub depth: u8,

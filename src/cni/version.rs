@@ -7,12 +7,19 @@ use super::error::{Code, coded};
 /// A released version of the CNI specification that has a result format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
+    /// What a configuration without `cniVersion` means.
     V0_1_0,
+    /// Has the results of 0.1.0.
     V0_2_0,
+    /// Brought lists of plugins, and results with `interfaces` and any number of `ips`.
     V0_3_0,
+    /// Has the results of 0.3.0.
     V0_3_1,
+    /// Brought CHECK, and `prevResult` for DEL.
     V0_4_0,
+    /// Dropped `version` from the `ips` of a result.
     V1_0_0,
+    /// Brought STATUS and GC.
     V1_1_0,
 }
 

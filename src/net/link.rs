@@ -21,7 +21,9 @@ use super::netns::Netns;
     reason = "the kernel's flags, none depends on another"
 )]
 pub struct Link {
+    /// The kernel's number for it (ifindex), unique in its namespace only.
     pub index: u32,
+    /// At most 15 bytes; a link can be renamed, while `index` stays.
     pub name: String,
     /// Hardware address as text, empty when there is none.
     pub mac: String,
@@ -35,6 +37,7 @@ pub struct Link {
     pub peer: Option<u32>,
     /// The free text that says what the link is for.
     pub alias: String,
+    /// Whether an administrator set it up (`IFF_UP`); frames may still not pass.
     pub is_up: bool,
     /// Whether frames pass: operational state "up".
     pub is_running: bool,
@@ -125,7 +128,9 @@ pub fn create_bridge(netlink: &Netlink, name: &str, mac: Mac, mtu: Option<u32>) 
 /// One end of a veth pair to be.
 #[derive(Debug, Clone, Copy)]
 pub struct End<'a> {
+    /// Must be free in the namespace where this end is to be.
     pub name: &'a str,
+    /// Part of the request, so that nobody sees the end with another one.
     pub mac: Mac,
 }
 

@@ -20,6 +20,7 @@ use super::netns::Netns;
 /// What the kernel answered to a request it refused.
 #[derive(Debug)]
 pub struct Refused {
+    /// `UnknownErrno` for a number that has no name here.
     pub errno: Errno,
     /// The kernel's own explanation, where it gave one.
     reason: String,
@@ -218,7 +219,9 @@ impl Netlink {
 /// What [`Netlink::wait_until`] listens for.
 #[derive(Debug, Clone, Copy)]
 pub enum Changes {
+    /// A link came, went or changed (`RTNLGRP_LINK`).
     Links,
+    /// An IPv6 address came, went or is no longer tentative (`RTNLGRP_IPV6_IFADDR`).
     Ipv6Addresses,
 }
 

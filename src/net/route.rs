@@ -24,7 +24,9 @@ pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 pub struct Route {
     /// Destination; host bits are ignored.
     pub dst: IpNet,
+    /// Next hop; `None` when the destination is on the link itself.
     pub gateway: Option<IpAddr>,
+    /// Number of the routing table; [`MAIN_TABLE`] if nobody asked for another.
     pub table: u32,
     /// The metric; 0 is the kernel's default.
     pub priority: u32,

@@ -24,7 +24,9 @@ use nftables::Nftables;
 /// Whose rules these are: one attachment to one network.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
+    /// The `name` in the network configuration.
     pub network: String,
+    /// nftables tells attachments apart; iptables only containers, as the reference does.
     pub attachment: Attachment,
 }
 
@@ -62,16 +64,20 @@ pub struct PortMaps {
     /// More conditions, in the words of the backend: iptables arguments or an nft
     /// expression.
     pub conditions_v4: Vec<String>,
+    /// As `conditions_v4`, for packets to the container's IPv6 address.
     pub conditions_v6: Vec<String>,
 }
 
 /// One port of the host and where it leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping {
+    /// The host's port is taken for this protocol only.
     pub protocol: Protocol,
     /// Only this address of the host; `None` is any. It decides the family.
     pub host_ip: Option<IpAddr>,
+    /// 1 to 65535: where clients connect to.
     pub host_port: u16,
+    /// 1 to 65535: where the container listens.
     pub container_port: u16,
 }
 
@@ -116,8 +122,11 @@ impl std::fmt::Display for Mapping {
 /// Transport protocols that can be mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
+    /// RFC 9260. Like UDP, its flows outlive the rules until `conntrack` forgets them.
     Sctp,
+    /// RFC 9293. Its clients notice a changed mapping and connect again.
     Tcp,
+    /// RFC 768. No flow has an end, so `conntrack` forgets those of changed mappings.
     Udp,
 }
 
@@ -153,7 +162,9 @@ pub enum Mark {
 /// The backends, as configurations call them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendName {
+    /// The tools `iptables-restore` and `ip6tables-restore`, found through `PATH`.
     Iptables,
+    /// The kernel's `nf_tables`, spoken to through netlink: no `nft` is needed.
     Nftables,
 }
 

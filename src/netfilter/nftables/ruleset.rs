@@ -13,9 +13,13 @@ use crate::netfilter::Protocol;
 /// The address families that tables belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
+    /// IPv4 packets.
     Ip,
+    /// IPv6 packets.
     Ip6,
+    /// Packets of both IP versions.
     Inet,
+    /// Frames that a bridge passes on.
     Bridge,
 }
 
