@@ -678,6 +678,31 @@ fn long_ids_and_odd_names_are_no_obstacle() {
     sh("nft list ruleset > /dev/null");
 }
 
+/// With eth0, ids of up to 233 characters fit; of 236 the first of the two chains does.
+#[test]
+fn an_id_too_long_for_a_spoof_check_is_refused_and_can_be_deleted() {
+    node();
+    let mac = Mac([2, 0, 0, 0, 0, 1]);
+    let of_length = |length| owner("net1", &"c".repeat(length), "eth0");
+    Nftables::fits_spoof_check(&of_length(233)).unwrap();
+    Nftables::ensure_spoof_check(&of_length(233), "veth1", mac).unwrap();
+    Nftables::check_spoof_check(&of_length(233), "veth1", mac).unwrap();
+    let before = ruleset();
+    for length in [234, 236, 240, 300] {
+        let owner = of_length(length);
+        let error = Nftables::fits_spoof_check(&owner).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("is room for 233 in"),
+            "{error:#}"
+        );
+        Nftables::check_spoof_check(&owner, "veth1", mac).unwrap_err();
+        Nftables::remove_spoof_check(&owner).unwrap();
+        assert_eq!(ruleset(), before);
+    }
+    Nftables::remove_spoof_check(&of_length(233)).unwrap();
+    assert!(!ruleset().contains("cni-br-iface"), "{}", ruleset());
+}
+
 #[test]
 fn the_kernel_says_what_chains_there_are() {
     node();

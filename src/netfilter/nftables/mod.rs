@@ -196,6 +196,15 @@ impl Nftables {
         })
     }
 
+    /// Whether there can be a spoof check for the owner: a pure check, for before anything
+    /// is made.
+    ///
+    /// # Errors
+    /// Code 7, naming `macspoofchk`.
+    pub fn fits_spoof_check(owner: &Owner) -> Result<()> {
+        spoof_check::fits(owner)
+    }
+
     /// Lets only frames from `mac` through the bridge port `host_end`.
     ///
     /// # Errors

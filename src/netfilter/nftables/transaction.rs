@@ -257,12 +257,19 @@ pub fn rules(socket: &Socket, table: &Table, chain: Option<&str>) -> Result<Vec<
 }
 
 /// Whether the error means that there is no such object, or that this kernel has no
-/// `nf_tables` (EINVAL), or not for the family.
+/// `nf_tables` (EINVAL), or not for the family, or that its name is longer than any can
+/// be (ERANGE).
 pub fn is_absent(error: &anyhow::Error) -> bool {
-    use Errno::{EAFNOSUPPORT, EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
-    errno(error).is_some_and(|errno| {
-        [ENOENT, EINVAL, EOPNOTSUPP, EAFNOSUPPORT, EPROTONOSUPPORT].contains(&errno)
-    })
+    use Errno::{EAFNOSUPPORT, EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, ERANGE};
+    const ABSENT: [Errno; 6] = [
+        ENOENT,
+        EINVAL,
+        EOPNOTSUPP,
+        EAFNOSUPPORT,
+        EPROTONOSUPPORT,
+        ERANGE,
+    ];
+    errno(error).is_some_and(|errno| ABSENT.contains(&errno))
 }
 
 /// Asks `plan` what to change and changes it, in one transaction. When others change
