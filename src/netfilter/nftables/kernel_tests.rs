@@ -256,6 +256,26 @@ fn port_maps_are_laid_out_as_the_references() {
 }
 
 #[test]
+fn whatever_comes_through_a_mapping_is_masqueraded_where_asked_for() {
+    node();
+    let red = owner("net1", "cont1", "eth0");
+    let neighbours = port_maps(&["10.9.0.2/24", "fd00:9::2/128"], &["tcp 8080:80"]);
+    let all = PortMaps {
+        masquerade_all: true,
+        ..neighbours.clone()
+    };
+    Nftables.ensure_port_maps(&red, &neighbours).unwrap();
+    Nftables.check_port_maps(&red, &all).unwrap_err();
+    Nftables.ensure_port_maps(&red, &all).unwrap();
+    assert_golden("port_maps_masquerade_all", &ruleset());
+    Nftables.check_port_maps(&red, &all).unwrap();
+    Nftables.check_port_maps(&red, &neighbours).unwrap_err();
+    let without_snat = PortMaps { snat: false, ..all };
+    Nftables.ensure_port_maps(&red, &without_snat).unwrap();
+    assert!(!ruleset().contains("masquerade"), "{}", ruleset());
+}
+
+#[test]
 fn nft_makes_the_same_of_the_same_words() {
     let ours = || {
         let mut changes = Vec::new();
