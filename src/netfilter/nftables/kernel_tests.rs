@@ -441,7 +441,7 @@ fn rules_of_the_reference_are_checked_and_removed() {
 }
 
 #[test]
-fn an_add_after_the_references_replaces_its_rules_and_its_conditions_for_all() {
+fn an_add_after_the_references_replaces_its_rules_and_keeps_its_conditions() {
     node();
     feed("nft -f -", REFERENCE);
     let red = owner("net1", "cont1", "eth0");
@@ -454,15 +454,69 @@ fn an_add_after_the_references_replaces_its_rules_and_its_conditions_for_all() {
         1,
         "{text}"
     );
-    assert!(
-        !text.contains("10.1.0.0/16") && !text.contains("sctp"),
-        "{text}"
-    );
+    assert!(!text.contains("sctp"), "{text}");
+    // The conditions are in force for cont2, which is running.
+    let kept = "ip saddr != 10.1.0.0/16 fib daddr type local jump hostports_all";
+    assert_eq!(text.matches(kept).count(), 2, "{text}");
+    assert_eq!(text.matches("jump hostports_all").count(), 2, "{text}");
     // In front of cont2's, which had the port.
     let place = |needle: &str| text.find(needle).unwrap();
     assert!(
         place("dnat to 10.9.0.2:80") < place("dnat to 10.9.0.3:80"),
         "{text}"
+    );
+}
+
+#[test]
+fn conditions_that_we_do_not_know_are_kept_too() {
+    node();
+    let jump =
+        "ip saddr { 10.1.0.1, 10.1.0.7 } ct state new fib daddr type local jump hostports_all";
+    let reference = REFERENCE.replace(
+        "ip saddr != 10.1.0.0/16 fib daddr type local jump hostports_all",
+        jump,
+    );
+    feed("nft -f -", &reference);
+    let red = owner("net1", "cont1", "eth0");
+    let wanted = port_maps(&["10.9.0.2/24"], &["tcp 8080:80"]);
+    Nftables.ensure_port_maps(&red, &wanted).unwrap();
+    assert_eq!(ruleset().matches(jump).count(), 2, "{}", ruleset());
+    Nftables.check_port_maps(&red, &wanted).unwrap();
+    // What only looks like ours is none.
+    sh("nft flush chain ip cni_hostport output; \
+        nft add rule ip cni_hostport output fib daddr type != local jump hostports_all");
+    Nftables.check_port_maps(&red, &wanted).unwrap_err();
+    Nftables.ensure_port_maps(&red, &wanted).unwrap();
+    Nftables.check_port_maps(&red, &wanted).unwrap();
+    assert!(!ruleset().contains("!= local"), "{}", ruleset());
+}
+
+#[test]
+fn shared_chains_are_mended_where_ours_is_missing_or_out_of_order() {
+    node();
+    let red = owner("net1", "cont1", "eth0");
+    let wanted = masquerade(&["10.9.0.2/24"]);
+    Nftables.ensure_masquerade(&red, &wanted).unwrap();
+    let right = ruleset();
+    for damage in [
+        "insert rule inet cni_plugins_masquerade postrouting goto masq_checks; \
+         delete rule inet cni_plugins_masquerade postrouting handle $last",
+        "delete rule inet cni_plugins_masquerade postrouting handle $last",
+    ] {
+        sh(&format!(
+            "last=$(nft -a list chain inet cni_plugins_masquerade postrouting | \
+             sed -n 's/.*goto masq_checks # handle //p'); nft \"{damage}\""
+        ));
+        assert_ne!(ruleset(), right);
+        Nftables.ensure_masquerade(&red, &wanted).unwrap();
+        assert_eq!(ruleset(), right);
+    }
+    sh("nft insert rule inet cni_plugins_masquerade postrouting log");
+    let with_more = sh("nft -a list chain inet cni_plugins_masquerade postrouting");
+    Nftables.ensure_masquerade(&red, &wanted).unwrap();
+    assert_eq!(
+        sh("nft -a list chain inet cni_plugins_masquerade postrouting"),
+        with_more
     );
 }
 

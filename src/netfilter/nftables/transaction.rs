@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use super::decode::decode;
+use super::decode::{decode, decode_known};
 use super::expression::encode;
 use super::identity::{self, Tag};
 use super::ruleset::{Chain, Family, Place, Rule, Statement, Table};
@@ -200,6 +200,11 @@ impl Found {
     /// What the rule says; `None` where part of it is not understood.
     pub fn statements(&self) -> Option<Vec<Statement>> {
         decode(self.family, &self.expressions)
+    }
+
+    /// That part of it that is understood.
+    pub fn known_statements(&self) -> Vec<Statement> {
+        decode_known(self.family, &self.expressions)
     }
 
     fn parse(family: Family, answer: &[u8]) -> Self {
