@@ -1405,3 +1405,59 @@ fn a_delegate_that_mixes_result_forms_does_not_confuse_ours() {
         call.run("DEL", &config).silent();
     }
 }
+
+#[test]
+fn an_id_too_long_for_the_spoof_check_is_refused_before_anything_is_made() {
+    let node = Node::new();
+    let netns = node.netns("c1");
+    let config = with(dual_stack(), json!({"macspoofchk": true}));
+    for length in [236, 240, 300] {
+        let call = || node.plugin("bridge").id(&"c".repeat(length)).netns(&netns);
+        let (code, message, details) = call().run("ADD", &config).error();
+        assert_eq!(code, 7, "{message}");
+        assert!(message.contains("macspoofchk"), "{message}");
+        assert!(details.contains("room for 233"), "{details}");
+        assert!(!node.links().contains(&"br1".to_owned()));
+        assert_eq!(leases("net1"), [""; 0]);
+        call().run("DEL", &config).silent();
+    }
+    let call = || node.plugin("bridge").id(&"c".repeat(233)).netns(&netns);
+    call().run("ADD", &config).json();
+    call().run("DEL", &config).silent();
+}
+
+#[test]
+fn status_knows_what_the_spoof_check_needs() {
+    let node = Node::new();
+    // Who may not change the ruleset may not ask about it either.
+    let powerless = node.dir.path().join("powerless");
+    let bridge = node.bin.join("bridge");
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set -net_admin --inh-caps -net_admin {}\n",
+        bridge.display()
+    );
+    fs::write(&powerless, script).unwrap();
+    node.sh(&format!("chmod +x {}", powerless.display()));
+    let config = with(dual_stack(), json!({"macspoofchk": true}));
+    let call = node.plugin("bridge");
+    call.run("STATUS", &config).silent();
+    let call = call.executable(&powerless);
+    call.run("STATUS", &dual_stack()).silent();
+    let (code, message, _) = call.run("STATUS", &config).error();
+    assert!(
+        code == 50 && message.contains("macspoofchk") && message.contains("nf_tables"),
+        "{code} {message}"
+    );
+}
+
+#[test]
+fn check_misses_the_hardware_address_that_the_spoof_check_is_about() {
+    let node = Node::new();
+    let config = with(dual_stack(), json!({"macspoofchk": true}));
+    let call = node.plugin("bridge").netns(&node.netns("c1"));
+    let mut result = call.run("ADD", &config).json();
+    call.run("CHECK", &with_result(&config, &result)).silent();
+    result["interfaces"][2]["mac"] = "".into();
+    let (_, message, _) = call.run("CHECK", &with_result(&config, &result)).error();
+    assert!(message.contains("macspoofchk"), "{message}");
+}

@@ -325,6 +325,30 @@ fn the_world_sees_the_hosts_address_where_it_is_masqueraded() {
 }
 
 #[test]
+fn a_mapping_shows_who_calls_unless_all_is_masqueraded() {
+    for backend in BACKENDS {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(backend);
+            lab.add("c1", &json!([mapping("tcp", 8081, 80)]));
+            lab.serve("c1", "tcp", 80, "c1");
+            assert_eq!(lab.call("ext", "tcp", "192.0.2.1", 8081), "c1 192.0.2.9");
+            assert_eq!(lab.call("ext", "tcp", "fd00:2::1", 8081), "c1 fd00:2::9");
+            lab.configure(&json!({}), &json!({"masqAll": true}));
+            let mappings = json!([mapping("tcp", 8082, 80)]);
+            lab.add("c2", &mappings);
+            lab.serve("c2", "tcp", 80, "c2");
+            assert_eq!(lab.call("ext", "tcp", "192.0.2.1", 8082), "c2 10.9.0.1");
+            assert_eq!(lab.call("ext", "tcp", "fd00:2::1", 8082), "c2 fd00:9::1");
+            lab.cnitool("check", "c2", &mappings).silent();
+            // What does not come through the mapping is left alone.
+            assert_eq!(lab.call("c1", "tcp", "10.9.0.3", 80), "c2 10.9.0.2");
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
 fn only_what_is_meant_for_this_host_is_intercepted() {
     for backend in BACKENDS {
         std::thread::spawn(move || {
@@ -541,6 +565,40 @@ fn check_misses_what_was_flushed() {
             // And it works again for the next one.
             lab.add("c2", &mappings);
             lab.cnitool("check", "c2", &mappings).silent();
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn check_misses_what_keeps_neighbours_from_localhost() {
+    for backend in ["nftables", "iptables-nft"] {
+        std::thread::spawn(move || {
+            let lab = Lab::new(backend);
+            let mappings = json!([mapping("tcp", 8081, 80)]);
+            lab.add("c1", &mappings);
+            lab.cnitool("check", "c1", &mappings).silent();
+            let misses = |word: &str| {
+                let checked = lab.cnitool("check", "c1", &mappings);
+                assert!(
+                    !checked.ok && checked.stderr.contains(word),
+                    "{backend}: {checked:?}"
+                );
+            };
+            lab.node.sh("nft delete table ip cnibox_localnet");
+            misses("cnibox_localnet");
+            // The next ADD brings it back.
+            lab.add("c2", &json!([mapping("tcp", 8082, 80)]));
+            lab.cnitool("check", "c1", &mappings).silent();
+            lab.node
+                .sh("echo 0 > /proc/sys/net/ipv4/conf/br1/route_localnet");
+            misses("route_localnet");
+            // Without a way from 127.0.0.1 into a container there is nothing to guard.
+            let outside = json!([{"hostPort": 8083, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]);
+            lab.add("c3", &outside);
+            lab.node.sh("nft delete table ip cnibox_localnet");
+            lab.cnitool("check", "c3", &outside).silent();
         })
         .join()
         .unwrap();

@@ -109,17 +109,11 @@ pub fn add(netlink: &Netlink, index: u32, link: &str, route: &Route) -> Result<(
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
-    let mut request = RouteMessage::default();
-    request.header.address_family = family(ip);
-    request.header.destination_prefix_length = IpNet::from(ip).max_prefix_len();
-    request
-        .attributes
-        .push(RouteAttribute::Destination(ip.into()));
-    let found = match netlink.get(RouteNetlinkMessage::GetRoute(request)) {
+    let message = match look_up(netlink, ip) {
         Err(error) if errno(&error) == Some(Errno::ENETUNREACH) => None,
-        found => found.with_context(|| format!("look up the route to {ip}"))?,
+        found => found?,
     };
-    let Some(RouteNetlinkMessage::NewRoute(message)) = found else {
+    let Some(message) = message else {
         return Ok(None);
     };
     let index = message
@@ -133,6 +127,42 @@ pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
         None => Ok(None),
         Some(index) => Ok(link::by_index(netlink, index)?.map(|link| link.name)),
     }
+}
+
+/// Whether packets to `ip` are for this host, as `fib daddr type local` of nftables and
+/// `--dst-type LOCAL` of iptables see it.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn is_local(netlink: &Netlink, ip: IpAddr) -> Result<bool> {
+    // What a lookup ends in where there is no route, or one that forbids.
+    const NOWHERE: [Errno; 4] = [
+        Errno::ENETUNREACH,
+        Errno::EHOSTUNREACH,
+        Errno::EACCES,
+        Errno::EINVAL,
+    ];
+    match look_up(netlink, ip) {
+        Err(error) if errno(&error).is_some_and(|errno| NOWHERE.contains(&errno)) => Ok(false),
+        found => Ok(found?.is_some_and(|message| message.header.kind == RouteType::Local)),
+    }
+}
+
+/// The route that a packet to `ip` would take.
+fn look_up(netlink: &Netlink, ip: IpAddr) -> Result<Option<RouteMessage>> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family(ip);
+    request.header.destination_prefix_length = IpNet::from(ip).max_prefix_len();
+    request
+        .attributes
+        .push(RouteAttribute::Destination(ip.into()));
+    let found = netlink
+        .get(RouteNetlinkMessage::GetRoute(request))
+        .with_context(|| format!("look up the route to {ip}"))?;
+    Ok(match found {
+        Some(RouteNetlinkMessage::NewRoute(message)) => Some(message),
+        _ => None,
+    })
 }
 
 /// The routes of `sample`'s family, in every table.

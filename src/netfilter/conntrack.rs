@@ -6,7 +6,7 @@
 //! until the entry is deleted here. TCP clients notice and connect again.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -20,7 +20,8 @@ use nix::errno::Errno;
 use super::socket::{Socket, attribute};
 use super::{Mapping, Protocol};
 use crate::log;
-use crate::net::netlink::{errno, tolerate};
+use crate::net::netlink::{Netlink, errno, tolerate};
+use crate::net::route;
 
 /// Attributes of an entry (`enum ctattr_type`).
 const ORIGINAL: u16 = 1;
@@ -38,33 +39,51 @@ const DESTINATION_PORT: u16 = 3;
 /// After ADD: forgets the flows to mapped ports of this host that lead elsewhere than to
 /// the container. One that cannot be forgotten is worth a warning, no more.
 pub fn forget_replaced(mappings: &[Mapping], container: &[IpNet]) {
-    let mut local = BTreeMap::new();
+    let mut is_local = is_local_once();
     let replaced = |protocol, entry: &Entry| {
         let Some(container) = container.iter().find(|net| entry.is_like(net.addr())) else {
-            return false;
+            return Ok(false);
         };
         let destination = entry.destination;
         let host = |mapping: &Mapping| mapping.host_ip.filter(|host| !host.is_unspecified());
-        entry.answered_by != container.addr()
+        let is_mapped = entry.answered_by != container.addr()
             && mappings.iter().any(|mapping| {
                 mapping.protocol == protocol
                     && mapping.host_port == entry.port
                     && mapping.is_for(container.addr())
                     && host(mapping).is_none_or(|host| host == destination)
-            })
-            // Only those can be meant for a mapping.
-            && *local.entry(destination).or_insert_with(|| is_local(destination))
+            });
+        // Only what is for this host can be meant for a mapping.
+        Ok(is_mapped && is_local(destination)?)
     };
     let protocols = mappings.iter().map(|mapping| mapping.protocol);
     let families = container.iter().map(IpNet::addr);
     warn(forget(protocols, families, replaced));
 }
 
+/// Whether an address is this host's; each is looked up once.
+fn is_local_once() -> impl FnMut(IpAddr) -> Result<bool> {
+    let mut socket = None;
+    let mut known = BTreeMap::new();
+    move |address| {
+        if let Some(is_local) = known.get(&address) {
+            return Ok(*is_local);
+        }
+        let netlink = match &socket {
+            Some(netlink) => netlink,
+            None => socket.insert(Netlink::open()?),
+        };
+        let is_local = route::is_local(netlink, address)?;
+        known.insert(address, is_local);
+        Ok(is_local)
+    }
+}
+
 /// After DEL: forgets the flows that came through the removed mappings: protocol, port
 /// of the host, and address in the container. As [`forget_replaced`].
 pub fn forget_removed(mappings: &[(Protocol, u16, IpAddr)]) {
     let removed =
-        |protocol, entry: &Entry| mappings.contains(&(protocol, entry.port, entry.answered_by));
+        |protocol, entry: &Entry| Ok(mappings.contains(&(protocol, entry.port, entry.answered_by)));
     let protocols = mappings.iter().map(|(protocol, _, _)| *protocol);
     let families = mappings.iter().map(|(_, _, container)| *container);
     warn(forget(protocols, families, removed));
@@ -83,7 +102,7 @@ fn warn(result: Result<()>) {
 fn forget(
     protocols: impl Iterator<Item = Protocol>,
     families: impl Iterator<Item = IpAddr>,
-    mut unwanted: impl FnMut(Protocol, &Entry) -> bool,
+    mut unwanted: impl FnMut(Protocol, &Entry) -> Result<bool>,
 ) -> Result<()> {
     let mut protocols: Vec<Protocol> = protocols.filter(|p| *p != Protocol::Tcp).collect();
     protocols.sort_unstable();
@@ -98,7 +117,7 @@ fn forget(
     for is_ipv4 in families {
         for protocol in &protocols {
             for entry in list(&socket, is_ipv4, *protocol)? {
-                if unwanted(*protocol, &entry) {
+                if unwanted(*protocol, &entry)? {
                     let gone = socket.request(message(is_ipv4, entry.delete())).map(drop);
                     tolerate(gone, &[Errno::ENOENT]).context("delete a conntrack entry")?;
                 }
@@ -204,11 +223,6 @@ fn message(is_ipv4: bool, message: ConntrackMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
 }
 
-/// Whether an address is this host's: no socket can be bound to any other.
-fn is_local(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(
@@ -311,6 +325,45 @@ mod tests {
     }
 
     #[test]
+    fn only_an_address_of_the_host_is_the_hosts() {
+        node(&[
+            ("udp", "198.51.100.1", "192.0.2.1", 53, "10.9.0.9"),
+            ("udp", "198.51.100.2", "8.8.8.8", 53, "8.8.8.8"),
+            ("udp", "198.51.100.3", "203.0.113.1", 53, "203.0.113.1"),
+            ("udp", "198.51.100.4", "203.0.113.2", 53, "203.0.113.2"),
+            ("udp", "198.51.100.5", "203.0.113.3", 53, "203.0.113.3"),
+            ("udp", "198.51.100.6", "192.0.2.255", 53, "10.9.0.9"),
+            ("udp", "2001:db8::1", "fe80::1", 53, "fd00:9::9"),
+            ("udp", "2001:db8::2", "fe80::2", 53, "fd00:9::9"),
+            ("udp", "2001:db8::3", "2001:db8:1::1", 53, "2001:db8:1::1"),
+            ("udp", "2001:db8::4", "2001:db8:2::1", 53, "2001:db8:2::1"),
+        ]);
+        // Any address can be bound, and a link-local one only with its link.
+        sh("echo 1 > /proc/sys/net/ipv4/ip_nonlocal_bind; \
+            echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind; \
+            ip link add d0 type veth peer name d1; ip link set d0 up; ip link set d1 up; \
+            ip addr add fe80::1/64 dev d0 nodad; ip addr add 192.0.2.1/24 dev d0; \
+            ip route add 8.8.8.8 dev d0; ip route add blackhole 203.0.113.1; \
+            ip route add unreachable 203.0.113.2; ip route add prohibit 203.0.113.3; \
+            ip -6 route add blackhole 2001:db8:1::1");
+        let mappings = [mapping(Protocol::Udp, None, 53)];
+        forget_replaced(&mappings, &container());
+        assert_eq!(
+            clients(),
+            [
+                "198.51.100.2",
+                "198.51.100.3",
+                "198.51.100.4",
+                "198.51.100.5",
+                "198.51.100.6",
+                "2001:db8::2",
+                "2001:db8::3",
+                "2001:db8::4",
+            ]
+        );
+    }
+
+    #[test]
     fn del_forgets_flows_that_came_through_its_mappings() {
         node(&[
             ("udp", "198.51.100.1", "192.0.2.1", 53, "10.9.0.2"),
@@ -332,6 +385,6 @@ mod tests {
     fn a_node_without_flows_is_no_trouble() {
         node(&[]);
         let (protocols, families) = ([Protocol::Udp], container().map(|net| net.addr()));
-        forget(protocols.into_iter(), families.into_iter(), |_, _| true).unwrap();
+        forget(protocols.into_iter(), families.into_iter(), |_, _| Ok(true)).unwrap();
     }
 }

@@ -57,7 +57,7 @@ pub struct PortMaps {
     pub mappings: Vec<Mapping>,
     /// Masquerade what the container or the host itself sends through a mapping.
     pub snat: bool,
-    /// iptables only: masquerade whatever comes through a mapping.
+    /// With `snat`: masquerade whatever comes through a mapping, whoever sends it.
     pub masquerade_all: bool,
     /// How iptables marks packets that are to be masqueraded.
     pub mark: Mark,

@@ -19,18 +19,25 @@ use crate::netfilter::socket::{attribute, attributes};
 /// What the rule with these expressions (the value of `NFTA_RULE_EXPRESSIONS`), in a
 /// table of `family`, says; `None` where part of it is not understood.
 pub fn decode(family: Family, expressions: &[u8]) -> Option<Vec<Statement>> {
-    const NAME: u16 = 1;
-    const DATA: u16 = 2;
-    let mut decoder = Decoder {
-        network: Some(family),
-        ..Decoder::default()
-    };
+    let mut decoder = Decoder::new(family);
     for (_, expression) in attributes(expressions) {
-        let name = attribute(expression, NAME)?;
-        let name = std::str::from_utf8(name.strip_suffix(&[0])?).ok()?;
-        decoder.add(name, attribute(expression, DATA).unwrap_or_default())?;
+        decoder.add_expression(expression)?;
     }
     Some(decoder.statements)
+}
+
+/// As [`decode`], passing over what is not understood.
+pub fn decode_known(family: Family, expressions: &[u8]) -> Vec<Statement> {
+    let mut decoder = Decoder::new(family);
+    for (_, expression) in attributes(expressions) {
+        if decoder.add_expression(expression).is_none() {
+            // Nobody knows what the registers hold now.
+            decoder.loaded.clear();
+            decoder.masks.clear();
+            decoder.values.clear();
+        }
+    }
+    decoder.statements
 }
 
 /// What a register was loaded with.
@@ -53,6 +60,21 @@ struct Decoder {
 }
 
 impl Decoder {
+    fn new(family: Family) -> Self {
+        Self {
+            network: Some(family),
+            ..Self::default()
+        }
+    }
+
+    fn add_expression(&mut self, expression: &[u8]) -> Option<()> {
+        const NAME: u16 = 1;
+        const DATA: u16 = 2;
+        let name = attribute(expression, NAME)?;
+        let name = std::str::from_utf8(name.strip_suffix(&[0])?).ok()?;
+        self.add(name, attribute(expression, DATA).unwrap_or_default())
+    }
+
     fn add(&mut self, name: &str, data: &[u8]) -> Option<()> {
         let number = |kind| number(attribute(data, kind)?);
         match name {

@@ -256,6 +256,26 @@ fn port_maps_are_laid_out_as_the_references() {
 }
 
 #[test]
+fn whatever_comes_through_a_mapping_is_masqueraded_where_asked_for() {
+    node();
+    let red = owner("net1", "cont1", "eth0");
+    let neighbours = port_maps(&["10.9.0.2/24", "fd00:9::2/128"], &["tcp 8080:80"]);
+    let all = PortMaps {
+        masquerade_all: true,
+        ..neighbours.clone()
+    };
+    Nftables.ensure_port_maps(&red, &neighbours).unwrap();
+    Nftables.check_port_maps(&red, &all).unwrap_err();
+    Nftables.ensure_port_maps(&red, &all).unwrap();
+    assert_golden("port_maps_masquerade_all", &ruleset());
+    Nftables.check_port_maps(&red, &all).unwrap();
+    Nftables.check_port_maps(&red, &neighbours).unwrap_err();
+    let without_snat = PortMaps { snat: false, ..all };
+    Nftables.ensure_port_maps(&red, &without_snat).unwrap();
+    assert!(!ruleset().contains("masquerade"), "{}", ruleset());
+}
+
+#[test]
 fn nft_makes_the_same_of_the_same_words() {
     let ours = || {
         let mut changes = Vec::new();
@@ -421,7 +441,7 @@ fn rules_of_the_reference_are_checked_and_removed() {
 }
 
 #[test]
-fn an_add_after_the_references_replaces_its_rules_and_its_conditions_for_all() {
+fn an_add_after_the_references_replaces_its_rules_and_keeps_its_conditions() {
     node();
     feed("nft -f -", REFERENCE);
     let red = owner("net1", "cont1", "eth0");
@@ -434,15 +454,69 @@ fn an_add_after_the_references_replaces_its_rules_and_its_conditions_for_all() {
         1,
         "{text}"
     );
-    assert!(
-        !text.contains("10.1.0.0/16") && !text.contains("sctp"),
-        "{text}"
-    );
+    assert!(!text.contains("sctp"), "{text}");
+    // The conditions are in force for cont2, which is running.
+    let kept = "ip saddr != 10.1.0.0/16 fib daddr type local jump hostports_all";
+    assert_eq!(text.matches(kept).count(), 2, "{text}");
+    assert_eq!(text.matches("jump hostports_all").count(), 2, "{text}");
     // In front of cont2's, which had the port.
     let place = |needle: &str| text.find(needle).unwrap();
     assert!(
         place("dnat to 10.9.0.2:80") < place("dnat to 10.9.0.3:80"),
         "{text}"
+    );
+}
+
+#[test]
+fn conditions_that_we_do_not_know_are_kept_too() {
+    node();
+    let jump =
+        "ip saddr { 10.1.0.1, 10.1.0.7 } ct state new fib daddr type local jump hostports_all";
+    let reference = REFERENCE.replace(
+        "ip saddr != 10.1.0.0/16 fib daddr type local jump hostports_all",
+        jump,
+    );
+    feed("nft -f -", &reference);
+    let red = owner("net1", "cont1", "eth0");
+    let wanted = port_maps(&["10.9.0.2/24"], &["tcp 8080:80"]);
+    Nftables.ensure_port_maps(&red, &wanted).unwrap();
+    assert_eq!(ruleset().matches(jump).count(), 2, "{}", ruleset());
+    Nftables.check_port_maps(&red, &wanted).unwrap();
+    // What only looks like ours is none.
+    sh("nft flush chain ip cni_hostport output; \
+        nft add rule ip cni_hostport output fib daddr type != local jump hostports_all");
+    Nftables.check_port_maps(&red, &wanted).unwrap_err();
+    Nftables.ensure_port_maps(&red, &wanted).unwrap();
+    Nftables.check_port_maps(&red, &wanted).unwrap();
+    assert!(!ruleset().contains("!= local"), "{}", ruleset());
+}
+
+#[test]
+fn shared_chains_are_mended_where_ours_is_missing_or_out_of_order() {
+    node();
+    let red = owner("net1", "cont1", "eth0");
+    let wanted = masquerade(&["10.9.0.2/24"]);
+    Nftables.ensure_masquerade(&red, &wanted).unwrap();
+    let right = ruleset();
+    for damage in [
+        "insert rule inet cni_plugins_masquerade postrouting goto masq_checks; \
+         delete rule inet cni_plugins_masquerade postrouting handle $last",
+        "delete rule inet cni_plugins_masquerade postrouting handle $last",
+    ] {
+        sh(&format!(
+            "last=$(nft -a list chain inet cni_plugins_masquerade postrouting | \
+             sed -n 's/.*goto masq_checks # handle //p'); nft \"{damage}\""
+        ));
+        assert_ne!(ruleset(), right);
+        Nftables.ensure_masquerade(&red, &wanted).unwrap();
+        assert_eq!(ruleset(), right);
+    }
+    sh("nft insert rule inet cni_plugins_masquerade postrouting log");
+    let with_more = sh("nft -a list chain inet cni_plugins_masquerade postrouting");
+    Nftables.ensure_masquerade(&red, &wanted).unwrap();
+    assert_eq!(
+        sh("nft -a list chain inet cni_plugins_masquerade postrouting"),
+        with_more
     );
 }
 
@@ -676,6 +750,31 @@ fn long_ids_and_odd_names_are_no_obstacle() {
         .unwrap();
     Nftables::check_spoof_check(&similar, "veth1", Mac([2, 0, 0, 0, 0, 1])).unwrap();
     sh("nft list ruleset > /dev/null");
+}
+
+/// With eth0, ids of up to 233 characters fit; of 236 the first of the two chains does.
+#[test]
+fn an_id_too_long_for_a_spoof_check_is_refused_and_can_be_deleted() {
+    node();
+    let mac = Mac([2, 0, 0, 0, 0, 1]);
+    let of_length = |length| owner("net1", &"c".repeat(length), "eth0");
+    Nftables::fits_spoof_check(&of_length(233)).unwrap();
+    Nftables::ensure_spoof_check(&of_length(233), "veth1", mac).unwrap();
+    Nftables::check_spoof_check(&of_length(233), "veth1", mac).unwrap();
+    let before = ruleset();
+    for length in [234, 236, 240, 300] {
+        let owner = of_length(length);
+        let error = Nftables::fits_spoof_check(&owner).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("is room for 233 in"),
+            "{error:#}"
+        );
+        Nftables::check_spoof_check(&owner, "veth1", mac).unwrap_err();
+        Nftables::remove_spoof_check(&owner).unwrap();
+        assert_eq!(ruleset(), before);
+    }
+    Nftables::remove_spoof_check(&of_length(233)).unwrap();
+    assert!(!ruleset().contains("cni-br-iface"), "{}", ruleset());
 }
 
 #[test]

@@ -31,7 +31,7 @@ use self::lookup::look_up_chain;
 pub use self::lookup::{chains, has_chain, is_usable};
 pub use self::ruleset::Family;
 use self::ruleset::{Statement, Table};
-use self::shared::{ensure_shared, look};
+use self::shared::{ensure_shared, look, missing_shared};
 use self::transaction::{Change, Found, apply, rules};
 use super::socket::Socket;
 use super::{Backend, Masquerade, Owner, PortMaps, conntrack};
@@ -194,6 +194,30 @@ impl Nftables {
             let there = look(&socket, guard::TABLE, &shared, &[])?;
             Ok(ensure_shared(guard::TABLE, &shared, &there))
         })
+    }
+
+    /// Compares the guard with the kernel.
+    ///
+    /// # Errors
+    /// Names the rule that is missing.
+    pub fn check_localnet_guard() -> Result<()> {
+        let found = rules(&Socket::open()?, &guard::TABLE, None)?;
+        if let Some(missing) = missing_shared(&guard::shared(), &found) {
+            bail!(
+                "check that neighbours are kept away from 127.0.0.1: \
+                 nftables rule is missing: {missing}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether there can be a spoof check for the owner: a pure check, for before anything
+    /// is made.
+    ///
+    /// # Errors
+    /// Code 7, naming `macspoofchk`.
+    pub fn fits_spoof_check(owner: &Owner) -> Result<()> {
+        spoof_check::fits(owner)
     }
 
     /// Lets only frames from `mac` through the bridge port `host_end`.

@@ -68,7 +68,10 @@ impl Plan {
             .map(|mapping| rule(hostport(mapping, address, conditions)))
             .collect();
         let masquerading = if wanted.snat && !hostports.is_empty() {
-            hairpins(container).into_iter().map(rule).collect()
+            masqueraded(container, wanted.masquerade_all)
+                .into_iter()
+                .map(rule)
+                .collect()
         } else {
             Vec::new()
         };
@@ -312,8 +315,9 @@ fn hostport(mapping: &Mapping, container: IpAddr, conditions: &[Statement]) -> V
 
 /// What must be masqueraded so that answers come back the way the questions went: the
 /// container asking itself, the host asking from 127.0.0.1, and neighbours, whose
-/// answers would otherwise take the short cut through the bridge.
-fn hairpins(container: IpNet) -> Vec<Vec<Statement>> {
+/// answers would otherwise take the short cut through the bridge; or `all` that comes
+/// through a mapping.
+fn masqueraded(container: IpNet, all: bool) -> Vec<Vec<Statement>> {
     let to = || address(End::Destination, container.addr().into());
     let from = |net| address(End::Source, net);
     let own = container.addr().into();
@@ -322,7 +326,9 @@ fn hairpins(container: IpNet) -> Vec<Vec<Statement>> {
         let host = IpAddr::from(Ipv4Addr::LOCALHOST).into();
         rules.push(vec![from(host), to(), Statement::Masquerade]);
     }
-    if container.prefix_len() < container.max_prefix_len() {
+    if all {
+        rules.push(vec![to(), Statement::Translated, Statement::Masquerade]);
+    } else if container.prefix_len() < container.max_prefix_len() {
         let neighbours = from(container.trunc());
         rules.push(vec![
             neighbours,

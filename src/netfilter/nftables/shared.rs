@@ -12,7 +12,7 @@ use crate::netfilter::socket::Socket;
 pub enum Shared {
     /// Owners add rules to it.
     Open(Chain),
-    /// It holds exactly these rules.
+    /// It holds these rules.
     Fixed(Chain, Vec<Rule>),
 }
 
@@ -60,7 +60,9 @@ pub fn look(socket: &Socket, table: Table, shared: &[Shared], open: &[&str]) -> 
 ///
 /// What is right already is left alone, even where adding it again would do no harm: the
 /// kernel puts off the end of every such change for a grace period (10 to 20 ms), and
-/// whoever made it has to wait for that.
+/// whoever made it has to wait for that. So is a chain with more in it than ours: an
+/// operator's conditions, which the reference puts in front of its jumps, are in force
+/// for its running containers.
 pub fn ensure_shared(table: Table, shared: &[Shared], there: &Snapshot) -> Vec<Change> {
     let mut changes = vec![Change::AddTable(table)];
     for shared in shared {
@@ -73,12 +75,12 @@ pub fn ensure_shared(table: Table, shared: &[Shared], there: &Snapshot) -> Vec<C
         let Shared::Fixed(chain, rules) = shared else {
             continue;
         };
-        let found: Vec<_> = in_chain(&there.rules, &chain.name)
-            .map(Found::statements)
-            .collect();
-        let is_right =
-            |(found, wanted): (&Option<_>, &Rule)| found.as_ref() == Some(&wanted.statements);
-        if found.len() != rules.len() || !found.iter().zip(rules).all(is_right) {
+        let mut found = in_chain(&there.rules, &chain.name);
+        // In our order: each is looked for behind the one before it.
+        if !rules
+            .iter()
+            .all(|rule| found.any(|found| says(found, rule)))
+        {
             changes.push(Change::FlushChain(chain.clone()));
             let rules = rules.iter().cloned();
             changes.extend(rules.map(|rule| Change::Append(chain.clone(), rule)));
@@ -92,6 +94,12 @@ pub fn in_chain<'a>(found: &'a [Found], chain: &'a str) -> impl Iterator<Item = 
     found.iter().filter(move |rule| rule.handle.chain == chain)
 }
 
+/// Whether a rule does what `wanted` does, if perhaps on more conditions.
+fn says(found: &Found, wanted: &Rule) -> bool {
+    let known = found.known_statements();
+    wanted.statements.iter().all(|s| known.contains(s))
+}
+
 /// The first shared rule that is missing, as nft text. What else stands in front of the
 /// verdict (the reference puts an operator's conditions there) does not matter.
 pub fn missing_shared(shared: &[Shared], found: &[Found]) -> Option<String> {
@@ -99,14 +107,7 @@ pub fn missing_shared(shared: &[Shared], found: &[Found]) -> Option<String> {
         let Shared::Fixed(chain, rules) = shared else {
             return None;
         };
-        let there: Vec<_> = in_chain(found, &chain.name)
-            .filter_map(Found::statements)
-            .collect();
-        let is_there = |rule: &&Rule| {
-            there
-                .iter()
-                .any(|there| rule.statements.iter().all(|s| there.contains(s)))
-        };
+        let is_there = |rule: &&Rule| in_chain(found, &chain.name).any(|there| says(there, rule));
         let missing = rules.iter().find(|rule| !is_there(rule))?;
         Some(format!("{chain} {missing}"))
     })

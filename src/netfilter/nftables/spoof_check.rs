@@ -1,8 +1,11 @@
 //! Frames from a container must carry its own address (layout: behaviour 5.7).
 
+use anyhow::Result;
+
 use super::identity::{Tag, spoof_check_comment, spoof_check_id};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
 use super::transaction::{Change, Found};
+use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::Attachment;
 use crate::net::mac::Mac;
 use crate::netfilter::Owner;
@@ -17,11 +20,39 @@ pub const PREROUTING: &str = "PREROUTING";
 const INTERFACE_PREFIX: &str = "cni-br-iface-";
 const MAC_SUFFIX: &str = "-mac";
 
+/// `NFT_CHAIN_MAXNAMELEN`, without the zero byte: the kernel takes no longer name.
+const CHAIN_NAME_MAX: usize = 255;
+
 /// The names of an owner's two chains: the second does the work.
 pub fn chains(owner: &Owner) -> [String; 2] {
     let interface = format!("{INTERFACE_PREFIX}{}", spoof_check_id(owner));
     let mac = format!("{interface}{MAC_SUFFIX}");
     [interface, mac]
+}
+
+/// Whether the kernel can have the owner's chains.
+///
+/// # Errors
+/// Code 7 when their names, which the container id is part of, are too long for it.
+pub fn fits(owner: &Owner) -> Result<()> {
+    let longest = chains(owner).iter().map(String::len).max().unwrap_or(0);
+    if longest <= CHAIN_NAME_MAX {
+        return Ok(());
+    }
+    let Attachment {
+        container_id,
+        ifname,
+    } = &owner.attachment;
+    let most = container_id.len().saturating_sub(longest - CHAIN_NAME_MAX);
+    Err(detailed(
+        Code::Config,
+        "macspoofchk cannot serve a container id this long",
+        format!(
+            "the id has {} characters; with interface {ifname} there is room for {most} in the \
+             names of the rules: unset \"macspoofchk\", or use shorter ids",
+            container_id.len()
+        ),
+    ))
 }
 
 /// The rules of an attachment, each with the chain it is in.

@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use super::decode::decode;
+use super::decode::{decode, decode_known};
 use super::expression::encode;
 use super::identity::{self, Tag};
 use super::ruleset::{Chain, Family, Place, Rule, Statement, Table};
@@ -202,6 +202,11 @@ impl Found {
         decode(self.family, &self.expressions)
     }
 
+    /// That part of it that is understood.
+    pub fn known_statements(&self) -> Vec<Statement> {
+        decode_known(self.family, &self.expressions)
+    }
+
     fn parse(family: Family, answer: &[u8]) -> Self {
         const CHAIN: u16 = 2;
         const HANDLE: u16 = 3;
@@ -257,12 +262,19 @@ pub fn rules(socket: &Socket, table: &Table, chain: Option<&str>) -> Result<Vec<
 }
 
 /// Whether the error means that there is no such object, or that this kernel has no
-/// `nf_tables` (EINVAL), or not for the family.
+/// `nf_tables` (EINVAL), or not for the family, or that its name is longer than any can
+/// be (ERANGE).
 pub fn is_absent(error: &anyhow::Error) -> bool {
-    use Errno::{EAFNOSUPPORT, EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
-    errno(error).is_some_and(|errno| {
-        [ENOENT, EINVAL, EOPNOTSUPP, EAFNOSUPPORT, EPROTONOSUPPORT].contains(&errno)
-    })
+    use Errno::{EAFNOSUPPORT, EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, ERANGE};
+    const ABSENT: [Errno; 6] = [
+        ENOENT,
+        EINVAL,
+        EOPNOTSUPP,
+        EAFNOSUPPORT,
+        EPROTONOSUPPORT,
+        ERANGE,
+    ];
+    errno(error).is_some_and(|errno| ABSENT.contains(&errno))
 }
 
 /// Asks `plan` what to change and changes it, in one transaction. When others change

@@ -13,8 +13,9 @@ use crate::hash;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 
-/// The kernel's limit on an alias (`IFALIASZ`), less its final zero.
-const ALIAS_LIMIT: usize = 255;
+/// The kernel's limit on an alias is below `IFALIASZ`, 256, and includes the zero that
+/// ours are sent with.
+const ALIAS_LIMIT: usize = 254;
 
 /// Which host end belongs to an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +107,6 @@ mod tests {
 
     #[test]
     fn aliases_fit_the_kernel() {
-        assert_eq!(identity("n", &"x".repeat(300), "eth0").alias.len(), 255);
+        assert_eq!(identity("n", &"x".repeat(300), "eth0").alias.len(), 254);
     }
 }

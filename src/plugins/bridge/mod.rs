@@ -26,7 +26,8 @@ use crate::net::addr;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
-use crate::netfilter;
+use crate::netfilter::nftables::{self, Nftables};
+use crate::netfilter::{self, Owner};
 use crate::undo::Undo;
 
 use apply::Sides;
@@ -43,6 +44,9 @@ impl Plugin for Bridge {
     fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
         let settings = Settings::resolve(call)?;
         refuse_inexpressible(call, &settings)?;
+        if settings.spoof_check {
+            Nftables::fits_spoof_check(&Owner::of(call))?;
+        }
         let sides = Sides::open(call)?;
         apply::refuse_existing(&sides, call)?;
         apply::find_bridge(&sides.host, &settings.bridge)?;
@@ -160,6 +164,13 @@ impl Plugin for Bridge {
             && let Err(error) = netfilter::choose(settings.backend)
         {
             return Err(not_available(&error));
+        }
+        if settings.spoof_check && !nftables::is_usable() {
+            return Err(detailed(
+                Code::NotAvailable,
+                "macspoofchk cannot be kept: nf_tables cannot be used",
+                "load the kernel module nf_tables, and give the runtime CAP_NET_ADMIN",
+            ));
         }
         match &settings.ipam {
             Some(plugin) => delegate::run(call, plugin, Command::Status),

@@ -19,11 +19,9 @@ use crate::undo::Undo;
 /// there before the container can send.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// When the kernel refuses, or `mac` is no hardware address.
 pub fn check_spoofing(call: &Call, host_end: &Link, mac: &str, undo: &mut Undo<'_>) -> Result<()> {
-    let Some(mac) = Mac::parse(mac) else {
-        return Ok(());
-    };
+    let mac = required_mac(mac)?;
     let owner = Owner::of(call);
     undo.push("remove the spoof check", {
         let owner = owner.clone();
@@ -31,6 +29,13 @@ pub fn check_spoofing(call: &Call, host_end: &Link, mac: &str, undo: &mut Undo<'
     });
     Nftables::ensure_spoof_check(&owner, &host_end.name, mac)
         .context("check for spoofed hardware addresses (macspoofchk)")
+}
+
+/// The address to check for: without one there would be no check, silently.
+fn required_mac(text: &str) -> Result<Mac> {
+    Mac::parse(text).with_context(|| {
+        format!("check for spoofed hardware addresses (macspoofchk): \"{text}\" is none")
+    })
 }
 
 /// Masquerades what the addresses send out of their networks.
@@ -120,14 +125,12 @@ pub fn check(
             .backend()
             .check_masquerade(&owner, &Masquerade { addresses: mine })?;
     }
-    let mac = result
-        .interfaces
-        .get(interface)
-        .and_then(|i| Mac::parse(&i.mac));
-    match mac.filter(|_| settings.spoof_check) {
-        Some(mac) => Nftables::check_spoof_check(&owner, host_end, mac),
-        None => Ok(()),
+    if settings.spoof_check {
+        let mac = result.interfaces.get(interface).map(|i| i.mac.as_str());
+        let mac = required_mac(mac.unwrap_or_default())?;
+        Nftables::check_spoof_check(&owner, host_end, mac)?;
     }
+    Ok(())
 }
 
 /// Removes the rules of attachments that are no longer valid.
@@ -139,4 +142,21 @@ pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
         netfilter::with_both(|backend| backend.collect_masquerade(network, valid)),
         Nftables::collect_spoof_checks(network, valid),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_hardware_address_is_no_reason_to_check_nothing() {
+        assert!(required_mac("02:00:00:00:00:01").is_ok());
+        for text in ["", "80:00:00:48:fe:80:00:00", "eth0"] {
+            let error = required_mac(text).unwrap_err().to_string();
+            assert!(
+                error.contains("macspoofchk") && error.contains(text),
+                "{error}"
+            );
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 mod config;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -62,12 +62,16 @@ impl Plugin for Portmap {
     fn check(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         let result = required_result(call)?;
-        match wanted(call, &settings, &result) {
-            None => Ok(()),
-            Some(wanted) => netfilter::choose(settings.backend)?
-                .backend()
-                .check_port_maps(&Owner::of(call), &wanted),
+        let Some(wanted) = wanted(call, &settings, &result) else {
+            return Ok(());
+        };
+        netfilter::choose(settings.backend)?
+            .backend()
+            .check_port_maps(&Owner::of(call), &wanted)?;
+        if must_route_localnet(&wanted) {
+            check_localnet(&wanted)?;
         }
+        Ok(())
     }
 
     fn status(&self, call: &Call) -> Result<()> {
@@ -179,13 +183,40 @@ fn route_localnet(wanted: &PortMaps) -> Result<()> {
     }
     // First, for not a moment may neighbours reach what listens on 127.0.0.1.
     Nftables::ensure_localnet_guard().context("keep neighbours away from 127.0.0.1")?;
-    let netlink = Netlink::open()?;
-    for container in wanted.container.iter().filter(|ip| ip.addr().is_ipv4()) {
-        let Some(link) = route::link_to(&netlink, container.addr())? else {
-            continue;
-        };
-        sysctl::set(&format!("ipv4/conf/{link}/route_localnet"), "1")
-            .context("let 127.0.0.1 reach the container")?;
+    for key in localnet_sysctls(wanted)? {
+        sysctl::set(&key, "1").context("let 127.0.0.1 reach the container")?;
     }
     Ok(())
+}
+
+/// Compares what [`route_localnet`] did with the kernel. Without `nf_tables` it did
+/// nothing.
+///
+/// # Errors
+/// Names the rule or the sysctl that is not as it should be.
+fn check_localnet(wanted: &PortMaps) -> Result<()> {
+    if !nftables::is_usable() {
+        return Ok(());
+    }
+    Nftables::check_localnet_guard()?;
+    for key in localnet_sysctls(wanted)? {
+        let value = sysctl::read(&key)?.unwrap_or_default();
+        ensure!(
+            value == "1",
+            "check that 127.0.0.1 reaches the container: sysctl net/{key} is {value}, not 1"
+        );
+    }
+    Ok(())
+}
+
+/// The sysctls that let packets from 127.0.0.1 out to the container.
+fn localnet_sysctls(wanted: &PortMaps) -> Result<Vec<String>> {
+    let netlink = Netlink::open()?;
+    let mut keys = Vec::new();
+    for container in wanted.container.iter().filter(|ip| ip.addr().is_ipv4()) {
+        if let Some(link) = route::link_to(&netlink, container.addr())? {
+            keys.push(format!("ipv4/conf/{link}/route_localnet"));
+        }
+    }
+    Ok(keys)
 }
