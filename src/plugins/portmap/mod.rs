@@ -193,12 +193,17 @@ fn route_localnet(wanted: &PortMaps) -> Result<()> {
 /// nothing.
 ///
 /// # Errors
-/// Names the rule or the sysctl that is not as it should be.
+/// Names the sysctl that is not as it should be; a missing guard is worth a warning.
 fn check_localnet(wanted: &PortMaps) -> Result<()> {
     if !nftables::is_usable() {
         return Ok(());
     }
-    Nftables::check_localnet_guard()?;
+    // The reference makes none: what it added is not broken, but its operator should know.
+    if let Err(missing) = Nftables::check_localnet_guard() {
+        log::warn(&format!(
+            "neighbours may reach services on 127.0.0.1 until the next mapped port is added: {missing:#}"
+        ));
+    }
     for key in localnet_sysctls(wanted)? {
         let value = sysctl::read(&key)?.unwrap_or_default();
         ensure!(
