@@ -23,7 +23,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ipnet::IpNet;
 
 use super::{Backend, Masquerade, Owner, PortMaps};
@@ -33,7 +33,7 @@ use crate::log;
 use rule::{Rule, Script, Table};
 use tool::{Family, Refusal, Tool, Variant};
 
-/// How long to wait for other users of the old kind of tables, in seconds.
+/// How long to wait for whoever else changes the tables, in seconds.
 const LOCK_WAIT: u32 = 10;
 
 /// How often a change that others got in the way of is planned anew.
@@ -80,20 +80,20 @@ impl Iptables {
 
     /// The tools for adding and checking: those that everybody uses on this host.
     fn usual_tool(&self, family: Family) -> Result<Tool> {
-        self.tool(family, Variant::Unknown).with_context(|| {
-            format!(
-                "find {0}-restore and {0}-save in PATH {1}",
-                family.command(),
-                self.path.to_string_lossy()
-            )
-        })
+        self.tool(family, Variant::Unknown)
+            .ok_or_else(|| self.missing(family, ""))
     }
 
     /// The tools for removing what has to do with `chains`, or with any container's where
     /// these cannot be named: those of both variants, as the plain names may have led to
     /// the other one when the rules were made (field-reports R-60). Only variants that
     /// have something: the kernel says which, and mostly nothing has to be run.
-    fn tools(&self, family: Family, chains: &[String]) -> Vec<Tool> {
+    ///
+    /// # Errors
+    /// When the kernel has one of `chains`, and there is no tool to remove it. What a
+    /// table of the old kind has in it only the tools know: without them there is a
+    /// warning, as such a table may well be somebody else's.
+    fn tools(&self, family: Family, chains: &[String]) -> Result<Vec<Tool>> {
         let has_nft = family.has_nft_chain(chains);
         let has_legacy = family.has_legacy_table();
         let is_worth_it = |variant| match variant {
@@ -113,7 +113,30 @@ impl Iptables {
                 tools.push(tool);
             }
         }
-        tools
+        if let Some(chain) = chains.first() {
+            let lacks = |variant| {
+                let serves = |tool: &Tool| [variant, Variant::Unknown].contains(&tool.variant);
+                !tools.iter().any(serves)
+            };
+            if has_nft && lacks(Variant::Nft) {
+                return Err(self.missing(family, "-nft").context(format!(
+                    "remove {chain} from table nat of {}",
+                    family.command()
+                )));
+            }
+            if has_legacy && lacks(Variant::Legacy) {
+                let missing = self.missing(family, "-legacy");
+                log::warn(&format!("look for {chain} in the legacy table: {missing}"));
+            }
+        }
+        Ok(tools)
+    }
+
+    /// Says that a tool is not there. `infix` names a variant, if it has to be that one.
+    fn missing(&self, family: Family, infix: &str) -> anyhow::Error {
+        let name = format!("{}{infix}", family.command());
+        let path = self.path.to_string_lossy();
+        anyhow::anyhow!("find {name}-restore and {name}-save in PATH {path}")
     }
 
     /// Removes what `plan` finds, in both variants.
@@ -124,7 +147,7 @@ impl Iptables {
         plan: impl Fn(&Table) -> Script,
     ) -> Result<()> {
         let mut result = Ok(());
-        for tool in self.tools(family, chains) {
+        for tool in self.tools(family, chains)? {
             keep_first(&mut result, settle(&tool, |table| Ok(plan(table))));
         }
         result
@@ -170,10 +193,15 @@ impl Backend for Iptables {
             let rules = masquerade::Rules::new(owner, *family, addresses);
             let find = |table: &Table| Ok(rules.remove_found(addresses, table));
             let mut result = Ok(());
-            for (n, tool) in self.tools(*family, &rules.chains()).iter().enumerate() {
+            let chains = rules.chains();
+            for (n, tool) in self.tools(*family, &chains)?.iter().enumerate() {
                 // Refused when a rule is gone already, or another attachment of the
-                // container to this network still needs the chain.
-                let is_usual = n == 0 && !addresses.is_empty();
+                // container to this network still needs the chain. A table of the old
+                // kind mostly has nothing of ours, but the kernel does not say.
+                let is_usual = n == 0
+                    && !addresses.is_empty()
+                    && tool.variant != Variant::Legacy
+                    && family.has_nft_chain(&chains);
                 if !(is_usual && tool.restore(&rules.remove())?.is_ok()) {
                     keep_first(&mut result, settle(tool, find));
                 }
