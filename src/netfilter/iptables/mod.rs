@@ -233,13 +233,24 @@ impl Backend for Iptables {
             let mut found = Vec::new();
             if let Ok(listed) = tool.restore(&rules.add())? {
                 found = rules.conflicts(&listed);
+                // The others' mappings are in chains of their own. When these cannot be
+                // seen, a warning too many is better than none.
+                if !found.is_empty()
+                    && let Ok(Ok(table)) = tool.save()
+                {
+                    found = rules.conflicts(&table);
+                }
             } else {
                 // Refused for the first mapping on a host, after somebody flushed a
                 // shared chain, or when the container has mappings already.
                 let _alone = tool.exclude_others()?;
-                settle(&tool, |table| {
+                let settled = try_to_settle(&tool, |table| {
                     found = rules.conflicts(table);
                     rules.repair(table)
+                })?;
+                settled.map_err(|refusal| {
+                    let error = refusal.during("change", &tool);
+                    rules.blame_conditions(error)
                 })?;
             }
             // A poisoned lock means a panic, which has ended the process.
@@ -354,27 +365,46 @@ fn undo(removed: Result<()>) {
     }
 }
 
+/// As [`try_to_settle`]; a refusal is an error.
+fn settle(tool: &Tool, plan: impl FnMut(&Table) -> Result<Script>) -> Result<()> {
+    try_to_settle(tool, plan)?.map_err(|refusal| refusal.during("change", tool))
+}
+
 /// Reads the table, plans and changes it; again when the change is refused, because
-/// another process was faster.
-fn settle(tool: &Tool, mut plan: impl FnMut(&Table) -> Result<Script>) -> Result<()> {
-    let mut refused = Refusal(String::new());
+/// another process was faster. Refused twice for the same reason, with nothing changed in
+/// between, nobody was: trying again would not help.
+fn try_to_settle(
+    tool: &Tool,
+    mut plan: impl FnMut(&Table) -> Result<Script>,
+) -> Result<std::result::Result<(), Refusal>> {
+    let mut unreadable = None;
+    let mut refused = None;
     for attempt in 1..=TRIES {
         match tool.save()? {
-            Err(refusal) => refused = refusal,
+            Err(refusal) => unreadable = Some(refusal),
             Ok(table) => {
                 let script = plan(&table)?;
                 if script.is_empty() {
-                    return Ok(());
+                    return Ok(Ok(()));
                 }
-                match tool.restore(&script)? {
-                    Ok(_) => return Ok(()),
-                    Err(refusal) => refused = refusal,
+                let Err(refusal) = tool.restore(&script)? else {
+                    return Ok(Ok(()));
+                };
+                unreadable = None;
+                let now = Some((table, refusal));
+                if now == refused {
+                    break;
                 }
+                refused = now;
             }
         }
         std::thread::sleep(PAUSE * attempt);
     }
-    Err(refused.during("change", tool))
+    match (unreadable, refused) {
+        (None, Some((_, refusal))) => Ok(Err(refusal)),
+        (Some(refusal), _) => Err(refusal.during("read", tool)),
+        (None, None) => Ok(Ok(())),
+    }
 }
 
 /// Looks for all rules. A rule that is not there word by word, because the configuration

@@ -394,13 +394,23 @@ fn processes() {
             std::fs::read_to_string(&log).unwrap().lines().count()
         };
         let maps = dual_maps(&[8080]);
-        let fresh = count(&|| backend.ensure_port_maps(&owner("c1"), &maps));
+        let taken = dual_maps(&[8082]);
+        let fresh = count(&|| backend.ensure_port_maps(&owner("c1"), &taken));
         assert_eq!(fresh, 2 * 3, "tries, looks, makes the base");
         // For both families together. What is gone costs nothing where the kernel says so.
         let gone = |count| if node.variant == "nft" { 0 } else { count };
         let addresses = dual().addresses;
         let v4 = port_maps(&["10.9.0.4/24"], &[8081]);
+        let refused = count(&|| {
+            let mut maps = v4.clone();
+            maps.conditions_v4 = vec!["--no-such-option".into()];
+            backend.ensure_port_maps(&owner("c3"), &maps).unwrap_err();
+            Ok(())
+        });
+        assert_eq!(refused, 1 + 2 * 2, "nothing changes, so it is not tried on");
         for (expected, work) in [
+            // Looks whose the port was.
+            (4, &|| backend.ensure_port_maps(&owner("c4"), &taken)),
             (2, &|| backend.ensure_port_maps(&owner("c2"), &maps)),
             (2, &|| backend.check_port_maps(&owner("c2"), &maps)),
             (4, &|| backend.remove_port_maps(&owner("c2"))),
@@ -417,7 +427,7 @@ fn processes() {
             (2 + gone(1), &|| backend.remove_port_maps(&owner("c3"))),
             (4, &|| backend.collect_port_maps("net1", &[])),
             (gone(2), &|| backend.collect_port_maps("net1", &[])),
-        ] as [(usize, &dyn Fn() -> Result<()>); 12]
+        ] as [(usize, &dyn Fn() -> Result<()>); 13]
         {
             assert_eq!(count(work), expected);
         }
