@@ -341,8 +341,8 @@ fn who_locks_the_namespace_is_in_nobodys_way() {
         // Legacy tools have a lock of their own.
         assert_eq!(dir.is_ok(), node.variant == "nft");
         for file in std::fs::read_dir("/run/cni").into_iter().flatten() {
-            let mode = file.unwrap().metadata().unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600);
+            let meta = file.unwrap().metadata().unwrap();
+            assert_eq!(meta.permissions().mode() & 0o777, 0o600);
         }
     });
 }
