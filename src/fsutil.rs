@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -216,6 +217,45 @@ pub struct Lock {
 /// # Errors
 /// When the file cannot be opened or does not support locks.
 pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
+    let mut file = open_lock(path, mode)?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusive) {
+            Ok(lock) => return Ok(Lock { _held: lock }),
+            Err((again, Errno::EINTR)) => file = again,
+            Err((_, errno)) => {
+                return Err(errno).with_context(|| format!("lock {}", path.display()));
+            }
+        }
+    }
+}
+
+/// As [`lock`], but waits no longer than `limit`; `None` when others still have the lock.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_within(path: &Path, mode: u32, limit: Duration) -> Result<Option<Lock>> {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let mut file = open_lock(path, mode)?;
+    let start = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(Lock { _held: lock })),
+            Err((again, Errno::EINTR)) => file = again,
+            Err((again, Errno::EWOULDBLOCK)) => {
+                if start.elapsed() >= limit {
+                    return Ok(None);
+                }
+                file = again;
+                std::thread::sleep(PAUSE);
+            }
+            Err((_, errno)) => {
+                return Err(errno).with_context(|| format!("lock {}", path.display()));
+            }
+        }
+    }
+}
+
+fn open_lock(path: &Path, mode: u32) -> Result<File> {
     // A directory can be locked too, but only opened without O_CREAT. A new file is made
     // in place: a lock is empty, and nobody can be stopped halfway. (std only creates
     // what it can write; the flag itself it passes on.)
@@ -230,16 +270,7 @@ pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
         Err(error) if error.kind() == ErrorKind::NotFound => open(nix::libc::O_CREAT),
         opened => opened,
     };
-    let mut file = file.with_context(|| format!("open lock {}", path.display()))?;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusive) {
-            Ok(lock) => return Ok(Lock { _held: lock }),
-            Err((again, Errno::EINTR)) => file = again,
-            Err((_, errno)) => {
-                return Err(errno).with_context(|| format!("lock {}", path.display()));
-            }
-        }
-    }
+    file.with_context(|| format!("open lock {}", path.display()))
 }
 
 /// Four random bytes, from the kernel.
@@ -309,7 +340,9 @@ mod tests {
         let held = lock(&path, 0o750).unwrap();
         let other = File::open(&path).unwrap();
         assert!(Flock::lock(other, FlockArg::LockExclusiveNonblock).is_err());
+        assert!(lock_within(&path, 0o750, Duration::ZERO).unwrap().is_none());
         drop(held);
+        drop(lock_within(&path, 0o750, Duration::ZERO).unwrap().unwrap());
         let other = File::open(&path).unwrap();
         assert!(Flock::lock(other, FlockArg::LockExclusiveNonblock).is_ok());
         let link = dir.path().join("link");

@@ -258,7 +258,8 @@ pub trait Backend: Sync {
     /// As [`Backend::ensure_masquerade`].
     fn ensure_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()>;
 
-    /// As [`Backend::remove_masquerade`]; needs no addresses.
+    /// As [`Backend::remove_masquerade`]; needs no addresses. With iptables, the mappings
+    /// of the container's other attachments to the same network go too.
     ///
     /// # Errors
     /// As [`Backend::remove_masquerade`].

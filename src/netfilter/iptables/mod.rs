@@ -23,7 +23,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ipnet::IpNet;
 
 use super::{Backend, Masquerade, Owner, PortMaps};
@@ -33,7 +33,7 @@ use crate::log;
 use rule::{Rule, Script, Table};
 use tool::{Family, Refusal, Tool, Variant};
 
-/// How long to wait for other users of the old kind of tables, in seconds.
+/// How long to wait for whoever else changes the tables, in seconds.
 const LOCK_WAIT: u32 = 10;
 
 /// How often a change that others got in the way of is planned anew.
@@ -80,20 +80,20 @@ impl Iptables {
 
     /// The tools for adding and checking: those that everybody uses on this host.
     fn usual_tool(&self, family: Family) -> Result<Tool> {
-        self.tool(family, Variant::Unknown).with_context(|| {
-            format!(
-                "find {0}-restore and {0}-save in PATH {1}",
-                family.command(),
-                self.path.to_string_lossy()
-            )
-        })
+        self.tool(family, Variant::Unknown)
+            .ok_or_else(|| self.missing(family, ""))
     }
 
     /// The tools for removing what has to do with `chains`, or with any container's where
     /// these cannot be named: those of both variants, as the plain names may have led to
     /// the other one when the rules were made (field-reports R-60). Only variants that
     /// have something: the kernel says which, and mostly nothing has to be run.
-    fn tools(&self, family: Family, chains: &[String]) -> Vec<Tool> {
+    ///
+    /// # Errors
+    /// When the kernel has one of `chains`, and there is no tool to remove it. What a
+    /// table of the old kind has in it only the tools know: without them there is a
+    /// warning, as such a table may well be somebody else's.
+    fn tools(&self, family: Family, chains: &[String]) -> Result<Vec<Tool>> {
         let has_nft = family.has_nft_chain(chains);
         let has_legacy = family.has_legacy_table();
         let is_worth_it = |variant| match variant {
@@ -113,7 +113,30 @@ impl Iptables {
                 tools.push(tool);
             }
         }
-        tools
+        if let Some(chain) = chains.first() {
+            let lacks = |variant| {
+                let serves = |tool: &Tool| [variant, Variant::Unknown].contains(&tool.variant);
+                !tools.iter().any(serves)
+            };
+            if has_nft && lacks(Variant::Nft) {
+                return Err(self.missing(family, "-nft").context(format!(
+                    "remove {chain} from table nat of {}",
+                    family.command()
+                )));
+            }
+            if has_legacy && lacks(Variant::Legacy) {
+                let missing = self.missing(family, "-legacy");
+                log::warn(&format!("look for {chain} in the legacy table: {missing}"));
+            }
+        }
+        Ok(tools)
+    }
+
+    /// Says that a tool is not there. `infix` names a variant, if it has to be that one.
+    fn missing(&self, family: Family, infix: &str) -> anyhow::Error {
+        let name = format!("{}{infix}", family.command());
+        let path = self.path.to_string_lossy();
+        anyhow::anyhow!("find {name}-restore and {name}-save in PATH {path}")
     }
 
     /// Removes what `plan` finds, in both variants.
@@ -124,7 +147,7 @@ impl Iptables {
         plan: impl Fn(&Table) -> Script,
     ) -> Result<()> {
         let mut result = Ok(());
-        for tool in self.tools(family, chains) {
+        for tool in self.tools(family, chains)? {
             keep_first(&mut result, settle(&tool, |table| Ok(plan(table))));
         }
         result
@@ -170,10 +193,15 @@ impl Backend for Iptables {
             let rules = masquerade::Rules::new(owner, *family, addresses);
             let find = |table: &Table| Ok(rules.remove_found(addresses, table));
             let mut result = Ok(());
-            for (n, tool) in self.tools(*family, &rules.chains()).iter().enumerate() {
+            let chains = rules.chains();
+            for (n, tool) in self.tools(*family, &chains)?.iter().enumerate() {
                 // Refused when a rule is gone already, or another attachment of the
-                // container to this network still needs the chain.
-                let is_usual = n == 0 && !addresses.is_empty();
+                // container to this network still needs the chain. A table of the old
+                // kind mostly has nothing of ours, but the kernel does not say.
+                let is_usual = n == 0
+                    && !addresses.is_empty()
+                    && tool.variant != Variant::Legacy
+                    && family.has_nft_chain(&chains);
                 if !(is_usual && tool.restore(&rules.remove())?.is_ok()) {
                     keep_first(&mut result, settle(tool, find));
                 }
@@ -205,13 +233,24 @@ impl Backend for Iptables {
             let mut found = Vec::new();
             if let Ok(listed) = tool.restore(&rules.add())? {
                 found = rules.conflicts(&listed);
+                // The others' mappings are in chains of their own. When these cannot be
+                // seen, a warning too many is better than none.
+                if !found.is_empty()
+                    && let Ok(Ok(table)) = tool.save()
+                {
+                    found = rules.conflicts(&table);
+                }
             } else {
                 // Refused for the first mapping on a host, after somebody flushed a
                 // shared chain, or when the container has mappings already.
                 let _alone = tool.exclude_others()?;
-                settle(&tool, |table| {
+                let settled = try_to_settle(&tool, |table| {
                     found = rules.conflicts(table);
                     rules.repair(table)
+                })?;
+                settled.map_err(|refusal| {
+                    let error = refusal.during("change", &tool);
+                    rules.blame_conditions(error)
                 })?;
             }
             // A poisoned lock means a panic, which has ended the process.
@@ -326,27 +365,46 @@ fn undo(removed: Result<()>) {
     }
 }
 
+/// As [`try_to_settle`]; a refusal is an error.
+fn settle(tool: &Tool, plan: impl FnMut(&Table) -> Result<Script>) -> Result<()> {
+    try_to_settle(tool, plan)?.map_err(|refusal| refusal.during("change", tool))
+}
+
 /// Reads the table, plans and changes it; again when the change is refused, because
-/// another process was faster.
-fn settle(tool: &Tool, mut plan: impl FnMut(&Table) -> Result<Script>) -> Result<()> {
-    let mut refused = Refusal(String::new());
+/// another process was faster. Refused twice for the same reason, with nothing changed in
+/// between, nobody was: trying again would not help.
+fn try_to_settle(
+    tool: &Tool,
+    mut plan: impl FnMut(&Table) -> Result<Script>,
+) -> Result<std::result::Result<(), Refusal>> {
+    let mut unreadable = None;
+    let mut refused = None;
     for attempt in 1..=TRIES {
         match tool.save()? {
-            Err(refusal) => refused = refusal,
+            Err(refusal) => unreadable = Some(refusal),
             Ok(table) => {
                 let script = plan(&table)?;
                 if script.is_empty() {
-                    return Ok(());
+                    return Ok(Ok(()));
                 }
-                match tool.restore(&script)? {
-                    Ok(_) => return Ok(()),
-                    Err(refusal) => refused = refusal,
+                let Err(refusal) = tool.restore(&script)? else {
+                    return Ok(Ok(()));
+                };
+                unreadable = None;
+                let now = Some((table, refusal));
+                if now == refused {
+                    break;
                 }
+                refused = now;
             }
         }
         std::thread::sleep(PAUSE * attempt);
     }
-    Err(refused.during("change", tool))
+    match (unreadable, refused) {
+        (None, Some((_, refusal))) => Ok(Err(refusal)),
+        (Some(refusal), _) => Err(refusal.during("read", tool)),
+        (None, None) => Ok(Ok(())),
+    }
 }
 
 /// Looks for all rules. A rule that is not there word by word, because the configuration

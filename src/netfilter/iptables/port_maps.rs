@@ -1,7 +1,7 @@
 //! Port mappings of one container in one network, one family (behaviour 7.3).
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use ipnet::IpNet;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::owned::{comment, is_owned, parse_comment, private_chain, remove_chain};
 use super::rule::{Rule, Script, Table};
 use crate::cni::error::{Code, coded, detailed};
-use crate::netfilter::{Mark, Owner, PortMaps, Protocol};
+use crate::netfilter::{Mapping, Mark, Owner, PortMaps, Protocol};
 
 /// Stands in front of the comment that names the owner.
 pub const KIND: &str = "dnat ";
@@ -45,7 +45,12 @@ pub struct Rules {
     entries: Vec<Rule>,
     /// A chain that must be there already.
     external: Option<String>,
-    ports: BTreeSet<(Protocol, u16)>,
+    /// The container's, where the mappings lead.
+    address: IpAddr,
+    /// Of the host, with the address if only that one is mapped.
+    ports: BTreeSet<(Protocol, u16, Option<IpAddr>)>,
+    /// The key of the configuration with conditions, if it has any.
+    conditions: Option<&'static str>,
 }
 
 impl Rules {
@@ -90,11 +95,13 @@ impl Rules {
             mappings: mapping_rules(&chain, mark_chain, container, wanted),
             entries: entry_rules(&chain, &comment, conditions, wanted),
             external,
+            address: container.addr(),
+            conditions: Some(key).filter(|_| !conditions.is_empty()),
             ports: wanted
                 .mappings
                 .iter()
                 .filter(|mapping| mapping.is_for(container.addr()))
-                .map(|mapping| (mapping.protocol, mapping.host_port))
+                .map(|mapping| (mapping.protocol, mapping.host_port, only_host(mapping)))
                 .collect(),
             chain,
             comment,
@@ -131,7 +138,9 @@ impl Rules {
         script
     }
 
-    /// Adds what is missing in `table`, and replaces what the container had.
+    /// Adds what is missing in `table`, and replaces what leads to this address. Mappings
+    /// to another one stay, behind the new ones: they are those of another attachment of
+    /// the container to this network, which has the same chain.
     ///
     /// # Errors
     /// Code 7 when the chain that is to mark is not there.
@@ -173,9 +182,14 @@ impl Rules {
                 _ => script.append(rule),
             }
         }
+        let mut kept = Vec::new();
         if table.chains.contains(&self.chain) {
+            let replaced;
+            (replaced, kept) = self.divide(table);
             for entry in table.jumps(&self.chain) {
-                if is_owned(entry, &self.comment) {
+                let serves = |rules: &[&Rule]| rules.iter().any(|rule| has_port(entry, rule));
+                let is_done = kept.is_empty() || (serves(&replaced) && !serves(&kept));
+                if is_owned(entry, &self.comment) && (is_done || self.entries.contains(entry)) {
                     script.delete(entry);
                 }
             }
@@ -184,8 +198,47 @@ impl Rules {
             script.create_chain(&self.chain);
         }
         self.fill(&mut script);
+        for rule in kept {
+            script.append(rule);
+        }
         self.enter(&mut script);
         Ok(script)
+    }
+
+    /// The rules that the container's chain has in `table`: those that lead to this
+    /// address, and all others. Rules that mark belong to the mapping behind them.
+    fn divide<'a>(&self, table: &'a Table) -> (Vec<&'a Rule>, Vec<&'a Rule>) {
+        let (mut ours, mut others) = (Vec::new(), Vec::new());
+        let mut marks = Vec::new();
+        for rule in table.rules.iter().filter(|rule| rule.chain == self.chain) {
+            marks.push(rule);
+            // What is no address, of another tool or version, cannot be told apart.
+            let Some(target) = rule.value("--to-destination") else {
+                continue;
+            };
+            let leads_elsewhere = target
+                .parse::<SocketAddr>()
+                .is_ok_and(|target| target.ip() != self.address);
+            if leads_elsewhere {
+                others.append(&mut marks);
+            } else {
+                ours.append(&mut marks);
+            }
+        }
+        ours.append(&mut marks);
+        (ours, others)
+    }
+
+    /// `error` is that the rules were refused: by the words of the operator, if there are
+    /// any.
+    pub fn blame_conditions(&self, error: anyhow::Error) -> anyhow::Error {
+        match self.conditions {
+            Some(key) => error.context(coded(
+                Code::Config,
+                format!("{key}: iptables refuses rules with these conditions"),
+            )),
+            None => error,
+        }
     }
 
     fn fill(&self, script: &mut Script) {
@@ -201,7 +254,9 @@ impl Rules {
         }
     }
 
-    /// Says which of the ports other entries of `table` have too.
+    /// Says which of the ports other entries of `table` have too. Entries name ports only:
+    /// whether they are for the same address of the host, and for this family at all, is
+    /// seen in the chain behind, if `table` has it.
     pub fn conflicts(&self, table: &Table) -> Vec<String> {
         let mut found = Vec::new();
         for entry in table.rules.iter().filter(|rule| rule.chain == DNAT) {
@@ -213,13 +268,11 @@ impl Rules {
                 || format!("somebody else (\"{owner}\")"),
                 |(network, id)| format!("container {id} in network {network}"),
             );
-            let listed: Vec<&str> = entry
-                .value("--dports")
-                .map(|ports| ports.split(',').collect())
-                .unwrap_or_default();
-            for (protocol, port) in &self.ports {
+            for (protocol, port, host) in &self.ports {
+                let text = port.to_string();
                 if entry.value("-p") == Some(protocol.as_str())
-                    && listed.iter().any(|other| *other == port.to_string())
+                    && dports(entry).any(|other| other == text)
+                    && maps(table, entry, *protocol, &text, *host)
                 {
                     found.push(format!(
                         "host port {port}/{} was mapped to {whose}: the newest mapping wins",
@@ -232,6 +285,44 @@ impl Rules {
     }
 }
 
+/// The ports that `entry` lists.
+fn dports(entry: &Rule) -> impl Iterator<Item = &str> {
+    let ports = entry.value("--dports").unwrap_or_default();
+    ports.split(',')
+}
+
+/// Whether `entry` lists the port of `mapping`, a rule of the chain behind it.
+fn has_port(entry: &Rule, mapping: &Rule) -> bool {
+    entry.value("-p") == mapping.value("-p")
+        && mapping
+            .value("--dport")
+            .is_some_and(|port| dports(entry).any(|listed| listed == port))
+}
+
+/// Whether the chain behind `entry` takes packets to `port` of `host`, or of any address.
+/// Whatever `table` does not tell counts as yes.
+fn maps(table: &Table, entry: &Rule, protocol: Protocol, port: &str, host: Option<IpAddr>) -> bool {
+    let Some(chain) = entry.jump().filter(|chain| table.chains.contains(*chain)) else {
+        return true;
+    };
+    let is_or_lacks =
+        |rule: &Rule, option, wanted: &str| rule.value(option).is_none_or(|value| value == wanted);
+    let meets = |rule: &Rule| {
+        let other = rule.value("-d").and_then(|net| net.parse::<IpNet>().ok());
+        match (host, other) {
+            (Some(host), Some(other)) => other.contains(&host),
+            _ => true,
+        }
+    };
+    table.rules.iter().any(|rule| {
+        rule.chain == chain
+            && rule.value("-j") == Some("DNAT")
+            && is_or_lacks(rule, "-p", protocol.as_str())
+            && is_or_lacks(rule, "--dport", port)
+            && meets(rule)
+    })
+}
+
 /// The chains without which there is nothing of the owner: today's, and one that versions
 /// before 0.8 made beside it.
 pub fn chains(owner: &Owner) -> [String; 2] {
@@ -239,7 +330,9 @@ pub fn chains(owner: &Owner) -> [String; 2] {
         .map(|prefix| private_chain(prefix, &owner.network, &owner.attachment.container_id))
 }
 
-/// Removes what `table` has of the owner.
+/// Removes what `table` has of the owner. The chain is that of the container in the
+/// network, and no addresses are known: the mappings of all its attachments to that
+/// network go at once.
 pub fn remove(owner: &Owner, table: &Table) -> Script {
     let comment = comment(KIND, &owner.network, &owner.attachment.container_id);
     let mut script = Script::default();
@@ -281,6 +374,11 @@ fn has_shape(found: &Rule, rule: &Rule) -> bool {
             .all(|(a, b)| a == b || (a.starts_with("0x") && b.starts_with("0x")))
 }
 
+/// The host's address, if not all of them are mapped.
+fn only_host(mapping: &Mapping) -> Option<IpAddr> {
+    mapping.host_ip.filter(|host| !host.is_unspecified())
+}
+
 fn mapping_rules(chain: &str, mark: &str, container: IpNet, wanted: &PortMaps) -> Vec<Rule> {
     let mut rules = Vec::new();
     let subnet = container.trunc();
@@ -288,7 +386,7 @@ fn mapping_rules(chain: &str, mark: &str, container: IpNet, wanted: &PortMaps) -
     let address = container.addr();
     let family = wanted.mappings.iter().filter(|m| m.is_for(address));
     for mapping in family {
-        let host = mapping.host_ip.filter(|host| !host.is_unspecified());
+        let host = only_host(mapping);
         let mut rule = |source: Option<IpNet>, target: &[&str]| {
             let mut args = Vec::new();
             for (option, net) in [("-s", source), ("-d", host.map(IpNet::from))] {
@@ -310,7 +408,7 @@ fn mapping_rules(chain: &str, mark: &str, container: IpNet, wanted: &PortMaps) -
                 rule(Some(localhost), &[mark]);
             }
         }
-        let to = std::net::SocketAddr::new(address, mapping.container_port).to_string();
+        let to = SocketAddr::new(address, mapping.container_port).to_string();
         rule(None, &["DNAT", "--to-destination", &to]);
     }
     rules
@@ -344,7 +442,6 @@ mod tests {
     use super::super::golden::{self, assert_golden};
     use super::*;
     use crate::cni::invocation::Attachment;
-    use crate::netfilter::Mapping;
 
     fn owner(id: &str) -> Owner {
         Owner {
@@ -482,6 +579,50 @@ mod tests {
     }
 
     #[test]
+    fn mappings_to_another_address_stay() {
+        let table = after(&wanted(vec![
+            mapping(Protocol::Tcp, "", 8080, 80),
+            mapping(Protocol::Tcp, "::1", 8081, 81),
+        ]));
+        let mut second = one();
+        second.container = vec!["10.9.0.3/24".parse().unwrap()];
+        let script = rules("cont1", 0, &second).repair(&table).unwrap();
+        let text = script.text();
+        let ours = text.find("--to-destination 10.9.0.3:80").unwrap();
+        assert!(ours < text.find("--to-destination 10.9.0.2:80").unwrap());
+        assert_eq!(text.matches("SETMARK\n").count(), 4, "{text}");
+        assert_eq!(text.matches("-D ").count(), 0, "{text}");
+        // Both have the same port: one entry of this kind is enough.
+        let table = after(&one());
+        let text = rules("cont1", 0, &second).repair(&table).unwrap().text();
+        assert_eq!(text.matches("-D CNI-HOSTPORT-DNAT").count(), 1, "{text}");
+        assert_eq!(text.matches("-I CNI-HOSTPORT-DNAT").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn only_mappings_that_meet_are_conflicts() {
+        let first = |host_ip: &str| after(&wanted(vec![mapping(Protocol::Tcp, host_ip, 80, 80)]));
+        for (theirs, ours, expected) in [
+            ("192.0.2.1", "192.0.2.2", 0),
+            ("192.0.2.1", "192.0.2.1", 1),
+            ("192.0.2.1", "", 1),
+            ("", "192.0.2.1", 1),
+            ("0.0.0.0", "192.0.2.1", 1),
+            ("::1", "", 0),
+            ("::", "192.0.2.1", 0),
+        ] {
+            let maps = wanted(vec![mapping(Protocol::Tcp, ours, 80, 80)]);
+            let found = rules("cont2", 0, &maps).conflicts(&first(theirs));
+            assert_eq!(found.len(), expected, "{theirs} {ours}: {found:?}");
+        }
+        // Without the chains behind, nobody knows.
+        let mut table = first("192.0.2.1");
+        table.chains.clear();
+        let maps = wanted(vec![mapping(Protocol::Tcp, "192.0.2.2", 80, 80)]);
+        assert_eq!(rules("cont2", 0, &maps).conflicts(&table).len(), 1);
+    }
+
+    #[test]
     fn another_mark_replaces_the_old_ones() {
         let mut maps = one();
         let table = after(&maps);
@@ -508,14 +649,16 @@ mod tests {
     fn former_owners_of_a_port_are_named() {
         let table = Table::parse(&golden::read("port-maps-saved"));
         let maps = wanted(vec![
+            mapping(Protocol::Tcp, "", 8080, 80),
+            mapping(Protocol::Tcp, "", 808, 80),
+            // Listed, but of the other family.
             mapping(Protocol::Tcp, "", 8443, 80),
-            mapping(Protocol::Tcp, "", 844, 80),
             mapping(Protocol::Udp, "", 8080, 80),
         ]);
         assert_eq!(
             rules("cont2", 0, &maps).conflicts(&table),
             [
-                "host port 8443/tcp was mapped to container cont1 in network net1: the newest mapping wins"
+                "host port 8080/tcp was mapped to container cont1 in network net1: the newest mapping wins"
             ]
         );
         assert!(rules("cont1", 0, &maps).conflicts(&table).is_empty());

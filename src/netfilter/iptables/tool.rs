@@ -1,20 +1,19 @@
 //! Running `iptables-save` and `iptables-restore`.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::DirBuilder;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 
 use super::owned::is_private;
 use super::rule::{Script, Table};
 use crate::cni::error::{Code, coded, detailed};
-use crate::fsutil;
+use crate::fsutil::{self, Lock};
 use crate::netfilter::nftables;
 
 /// Address families, each with tools and tables of its own.
@@ -98,6 +97,9 @@ impl Refusal {
     }
 }
 
+/// Where only root can lock something.
+const LOCK_DIR: &str = "/run/cni";
+
 /// The file that the tools of the legacy variant lock.
 const LOCK: &str = "/run/xtables.lock";
 
@@ -136,21 +138,28 @@ impl Tool {
     /// it once more. Those of the legacy variant have a lock.
     ///
     /// # Errors
-    /// When the kernel refuses the lock.
-    pub fn exclude_others(&self) -> Result<Option<Flock<File>>> {
+    /// Code 11 when somebody else is in there for too long; otherwise when the file cannot
+    /// be locked.
+    pub fn exclude_others(&self) -> Result<Option<Lock>> {
         if self.variant == Variant::Legacy {
             return Ok(None);
         }
-        // The namespace is what the tables belong to, and there is always a file for it.
-        let path = "/proc/thread-self/ns/net";
-        let mut file = File::open(path).with_context(|| format!("open {path}"))?;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusive) {
-                Ok(lock) => return Ok(Some(lock)),
-                Err((again, Errno::EINTR)) => file = again,
-                Err((_, errno)) => return Err(errno).with_context(|| format!("lock {path}")),
-            }
+        let path = section_lock()?;
+        let limit = Duration::from_secs(self.lock_wait.into());
+        if let Some(lock) = fsutil::lock_within(&path, 0o600, limit)? {
+            return Ok(Some(lock));
         }
+        Err(coded(Code::TryAgain, self.waited_for(&path)).into())
+    }
+
+    /// Says that somebody else kept `lock`.
+    fn waited_for(&self, lock: &Path) -> String {
+        format!(
+            "wait {} seconds for the lock of {}, held by {}",
+            self.lock_wait,
+            self.family.command(),
+            lock_holder(lock).unwrap_or_else(|| "another process".into()),
+        )
     }
 
     /// What table `nat` holds.
@@ -185,15 +194,8 @@ impl Tool {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         // The status alone could also be the kernel's refusal; no errno comes through.
         if output.status.code() == Some(RESOURCE_PROBLEM) && stderr.contains("xtables lock") {
-            return Err(anyhow::Error::msg(stderr.trim().to_owned()).context(coded(
-                Code::TryAgain,
-                format!(
-                    "wait {} seconds for the lock of {}, held by {}",
-                    self.lock_wait,
-                    self.family.command(),
-                    lock_holder(Path::new(LOCK)).unwrap_or_else(|| "another process".into()),
-                ),
-            )));
+            return Err(anyhow::Error::msg(stderr.trim().to_owned())
+                .context(coded(Code::TryAgain, self.waited_for(Path::new(LOCK)))));
         }
         Ok(Err(Refusal(stderr)))
     }
@@ -229,6 +231,22 @@ impl Tool {
         };
         run().with_context(|| format!("run {}", program.display()))
     }
+}
+
+/// The file to lock for the network namespace of this thread, which is what the tables
+/// belong to. Not the namespace's own file: anybody may open that one, and lock it for
+/// ever.
+fn section_lock() -> Result<PathBuf> {
+    let namespace = "/proc/thread-self/ns/net";
+    let inode = std::fs::metadata(namespace)
+        .with_context(|| format!("look up {namespace}"))?
+        .ino();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(LOCK_DIR)
+        .with_context(|| format!("create {LOCK_DIR}"))?;
+    Ok(Path::new(LOCK_DIR).join(format!("cnibox-iptables-{inode}.lock")))
 }
 
 fn variant_of(program: &Path) -> Variant {

@@ -34,6 +34,34 @@ fn port_maps_come_and_go_without_a_trace() {
     });
 }
 
+/// Their chain has one name: the interface is not part of it (register 22).
+#[test]
+fn two_attachments_of_a_container_to_one_network() {
+    on_both_variants(|node| {
+        let backend = &node.iptables;
+        let other = Owner {
+            attachment: attachment("c1", "eth1"),
+            ..owner("c1")
+        };
+        let first = dual_maps(&[8080, 8081]);
+        let second = port_maps(&["10.9.0.3/24", "fd00:9::3/64"], &[8080, 8082]);
+        backend.ensure_port_maps(&owner("c1"), &first).unwrap();
+        let mut made = Vec::new();
+        for _ in 0..2 {
+            backend.ensure_port_maps(&other, &second).unwrap();
+            backend.check_port_maps(&owner("c1"), &first).unwrap();
+            backend.check_port_maps(&other, &second).unwrap();
+            made.push(node.saved());
+        }
+        assert_eq!(made[0], made[1]);
+        backend.ensure_port_maps(&owner("c1"), &first).unwrap();
+        backend.check_port_maps(&other, &second).unwrap();
+        // No addresses are known then: both go.
+        backend.remove_port_maps(&other).unwrap();
+        assert_eq!(node.private(), [""; 0]);
+    });
+}
+
 #[test]
 fn what_others_flushed_is_repaired() {
     on_both_variants(|node| {
@@ -123,6 +151,11 @@ fn conditions_in_the_words_of_iptables() {
         maps.conditions_v4 = words("--no-such-option");
         let error = backend.ensure_port_maps(&owner("c1"), &maps).unwrap_err();
         assert!(format!("{error:#}").contains("no-such-option"), "{error:#}");
+        let error = ErrorObject::from_error(&error);
+        assert!(
+            error.code == 7 && error.msg.contains("conditionsV4"),
+            "{error:?}"
+        );
         assert_eq!(node.saved(), before, "all or nothing");
         backend.remove_port_maps(&owner("c1")).unwrap();
         assert_eq!(node.private(), [""; 0]);

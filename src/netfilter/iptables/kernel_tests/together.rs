@@ -228,6 +228,39 @@ fn both_variants_are_cleaned() {
 }
 
 #[test]
+fn what_cannot_be_removed_is_no_success() {
+    on_both_variants(|node| {
+        let empty = tempfile::tempdir().unwrap();
+        let without = Iptables::new(empty.path().into());
+        let (net, maps) = (masquerade(&["10.9.0.2/24"]), &["10.9.0.2/24"]);
+        node.iptables.ensure_masquerade(&owner("c1"), &net).unwrap();
+        let maps = port_maps(maps, &[8080]);
+        node.iptables.ensure_port_maps(&owner("c1"), &maps).unwrap();
+        // Somebody else's are not missed.
+        without.remove_masquerade(&owner("c2"), &[]).unwrap();
+        without.remove_port_maps(&owner("c2")).unwrap();
+        for (removed, kind) in [
+            (without.remove_masquerade(&owner("c1"), &[]), "CNI-"),
+            (without.remove_port_maps(&owner("c1")), "CNI-DN-"),
+        ] {
+            if node.variant == "legacy" {
+                // The kernel does not tell whose the table is.
+                removed.unwrap();
+                continue;
+            }
+            let error = format!("{:#}", removed.unwrap_err());
+            for word in [kind, "of iptables", "iptables-nft-restore"] {
+                assert!(error.contains(word), "{error}");
+            }
+        }
+        node.iptables.remove_masquerade(&owner("c1"), &[]).unwrap();
+        node.iptables.remove_port_maps(&owner("c1")).unwrap();
+        without.remove_masquerade(&owner("c1"), &[]).unwrap();
+        without.remove_port_maps(&owner("c1")).unwrap();
+    });
+}
+
+#[test]
 fn without_tools_there_is_nothing_to_remove() {
     let empty = tempfile::tempdir().unwrap();
     let backend = Iptables::new(empty.path().into());
@@ -241,37 +274,76 @@ fn without_tools_there_is_nothing_to_remove() {
     assert!(error.to_string().contains("iptables-restore"), "{error:#}");
 }
 
+/// Keeps `path` locked by another process during `work`; answers also whose.
+fn while_locked<T>(path: &str, work: impl FnOnce() -> T) -> (T, String) {
+    let mut holder = Command::new("flock")
+        .args([path, "sh", "-c", "echo locked; read line"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = [0; 7];
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut line).unwrap();
+    let done = work();
+    holder.stdin.take();
+    holder.wait().unwrap();
+    (done, format!("process {} (flock)", holder.id()))
+}
+
 #[test]
 fn a_lock_that_is_held_has_a_holder() {
     on_both_variants(|node| {
-        let mut holder = Command::new("flock")
-            .args(["/run/xtables.lock", "sh", "-c", "echo locked; read line"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = [0; 7];
-        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut line).unwrap();
-        let backend = Iptables {
+        let patient = &node.iptables;
+        let impatient = Iptables {
             lock_wait: 1,
+            ..patient.clone()
+        };
+        let namespace = std::fs::metadata("/proc/thread-self/ns/net").unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&namespace);
+        std::fs::create_dir("/run/cni").unwrap();
+        let section = format!("/run/cni/cnibox-iptables-{inode}.lock");
+        // The first mapping on a host does not go through blindly.
+        let maps = dual_maps(&[8080]);
+        for lock in ["/run/xtables.lock", &section] {
+            let is_others = (node.variant == "nft") == (lock == "/run/xtables.lock");
+            let backend = if is_others { patient } else { &impatient };
+            let (made, holder) =
+                while_locked(lock, || backend.ensure_port_maps(&owner("c1"), &maps));
+            if is_others {
+                made.unwrap();
+                node.sh("iptables -t nat -F; ip6tables -t nat -F");
+                node.sh("iptables -t nat -X; ip6tables -t nat -X");
+                continue;
+            }
+            let error = ErrorObject::from_error(&made.unwrap_err());
+            assert_eq!(error.code, 11);
+            assert!(error.msg.contains(&holder), "{error:?}");
+            patient.ensure_port_maps(&owner("c1"), &maps).unwrap();
+        }
+    });
+}
+
+/// Everybody may open the file of the namespace.
+#[test]
+fn who_locks_the_namespace_is_in_nobodys_way() {
+    on_both_variants(|node| {
+        let backend = Iptables {
+            lock_wait: 0,
             ..node.iptables.clone()
         };
-        let made = backend.ensure_masquerade(&owner("c1"), &dual());
-        holder.stdin.take();
-        holder.wait().unwrap();
-        if node.variant == "nft" {
-            // Has no lock.
-            return made.unwrap();
+        let maps = port_maps(&["10.9.0.2/24"], &[8080]);
+        let (made, _) = while_locked("/proc/self/ns/net", || {
+            backend.ensure_port_maps(&owner("c1"), &maps)
+        });
+        made.unwrap();
+        backend.check_port_maps(&owner("c1"), &maps).unwrap();
+        let dir = std::fs::metadata("/run/cni");
+        // Legacy tools have a lock of their own.
+        assert_eq!(dir.is_ok(), node.variant == "nft");
+        for file in std::fs::read_dir("/run/cni").into_iter().flatten() {
+            let meta = file.unwrap().metadata().unwrap();
+            assert_eq!(meta.permissions().mode() & 0o777, 0o600);
         }
-        let error = ErrorObject::from_error(&made.unwrap_err());
-        assert_eq!(error.code, 11);
-        assert!(
-            error
-                .msg
-                .contains(&format!("process {} (flock)", holder.id())),
-            "{error:?}"
-        );
-        backend.ensure_masquerade(&owner("c1"), &dual()).unwrap();
     });
 }
 
@@ -322,28 +394,40 @@ fn processes() {
             std::fs::read_to_string(&log).unwrap().lines().count()
         };
         let maps = dual_maps(&[8080]);
-        let fresh = count(&|| backend.ensure_port_maps(&owner("c1"), &maps));
+        let taken = dual_maps(&[8082]);
+        let fresh = count(&|| backend.ensure_port_maps(&owner("c1"), &taken));
         assert_eq!(fresh, 2 * 3, "tries, looks, makes the base");
         // For both families together. What is gone costs nothing where the kernel says so.
         let gone = |count| if node.variant == "nft" { 0 } else { count };
         let addresses = dual().addresses;
         let v4 = port_maps(&["10.9.0.4/24"], &[8081]);
+        let refused = count(&|| {
+            let mut maps = v4.clone();
+            maps.conditions_v4 = vec!["--no-such-option".into()];
+            backend.ensure_port_maps(&owner("c3"), &maps).unwrap_err();
+            Ok(())
+        });
+        assert_eq!(refused, 1 + 2 * 2, "nothing changes, so it is not tried on");
         for (expected, work) in [
+            // Looks whose the port was.
+            (4, &|| backend.ensure_port_maps(&owner("c4"), &taken)),
             (2, &|| backend.ensure_port_maps(&owner("c2"), &maps)),
             (2, &|| backend.check_port_maps(&owner("c2"), &maps)),
             (4, &|| backend.remove_port_maps(&owner("c2"))),
             (gone(2), &|| backend.remove_port_maps(&owner("c2"))),
             (2, &|| backend.ensure_masquerade(&owner("c2"), &dual())),
             (2, &|| backend.check_masquerade(&owner("c2"), &dual())),
-            (2, &|| backend.remove_masquerade(&owner("c2"), &addresses)),
-            (gone(4), &|| {
+            (2 + gone(2), &|| {
+                backend.remove_masquerade(&owner("c2"), &addresses)
+            }),
+            (gone(2), &|| {
                 backend.remove_masquerade(&owner("c2"), &addresses)
             }),
             (1, &|| backend.ensure_port_maps(&owner("c3"), &v4)),
             (2 + gone(1), &|| backend.remove_port_maps(&owner("c3"))),
             (4, &|| backend.collect_port_maps("net1", &[])),
             (gone(2), &|| backend.collect_port_maps("net1", &[])),
-        ] as [(usize, &dyn Fn() -> Result<()>); 12]
+        ] as [(usize, &dyn Fn() -> Result<()>); 13]
         {
             assert_eq!(count(work), expected);
         }
