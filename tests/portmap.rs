@@ -377,6 +377,28 @@ fn only_what_is_meant_for_this_host_is_intercepted() {
 }
 
 #[test]
+fn the_backend_is_chosen_as_the_reference_does() {
+    on_every_backend(|lab| {
+        let open = json!({"backend": null, "ipMasqBackend": null});
+        lab.configure(&open, &open);
+        let mappings = json!([mapping("tcp", 8080, 80)]);
+        lab.add("c1", &mappings);
+        // iptables where it can be used, nftables where only that can.
+        let rules = lab.rules();
+        for table in ["cni_plugins_masquerade", "cni_hostport"] {
+            assert_eq!(rules.contains(table), lab.backend == "nftables", "{rules}");
+        }
+        assert_eq!(
+            rules.contains("CNI-HOSTPORT-DNAT"),
+            lab.backend != "nftables",
+            "{rules}"
+        );
+        lab.cnitool("check", "c1", &mappings).silent();
+        lab.cnitool("status", "c1", &mappings).silent();
+    });
+}
+
+#[test]
 fn what_is_deleted_is_gone_and_nobody_else_notices() {
     on_every_backend(|mut lab| {
         let (one, two) = (

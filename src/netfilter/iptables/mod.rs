@@ -26,7 +26,7 @@ use std::time::Duration;
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::{Backend, Masquerade, Owner, PortMaps};
+use super::{Backend, Masquerade, Owner, PortMaps, nftables};
 use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::Attachment;
 use crate::log;
@@ -69,9 +69,20 @@ impl Iptables {
         }
     }
 
-    /// Whether there are tools; none is started.
+    /// Whether there are tools, and a kernel that they can work with. One is started only
+    /// where nothing else tells: for legacy tables that nobody has used yet.
     pub fn is_usable(&self) -> bool {
-        self.tool(Family::V4, Variant::Unknown).is_some()
+        let Some(tool) = self.tool(Family::V4, Variant::Unknown) else {
+            return false;
+        };
+        match tool.variant {
+            Variant::Nft => nftables::is_usable(),
+            Variant::Legacy => {
+                Family::V4.has_legacy_table() || tool.save().is_ok_and(|table| table.is_ok())
+            }
+            // A wrapper: it will know.
+            Variant::Unknown => true,
+        }
     }
 
     fn tool(&self, family: Family, variant: Variant) -> Option<Tool> {
