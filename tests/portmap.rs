@@ -399,6 +399,62 @@ fn the_backend_is_chosen_as_the_reference_does() {
 }
 
 #[test]
+fn conditions_exclude_what_the_operator_names() {
+    on_every_backend(|mut lab| {
+        let (v4, v6) = if lab.word() == "nftables" {
+            (
+                json!(["ip daddr != 192.0.2.2"]),
+                json!(["ip6 daddr != fd00:2::2"]),
+            )
+        } else {
+            (
+                json!(["!", "-d", "192.0.2.2"]),
+                json!(["!", "-d", "fd00:2::2"]),
+            )
+        };
+        lab.configure(
+            &json!({}),
+            &json!({"conditionsV4": v4, "conditionsV6": v6, "markMasqBit": 5}),
+        );
+        // Addresses of this host that somebody else balances.
+        lab.node
+            .sh("ip addr add 192.0.2.2/24 dev up0 && ip addr add fd00:2::2/64 dev up0 nodad");
+        let mappings = json!([mapping("tcp", 8080, 80)]);
+        lab.add("c1", &mappings);
+        lab.serve("c1", "tcp", 80, "c1");
+        lab.serve("", "tcp", 8080, "host");
+        for (mapped, excluded) in [("192.0.2.1", "192.0.2.2"), ("fd00:2::1", "fd00:2::2")] {
+            assert!(lab.call("ext", "tcp", mapped, 8080).starts_with("c1 "));
+            assert!(lab.call("ext", "tcp", excluded, 8080).starts_with("host "));
+        }
+        lab.cnitool("check", "c1", &mappings).silent();
+        lab.cnitool("del", "c1", &mappings).silent();
+        assert!(
+            lab.call("ext", "tcp", "192.0.2.1", 8080)
+                .starts_with("host ")
+        );
+    });
+}
+
+#[test]
+fn without_snat_only_others_are_let_in() {
+    on_every_backend(|mut lab| {
+        lab.configure(&json!({}), &json!({"snat": false}));
+        let mappings = json!([mapping("tcp", 8080, 80), mapping("sctp", 8080, 80)]);
+        lab.add("c1", &mappings);
+        lab.serve("c1", "tcp", 80, "c1");
+        assert_eq!(lab.call("ext", "tcp", "192.0.2.1", 8080), "c1 192.0.2.9");
+        // Nothing was switched on for 127.0.0.1.
+        let localnet = lab
+            .node
+            .sh("cat /proc/sys/net/ipv4/conf/br1/route_localnet");
+        assert_eq!(localnet.trim(), "0");
+        assert!(!lab.rules().contains("cnibox_localnet"));
+        lab.cnitool("check", "c1", &mappings).silent();
+    });
+}
+
+#[test]
 fn what_is_deleted_is_gone_and_nobody_else_notices() {
     on_every_backend(|mut lab| {
         let (one, two) = (
