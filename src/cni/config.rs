@@ -98,41 +98,7 @@ impl Document {
     /// # Errors
     /// Code 1, or 6 when the version is none.
     pub fn negotiate(self, command: Command, supported: &[Version]) -> Result<Config> {
-        let since = match command {
-            Command::Check => Some(Version::V0_4_0),
-            Command::Gc | Command::Status => Some(Version::V1_1_0),
-            Command::Add | Command::Del | Command::Version => None,
-        };
-        if let Some(since) = since {
-            let asked = version::numbers(&self.cni_version)?;
-            let word = command.as_str();
-            if asked < version::numbers(since.as_str())? {
-                return Err(detailed(
-                    Code::IncompatibleVersion,
-                    format!("config version does not allow {word}"),
-                    format!(
-                        "config is \"{}\", {word} exists since {since}",
-                        self.cni_version
-                    ),
-                ));
-            }
-            let newest = supported.last().copied().unwrap_or(Version::NEWEST);
-            if asked > version::numbers(newest.as_str())? {
-                return Err(detailed(
-                    Code::IncompatibleVersion,
-                    format!("plugin version does not allow {word}"),
-                    self.mismatch(supported),
-                ));
-            }
-        }
-        let version = Version::exact(&self.cni_version).filter(|v| supported.contains(v));
-        let Some(version) = version else {
-            return Err(detailed(
-                Code::IncompatibleVersion,
-                "incompatible CNI versions",
-                self.mismatch(supported),
-            ));
-        };
+        let version = negotiate(&self.cni_version, command, supported)?;
         Ok(Config {
             version,
             network: self.network,
@@ -141,22 +107,59 @@ impl Document {
         })
     }
 
-    fn mismatch(&self, supported: &[Version]) -> String {
-        let list: Vec<String> = supported.iter().map(|v| format!("\"{v}\"")).collect();
-        format!(
-            "config is \"{}\", plugin supports [{}]",
-            self.cni_version,
-            list.join(" ")
-        )
-    }
-
     /// The version the caller wrote, for its error object; empty if it wrote none.
     pub fn cni_version(&self) -> &str {
         &self.cni_version
     }
 }
 
+/// The version spelt `cni_version`, if it has `command` and is among `supported`.
+fn negotiate(cni_version: &str, command: Command, supported: &[Version]) -> Result<Version> {
+    let refused = |sentence: String, details: String| {
+        Err(detailed(Code::IncompatibleVersion, sentence, details))
+    };
+    let mismatch = || {
+        let list: Vec<String> = supported.iter().map(|v| format!("\"{v}\"")).collect();
+        format!(
+            "config is \"{cni_version}\", plugin supports [{}]",
+            list.join(" ")
+        )
+    };
+    let since = match command {
+        Command::Check => Some(Version::V0_4_0),
+        Command::Gc | Command::Status => Some(Version::V1_1_0),
+        Command::Add | Command::Del | Command::Version => None,
+    };
+    if let Some(since) = since {
+        let asked = version::numbers(cni_version)?;
+        let word = command.as_str();
+        if asked < version::numbers(since.as_str())? {
+            return refused(
+                format!("config version does not allow {word}"),
+                format!("config is \"{cni_version}\", {word} exists since {since}"),
+            );
+        }
+        let newest = supported.last().copied().unwrap_or(Version::NEWEST);
+        if asked > version::numbers(newest.as_str())? {
+            return refused(format!("plugin version does not allow {word}"), mismatch());
+        }
+    }
+    match Version::exact(cni_version).filter(|version| supported.contains(version)) {
+        Some(version) => Ok(version),
+        None => refused("incompatible CNI versions".to_owned(), mismatch()),
+    }
+}
+
 impl Config {
+    /// Whether a delegate in this process, which speaks `supported`, would take `command`
+    /// with this configuration.
+    ///
+    /// # Errors
+    /// Code 1, as the delegate's own process would answer.
+    pub fn allow(&self, command: Command, supported: &[Version]) -> Result<()> {
+        negotiate(self.version.as_str(), command, supported).map(drop)
+    }
+
     /// Reads the document as a plugin's own configuration type.
     ///
     /// # Errors

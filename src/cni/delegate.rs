@@ -34,8 +34,8 @@ pub fn add<'a>(call: &'a Call, plugin: &str, undo: &mut Undo<'a>) -> Result<CniR
         Located::Here(delegate) => {
             let inner = enter(call, plugin, Command::Add)?;
             let mut own = Undo::default();
-            let result = skel::check_supported(delegate, &inner)
-                .and_then(|()| delegate.add(&inner, &mut own))?;
+            inner.config.allow(Command::Add, delegate.versions())?;
+            let result = delegate.add(&inner, &mut own)?;
             own.commit();
             undo.push(what, release);
             Ok(result)
@@ -79,7 +79,7 @@ pub fn run(call: &Call, plugin: &str, command: Command) -> Result<()> {
     match located {
         Located::Here(delegate) => {
             let inner = enter(call, plugin, command)?;
-            skel::check_supported(delegate, &inner)?;
+            inner.config.allow(command, delegate.versions())?;
             skel::dispatch(delegate, &inner)
         }
         Located::Elsewhere(executable) => exec::run(

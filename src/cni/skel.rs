@@ -294,16 +294,6 @@ pub fn dispatch(plugin: &dyn Plugin, call: &Call) -> Result<()> {
     }
 }
 
-/// For a delegate in this process: the version must be among its own.
-///
-/// # Errors
-/// Code 1, as the delegate's own process would answer.
-pub fn check_supported(plugin: &dyn Plugin, call: &Call) -> Result<()> {
-    Document::parse(call.config.raw.clone())?
-        .negotiate(call.invocation.command, plugin.versions())
-        .map(drop)
-}
-
 /// A stale `CNI_NETNS` can point at the host's own namespace, where a plugin would
 /// configure or delete the host's interfaces. ADD and CHECK are refused. For DEL the
 /// container's namespace is simply gone: what is left on the host is cleaned up.

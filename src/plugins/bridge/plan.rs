@@ -226,27 +226,15 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    use crate::cni::skel::Call;
     use crate::cni::version::Version;
 
     fn settings(gateway: bool, default: bool) -> Settings {
-        Settings {
-            bridge: "cni0".into(),
-            is_gateway: gateway || default,
-            is_default_gateway: default,
-            force_address: false,
-            mtu: None,
-            hairpin: false,
-            promiscuous: false,
-            isolated: false,
-            masquerade: false,
-            backend: None,
-            spoof_check: false,
-            detect_duplicates: false,
-            container_end_up: true,
-            mac: None,
-            dns: None,
-            ipam: Some("host-local".into()),
-        }
+        let config = json!({
+            "name": "n", "isGateway": gateway, "isDefaultGateway": default,
+            "ipam": {"type": "host-local"},
+        });
+        Settings::resolve(&Call::to_add(&config.to_string(), "").unwrap()).unwrap()
     }
 
     fn ipam(value: &serde_json::Value) -> CniResult {
