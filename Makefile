@@ -10,6 +10,10 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BINARY     := $(TARGET_DIR)/$(TARGET)/release/cnibox
 # Bytes; the release binary stays below with every applet in it.
 SIZE_LIMIT := 4194304
+# Where cargo puts the programs it installs. cargo-deny is called by its path and checked for its
+# version: a distribution's older one may come first in PATH and does not read deny.toml.
+TOOLS := $(or $(CARGO_HOME),$(HOME)/.cargo)
+DENY  := 0.20.2
 
 .PHONY: build demo test bench lint install clean toolchain demo-packages test-packages nextest deny
 
@@ -34,7 +38,7 @@ bench: test-packages build
 lint: toolchain deny
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	cargo-deny check licenses bans sources
+	$(TOOLS)/bin/cargo-deny check licenses bans sources
 
 ## The binary and its links into $(DESTDIR)$(BINDIR), safe while plugins run.
 install: build
@@ -57,7 +61,7 @@ test-packages: demo-packages
 	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat python3=python3 nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins
 
 nextest:
-	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked cargo-nextest@0.9.143
+	@cargo-nextest nextest --version 2>/dev/null | grep -q '^release: 0\.9\.' || $(CARGO) install --locked --force cargo-nextest@0.9.143
 
 deny:
-	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny@0.20.2
+	@$(TOOLS)/bin/cargo-deny --version 2>/dev/null | grep -qx 'cargo-deny $(DENY)' || $(CARGO) install --locked --force --root $(TOOLS) cargo-deny@$(DENY)
