@@ -235,14 +235,12 @@ fn restore(args: &RestoreArgs) -> Result<ExitCode> {
                 lines.extend(missing.iter().map(|rule| format!("    {rule}")));
             }
             Ok(Outcome::Restored(missing)) => {
-                lines.push(format!("{whose}: restored, {} missing", missing.len()));
+                lines.push(format!("{whose}: restored ({} missing)", missing.len()));
             }
             Ok(Outcome::Renewed) => {
                 lines.push(format!("{whose}: put in front of older mappings again"));
             }
-            Ok(Outcome::Gone(reason)) => lines.push(format!(
-                "{whose}: skipped: {reason} (cnitool gc {network} removes what is left of it)"
-            )),
+            Ok(Outcome::Gone(reason)) => lines.push(format!("{whose}: skipped: {reason}")),
             Err(error) => {
                 failed += 1;
                 log::warn(&format!("{whose}: {error:#}"));

@@ -139,7 +139,10 @@ impl Remembered {
             return Ok(Some("no namespace is known of it".into()));
         }
         if !gc::is_live(netns) {
-            return Ok(Some("its namespace is gone".into()));
+            return Ok(Some(format!(
+                "its namespace is gone (cnitool gc {} removes what is left)",
+                self.entry.network
+            )));
         }
         // As with the number of a process that has been given to another one.
         if is_own_namespace(netns) {

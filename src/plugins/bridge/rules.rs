@@ -172,11 +172,11 @@ impl Wanted {
     /// When the kernel refuses some; the others are made.
     pub fn ensure(&self) -> Result<()> {
         let mut done = Vec::new();
-        if let Some((name, masquerade)) = &self.masquerade {
-            done.push(name.backend().ensure_masquerade(&self.owner, masquerade));
-        }
         if let Some((host_end, mac)) = &self.spoof_check {
             done.push(Nftables::ensure_spoof_check(&self.owner, host_end, *mac));
+        }
+        if let Some((name, masquerade)) = &self.masquerade {
+            done.push(name.backend().ensure_masquerade(&self.owner, masquerade));
         }
         all(done)
     }
