@@ -13,6 +13,9 @@ use crate::applets::{self, APPLETS, Applet};
 use crate::cni::error::{Code, ErrorObject};
 use crate::cni::version::Version;
 use crate::cni::{invocation, json};
+use crate::runtime::cache::{self, Cache};
+use crate::runtime::gc;
+use crate::runtime::restore::{self, Outcome, Scope};
 use crate::{fsutil, log};
 
 /// The binary's own name. Under any other it is an applet.
@@ -32,6 +35,8 @@ enum Verb {
     List,
     /// Put this binary and a link for each applet into a directory
     Install(InstallArgs),
+    /// Make the packet filter rules of running containers again, after somebody flushed them
+    Restore(RestoreArgs),
 }
 
 #[derive(Args)]
@@ -46,10 +51,19 @@ struct InstallArgs {
     copy: bool,
 }
 
+#[derive(Args)]
+struct RestoreArgs {
+    /// Only of the attachments to this network
+    network: Option<String>,
+    /// Print what is missing, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
 /// Serves a command line that names no applet; `args` starts with the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let word = args.get(1).map(|arg| arg.to_string_lossy().into_owned());
-    let ours = ["list", "install", "help"];
+    let ours = ["list", "install", "restore", "help"];
     if let Some(word) = word.filter(|w| !w.starts_with('-') && !ours.contains(&w.as_str())) {
         return unknown_applet(&word);
     }
@@ -67,6 +81,9 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             Ok(report) => print(&report),
             Err(error) => fail(&format!("{NAME}: install: {error:#}")),
         },
+        Some(Verb::Restore(args)) => {
+            restore(&args).unwrap_or_else(|error| fail(&format!("{NAME}: restore: {error:#}")))
+        }
     }
 }
 
@@ -120,6 +137,7 @@ CNI versions: {}
 Commands:
   {NAME} install DIR  put this binary and a link for each applet into DIR
   {NAME} list         print the name of every applet
+  {NAME} restore      make the rules of running containers again, after a flush
   {NAME} APPLET ...   run an applet
   {NAME} --help       tell more
 ",
@@ -187,6 +205,57 @@ fn install(args: &InstallArgs) -> Result<String> {
         log::warn(&format!("sync {}: {error}", dir.display()));
     }
     Ok(report.concat())
+}
+
+/// Restores the rules of what the result cache knows, and tells of each attachment that
+/// needed it in a line.
+fn restore(args: &RestoreArgs) -> Result<ExitCode> {
+    let cache = Cache::new(Path::new(cache::DEFAULT));
+    let contents = cache.contents()?;
+    let (attachments, broken) = restore::remembered(&cache, contents.entries);
+    for broken in &contents.unknown {
+        log::warn(&format!("passed over: {broken}"));
+    }
+    for error in &broken {
+        log::warn(&format!("passed over: {error:#}"));
+    }
+    let scope = Scope {
+        network: args.network.as_deref(),
+        dry_run: args.dry_run,
+    };
+    let (mut complete, mut failed) = (0, 0);
+    let mut lines = Vec::new();
+    restore::restore(&attachments, scope, applets::plugin, |entry, outcome| {
+        let network = &entry.network;
+        let whose = format!("network {network}, {}", gc::describe(&entry.parameters));
+        match outcome {
+            Ok(Outcome::Complete) => complete += 1,
+            Ok(Outcome::Restored(missing)) if args.dry_run => {
+                lines.push(format!("{whose}: missing:"));
+                lines.extend(missing.iter().map(|rule| format!("    {rule}")));
+            }
+            Ok(Outcome::Restored(missing)) => {
+                lines.push(format!("{whose}: restored ({} missing)", missing.len()));
+            }
+            Ok(Outcome::Renewed) => {
+                lines.push(format!("{whose}: put in front of older mappings again"));
+            }
+            Ok(Outcome::Gone(reason)) => lines.push(format!("{whose}: skipped: {reason}")),
+            Err(error) => {
+                failed += 1;
+                log::warn(&format!("{whose}: {error:#}"));
+            }
+        }
+    });
+    lines.push(format!(
+        "attachments of which nothing was missing: {complete}\n"
+    ));
+    let printed = print(&lines.join("\n"));
+    Ok(if failed == 0 {
+        printed
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(test)]

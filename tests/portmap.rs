@@ -12,6 +12,8 @@
 )]
 
 mod common;
+#[path = "portmap/restore.rs"]
+mod restore;
 
 use std::fs;
 use std::os::unix::fs::symlink;

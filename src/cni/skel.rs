@@ -67,6 +67,25 @@ pub trait Plugin: Sync {
     /// All that could not be removed, after trying everything.
     fn gc(&self, call: &Call) -> Result<()>;
 
+    /// What is missing of the packet filter rules that ADD made, each as the command that
+    /// would add it. `call` is that of CHECK, at any version of the specification.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell, or there is no such attachment.
+    fn missing_rules(&self, _call: &Call) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Makes these rules as ADD does, in place of any that are there, and in front of
+    /// those of other attachments. Nothing else is touched. `call` is that of CHECK, at
+    /// any version.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or there is no such attachment.
+    fn restore_rules(&self, _call: &Call) -> Result<()> {
+        Ok(())
+    }
+
     /// Everything wrong with a configuration, for `cnitool validate`. `root` is its path
     /// in the file.
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem>;
@@ -324,7 +343,8 @@ fn guard_own_namespace(invocation: &mut Invocation) -> Result<()> {
     }
 }
 
-fn is_own_namespace(netns: &str) -> bool {
+/// Whether the path leads to the namespace of this process.
+pub fn is_own_namespace(netns: &str) -> bool {
     fsutil::is_same_file(Path::new("/proc/thread-self/ns/net"), Path::new(netns))
 }
 

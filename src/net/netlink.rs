@@ -3,12 +3,17 @@
 //! A socket stays in the namespace it was opened in and can be used from outside, so
 //! nothing but sysctls needs a thread in the container's namespace.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures_util::StreamExt;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use futures_util::future::{Either, select};
+use futures_util::stream::LocalBoxStream;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::AsyncSocket;
 use nix::errno::Errno;
@@ -58,14 +63,63 @@ pub fn tolerate(result: Result<()>, errnos: &[Errno]) -> Result<()> {
 /// How often a dump that raced with a change is repeated before it is an error.
 const DUMP_TRIES: u32 = 10;
 
-/// Set by the kernel on a dump that changed underneath (`NLM_F_DUMP_INTR`).
-const DUMP_INTERRUPTED: u16 = 0x10;
+/// Tells each time the kernel could not say something (`ENOBUFS`).
+type Losses = Rc<RefCell<LocalBoxStream<'static, ()>>>;
+
+/// What the kernel said to one request, in one part or in many.
+#[derive(Debug, Default)]
+struct Answer {
+    found: Vec<RouteNetlinkMessage>,
+    /// Those of any part.
+    flags: u16,
+    /// Whether the kernel has said that this is all: nothing else counts as an answer.
+    is_complete: bool,
+}
+
+impl Answer {
+    /// Takes in another part.
+    ///
+    /// # Errors
+    /// [`Refused`] when it is a refusal.
+    fn add(&mut self, part: NetlinkMessage<RouteNetlinkMessage>) -> Result<()> {
+        self.flags |= part.header.flags;
+        match part.payload {
+            NetlinkPayload::InnerMessage(message) => self.found.push(message),
+            NetlinkPayload::Error(error) if error.code.is_some() => {
+                return Err(refused(error.raw_code(), &error.header).into());
+            }
+            NetlinkPayload::Done(done) if done.code != 0 => {
+                return Err(refused(done.code, &[]).into());
+            }
+            NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => self.is_complete = true,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Repeats a dump until nothing has changed underneath.
+///
+/// # Errors
+/// The first refusal, or when changes never stop: what was found until then is not told.
+fn until_consistent(mut ask: impl FnMut() -> Result<Answer>) -> Result<Vec<RouteNetlinkMessage>> {
+    for _ in 0..DUMP_TRIES {
+        match ask() {
+            Ok(answer) if answer.flags & NLM_F_DUMP_INTR == 0 => return Ok(answer.found),
+            // Some dumps end this way instead of setting the flag.
+            Err(error) if errno(&error) != Some(Errno::EINTR) => return Err(error),
+            _ => {}
+        }
+    }
+    anyhow::bail!("list network objects: they kept changing, {DUMP_TRIES} times")
+}
 
 /// A socket in one namespace. Clones share it.
 #[derive(Clone)]
 pub struct Netlink {
     runtime: Rc<Runtime>,
     handle: Handle,
+    losses: Losses,
 }
 
 impl Netlink {
@@ -79,10 +133,11 @@ impl Netlink {
             .enable_time()
             .build()
             .context("start the netlink runtime")?;
-        let handle = connect(&runtime)?;
+        let (handle, losses) = connect(&runtime)?;
         Ok(Self {
             runtime: Rc::new(runtime),
             handle,
+            losses: Rc::new(RefCell::new(losses)),
         })
     }
 
@@ -92,10 +147,11 @@ impl Netlink {
     /// When the namespace cannot be entered or the kernel refuses a socket.
     pub fn open_inside(&self, netns: &Netns) -> Result<Self> {
         let runtime: &Runtime = &self.runtime;
-        let handle = netns.inside(|| connect(runtime))?;
+        let (handle, losses) = netns.inside(|| connect(runtime))?;
         Ok(Self {
             runtime: Rc::clone(&self.runtime),
             handle,
+            losses: Rc::new(RefCell::new(losses)),
         })
     }
 
@@ -114,7 +170,7 @@ impl Netlink {
     /// [`Refused`] for anything but "no such device".
     pub fn get(&self, message: RouteNetlinkMessage) -> Result<Option<RouteNetlinkMessage>> {
         match self.exchange(message, NLM_F_ACK) {
-            Ok((found, _)) => Ok(found.into_iter().next()),
+            Ok(answer) => Ok(answer.found.into_iter().next()),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
@@ -126,48 +182,32 @@ impl Netlink {
     /// # Errors
     /// [`Refused`], or when changes never stop.
     pub fn dump(&self, message: &RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
-        for _ in 0..DUMP_TRIES {
-            let (found, flags) = self.exchange(message.clone(), NLM_F_DUMP)?;
-            if flags & DUMP_INTERRUPTED == 0 {
-                return Ok(found);
-            }
-        }
-        anyhow::bail!("list network objects: they kept changing, {DUMP_TRIES} times")
+        until_consistent(|| self.exchange(message.clone(), NLM_F_DUMP))
     }
 
-    /// All answers to one request, and the flags that any of them carried.
-    fn exchange(
-        &self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<(Vec<RouteNetlinkMessage>, u16)> {
+    /// The whole answer to one request.
+    fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Answer> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut handle = self.handle.clone();
+        let mut losses = self.losses.borrow_mut();
         self.runtime.block_on(async {
-            let mut answers = handle.request(request).context("send a netlink request")?;
-            let mut found = Vec::new();
-            let mut flags = 0;
-            // An answer counts only when the kernel has said that it is complete.
-            let mut complete = false;
-            while let Some(answer) = answers.next().await {
-                flags |= answer.header.flags;
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => found.push(message),
-                    NetlinkPayload::Error(error) if error.code.is_some() => {
-                        return Err(refused(error.raw_code(), &error.header).into());
+            let mut parts = handle.request(request).context("send a netlink request")?;
+            let mut answer = Answer::default();
+            loop {
+                match select(parts.next(), losses.next()).await {
+                    Either::Left((Some(part), _)) => answer.add(part)?,
+                    Either::Left((None, _)) => break,
+                    // The rest would be waited for in vain.
+                    Either::Right(_) => {
+                        return Err(refused(-(Errno::ENOBUFS as i32), &[])).context(
+                            "the kernel had no memory for its answer, or its socket was closed",
+                        );
                     }
-                    NetlinkPayload::Done(done) if done.code != 0 => {
-                        return Err(refused(done.code, &[]).into());
-                    }
-                    NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => complete = true,
-                    // The socket's buffer was too small for what the kernel had to say.
-                    NetlinkPayload::Overrun(_) => flags |= DUMP_INTERRUPTED,
-                    _ => {}
                 }
             }
-            anyhow::ensure!(complete, "the kernel's answer broke off");
-            Ok((found, flags))
+            anyhow::ensure!(answer.is_complete, "the kernel's answer broke off");
+            Ok(answer)
         })
     }
 
@@ -241,9 +281,9 @@ impl std::fmt::Debug for Netlink {
 }
 
 /// A socket in the namespace of the calling thread, served by `runtime`.
-fn connect(runtime: &Runtime) -> Result<Handle> {
+fn connect(runtime: &Runtime) -> Result<(Handle, LocalBoxStream<'static, ()>)> {
     let _guard = runtime.enter();
-    let (mut connection, handle, _) =
+    let (mut connection, handle, unasked) =
         rtnetlink::new_connection().context("open a netlink socket")?;
     connection.set_forward_ack(true);
     connection.set_forward_done(true);
@@ -252,7 +292,9 @@ fn connect(runtime: &Runtime) -> Result<Handle> {
     drop(socket.set_ext_ack(true));
     drop(socket.set_cap_ack(true));
     runtime.spawn(connection);
-    Ok(handle)
+    // Nothing has been subscribed to: all that comes unasked is the word that an answer
+    // was lost.
+    Ok((handle, unasked.map(drop).boxed_local()))
 }
 
 /// Reads a refusal. `code` is a negated errno, `header` what follows it in the kernel's
@@ -280,5 +322,92 @@ pub fn refused(code: i32, header: &[u8]) -> Refused {
     Refused {
         errno: Errno::from_raw(code.saturating_neg()),
         reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroI32;
+
+    use netlink_packet_core::{DoneMessage, ErrorMessage, NetlinkHeader};
+    use netlink_packet_route::link::LinkMessage;
+
+    use super::*;
+
+    type Payload = NetlinkPayload<RouteNetlinkMessage>;
+
+    fn link() -> Payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(LinkMessage::default()))
+    }
+
+    fn done(code: i32) -> Payload {
+        let mut done = DoneMessage::default();
+        done.code = code;
+        NetlinkPayload::Done(done)
+    }
+
+    fn error(code: i32) -> Payload {
+        let mut error = ErrorMessage::default();
+        error.code = NonZeroI32::new(code);
+        NetlinkPayload::Error(error)
+    }
+
+    /// An answer in parts, each with its flags.
+    fn answer(parts: Vec<(Payload, u16)>) -> Result<Answer> {
+        let mut answer = Answer::default();
+        for (payload, flags) in parts {
+            let mut header = NetlinkHeader::default();
+            header.flags = flags;
+            answer.add(NetlinkMessage::new(header, payload))?;
+        }
+        Ok(answer)
+    }
+
+    #[test]
+    fn an_answer_is_complete_when_the_kernel_says_so() {
+        let parts = answer(vec![(link(), 2), (link(), 2)]).unwrap();
+        assert!(!parts.is_complete && parts.found.len() == 2);
+        let whole = answer(vec![(link(), 2), (link(), 2), (done(0), 2)]).unwrap();
+        assert!(whole.is_complete && whole.found.len() == 2);
+        assert!(answer(vec![(error(0), 0)]).unwrap().is_complete);
+        for refusal in [error(-19), done(-19)] {
+            let error = answer(vec![(link(), 2), (refusal, 0)]).unwrap_err();
+            assert_eq!(errno(&error), Some(Errno::ENODEV));
+        }
+    }
+
+    /// Asks with answers that are `interrupted` so many times; what came of it, and after
+    /// how many questions.
+    fn ask(interrupted: u32, how: impl Fn() -> Result<Answer>) -> (Option<usize>, u32) {
+        let mut asked = 0;
+        let found = until_consistent(|| {
+            asked += 1;
+            if asked <= interrupted {
+                how()
+            } else {
+                answer(vec![(link(), 2), (link(), 2), (done(0), 2)])
+            }
+        });
+        (found.ok().map(|found| found.len()), asked)
+    }
+
+    #[test]
+    fn a_dump_that_changed_underneath_is_repeated_and_never_told() {
+        let flagged = || {
+            answer(vec![
+                (link(), 2),
+                (link(), 2 | NLM_F_DUMP_INTR),
+                (done(0), 2),
+            ])
+        };
+        let at_the_end = || answer(vec![(link(), 2), (done(0), 2 | NLM_F_DUMP_INTR)]);
+        let refused = || answer(vec![(link(), 2), (done(-(Errno::EINTR as i32)), 2)]);
+        for how in [flagged, at_the_end, refused] {
+            assert_eq!(ask(0, how), (Some(2), 1));
+            assert_eq!(ask(3, how), (Some(2), 4));
+            assert_eq!(ask(u32::MAX, how), (None, DUMP_TRIES));
+        }
+        let other = || answer(vec![(link(), 2), (error(-(Errno::EPERM as i32)), 0)]);
+        assert_eq!(ask(3, other), (None, 1));
     }
 }

@@ -40,6 +40,35 @@ impl Owner {
     }
 }
 
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Attachment {
+            container_id,
+            ifname,
+        } = &self.attachment;
+        let network = &self.network;
+        write!(
+            f,
+            "{ifname} of container {container_id} in network {network}"
+        )
+    }
+}
+
+/// What CHECK makes of the rules that are `missing`, each a line of text.
+///
+/// # Errors
+/// Names them all, and what brings them back. None missing is none.
+pub fn refuse_missing(owner: &Owner, missing: &[String]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(detailed(
+        Code::Internal,
+        format!("packet filter rules of {owner} are missing"),
+        format!("{}\n`cnibox restore` makes them again", missing.join("\n")),
+    ))
+}
+
 /// Source NAT for what leaves the network: from each address to anything that is neither
 /// in its subnet nor multicast.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,11 +269,11 @@ pub trait Backend: Sync {
     /// When a rule is there and stays.
     fn remove_masquerade(&self, owner: &Owner, known: &[IpNet]) -> Result<()>;
 
-    /// Compares.
+    /// The rules of `wanted` that are not there, each as the command that would add it.
     ///
     /// # Errors
-    /// Names the rule that is missing.
-    fn check_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()>;
+    /// When the kernel or the tool refuses to tell.
+    fn missing_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<Vec<String>>;
 
     /// Removes the masquerade rules of `network` whose attachment is not in `valid`.
     ///
@@ -265,15 +294,34 @@ pub trait Backend: Sync {
     /// As [`Backend::remove_masquerade`].
     fn remove_port_maps(&self, owner: &Owner) -> Result<()>;
 
-    /// As [`Backend::check_masquerade`].
+    /// As [`Backend::missing_masquerade`].
     ///
     /// # Errors
-    /// As [`Backend::check_masquerade`].
-    fn check_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()>;
+    /// As [`Backend::missing_masquerade`].
+    fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>>;
 
     /// As [`Backend::collect_masquerade`].
     ///
     /// # Errors
     /// As [`Backend::collect_masquerade`].
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()>;
+
+    /// Fails unless nothing is missing, for tests.
+    #[cfg(test)]
+    fn check_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
+        none_missing(&self.missing_masquerade(owner, wanted)?)
+    }
+
+    /// As [`Backend::check_masquerade`].
+    #[cfg(test)]
+    fn check_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
+        none_missing(&self.missing_port_maps(owner, wanted)?)
+    }
+}
+
+/// Fails with all that is `missing`, for tests.
+#[cfg(test)]
+fn none_missing(missing: &[String]) -> Result<()> {
+    anyhow::ensure!(missing.is_empty(), "{}", missing.join("\n"));
+    Ok(())
 }

@@ -8,6 +8,7 @@ use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -58,6 +59,17 @@ pub struct Entry {
     pub parameters: Parameters,
 }
 
+/// What an attachment was made with, and what came of it.
+#[derive(Debug)]
+pub struct Record {
+    /// As its ADD found it.
+    pub network: Network,
+    /// Of the last plugin.
+    pub result: CniResult,
+    /// When the ADD was.
+    pub written: SystemTime,
+}
+
 /// Everything in a cache.
 #[derive(Debug, Default)]
 pub struct Contents {
@@ -89,6 +101,7 @@ struct Written<'a> {
 struct Stored {
     kind: String,
     container_id: String,
+    config: String,
     if_name: String,
     network_name: String,
     netns: String,
@@ -171,6 +184,16 @@ impl Cache {
             }),
             Err(error) => Cached::Broken(error),
         }
+    }
+
+    /// All that the entry of an attachment tells; `None` when it is gone meanwhile.
+    ///
+    /// # Errors
+    /// Names the file, and what in it cannot be used.
+    pub fn record(&self, network: &str, attachment: &Attachment) -> Result<Option<Record>> {
+        let file = self.file(network, attachment);
+        read_record(&file, network, attachment)
+            .with_context(|| format!("read the result cache {}", file.display()))
     }
 
     /// Forgets an attachment; one that is not there is forgotten already.
@@ -278,6 +301,30 @@ fn read_entry(file: &Path) -> Result<Option<Entry>> {
         )?,
     };
     Ok(named.then_some(entry))
+}
+
+/// See [`Cache::record`].
+fn read_record(file: &Path, network: &str, attachment: &Attachment) -> Result<Option<Record>> {
+    let Some(bytes) = fsutil::read(file)? else {
+        return Ok(None);
+    };
+    let written = std::fs::metadata(file)?.modified()?;
+    let document = Value::Object(json::parse_object("the file", &bytes)?);
+    let stored: Stored = json::decode("", &document)?;
+    let is_ours = stored.network_name == network && stored.owner()? == *attachment;
+    anyhow::ensure!(is_ours, "it belongs to another attachment");
+    let raw = STANDARD
+        .decode(&stored.config)
+        .map_err(|error| coded(Code::Decode, format!("config is not base64: {error}")))?;
+    let network = Network::parse(file, raw).context("config")?;
+    let result = stored
+        .result
+        .context(coded(Code::Decode, "the file holds no result"))?;
+    Ok(Some(Record {
+        result: CniResult::parse(&result, network.version()?)?,
+        network,
+        written,
+    }))
 }
 
 #[cfg(test)]

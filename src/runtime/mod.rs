@@ -11,3 +11,4 @@ pub mod gc;
 pub mod network;
 pub mod parameters;
 pub mod request;
+pub mod restore;

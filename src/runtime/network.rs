@@ -180,6 +180,18 @@ impl Network {
         })
     }
 
+    /// Reads what libcni keeps in its cache: a list, or a single plugin's configuration.
+    ///
+    /// # Errors
+    /// As [`Self::parse_list`].
+    pub fn parse(file: &Path, raw: Vec<u8>) -> Result<Self> {
+        if json::parse_object("the file", &raw)?.contains_key("type") {
+            Self::parse_single(file, &raw)
+        } else {
+            Self::parse_list(file, raw)
+        }
+    }
+
     /// The version to speak with the plugins.
     ///
     /// # Errors

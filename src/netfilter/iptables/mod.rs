@@ -27,7 +27,6 @@ use anyhow::Result;
 use ipnet::IpNet;
 
 use super::{Backend, Masquerade, Owner, PortMaps, nftables};
-use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::Attachment;
 use crate::log;
 use rule::{Rule, Script, Table};
@@ -221,11 +220,14 @@ impl Backend for Iptables {
         })
     }
 
-    fn check_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
-        at_once(&by_family(&wanted.addresses), |(family, addresses)| {
-            let rules = masquerade::Rules::new(owner, *family, addresses);
-            check(&self.usual_tool(*family)?, rules.all())
-        })
+    fn missing_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for (family, addresses) in by_family(&wanted.addresses) {
+            let rules = masquerade::Rules::new(owner, family, &addresses);
+            let tool = self.usual_tool(family)?;
+            missing.extend(absent(&tool, &read(&tool)?, rules.all())?);
+        }
+        Ok(missing)
     }
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
@@ -287,20 +289,18 @@ impl Backend for Iptables {
         })
     }
 
-    fn check_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
-        let rules = Self::port_map_rules(owner, wanted)?;
-        at_once(&rules, |(family, rules)| {
-            let tool = self.usual_tool(*family)?;
-            let checked = check(&tool, rules.own().chain(rules.marks()));
-            if checked.is_ok() {
-                return checked;
+    fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for (family, rules) in Self::port_map_rules(owner, wanted)? {
+            let tool = self.usual_tool(family)?;
+            let table = read(&tool)?;
+            missing.extend(absent(&tool, &table, rules.own())?);
+            // One mark serves all: that of whoever came last.
+            if !rules.is_marked(&table) {
+                missing.extend(absent(&tool, &table, rules.marks())?);
             }
-            match tool.save()? {
-                // One mark serves all: that of whoever came last.
-                Ok(table) if rules.is_marked(&table) => check(&tool, rules.own()),
-                _ => checked,
-            }
-        })
+        }
+        Ok(missing)
     }
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
@@ -418,23 +418,32 @@ fn try_to_settle(
     }
 }
 
-/// Looks for all rules. A rule that is not there word by word, because the configuration
-/// has words of its own in it, is asked for: the tool knows what is the same.
-fn check<'a>(tool: &Tool, rules: impl Iterator<Item = &'a Rule>) -> Result<()> {
-    let found = tool
-        .save()?
-        .map_err(|refusal| refusal.during("read", tool))?;
-    let found: HashSet<&Rule> = found.rules.iter().collect();
-    for rule in rules.filter(|rule| !found.contains(rule)) {
+/// The table that `tool` works on.
+fn read(tool: &Tool) -> Result<Table> {
+    tool.save()?.map_err(|refusal| refusal.during("read", tool))
+}
+
+/// Those of `rules` that `table` does not have, each as the command that would add it. A
+/// rule that is not there word by word, because the configuration has words of its own in
+/// it, is asked for: the tool knows what is the same. Only where there is something that
+/// it could be: after a flush there are no processes to wait for.
+fn absent<'a>(
+    tool: &Tool,
+    table: &Table,
+    rules: impl Iterator<Item = &'a Rule>,
+) -> Result<Vec<String>> {
+    let found: HashSet<&Rule> = table.rules.iter().collect();
+    let wanted: Vec<&Rule> = rules.collect();
+    let known: HashSet<&Rule> = wanted.iter().copied().collect();
+    let others = found.difference(&known);
+    let others: HashSet<&str> = others.map(|rule| rule.chain.as_str()).collect();
+    let mut absent = Vec::new();
+    for rule in wanted.iter().filter(|rule| !found.contains(*rule)) {
         let mut script = Script::default();
         script.assert(rule);
-        if let Err(refusal) = tool.restore(&script)? {
-            return Err(detailed(
-                Code::Internal,
-                format!("rule missing: {} -t nat -A {rule}", tool.family.command()),
-                refusal.0.trim(),
-            ));
+        if !others.contains(rule.chain.as_str()) || tool.restore(&script)?.is_err() {
+            absent.push(format!("{} -t nat -A {rule}", tool.family.command()));
         }
     }
-    Ok(())
+    Ok(absent)
 }

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::identity::{Tag, masquerade_comment};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
-use super::shared::{Shared, Snapshot, ensure_shared, in_chain, missing_shared};
+use super::shared::{Shared, Snapshot, command, ensure_shared, in_chain, missing_shared};
 use super::transaction::{Change, Found};
 use crate::netfilter::{Masquerade, Owner};
 
@@ -110,17 +110,17 @@ pub fn remove(found: &[Found], unwanted: impl Fn(&Tag) -> bool) -> Vec<Change> {
         .collect()
 }
 
-/// The first rule of `wanted` that is missing, as nft text.
-pub fn missing(owner: &Owner, wanted: &Masquerade, found: &[Found]) -> Option<String> {
+/// The rules of `wanted` that are missing, each as the command that would add it.
+pub fn missing(owner: &Owner, wanted: &Masquerade, found: &[Found]) -> Vec<String> {
     let own = Tag::of(owner);
     let there: Vec<_> = in_chain(found, CHECKS)
         .filter(|rule| tag(rule).as_ref() == Some(&own))
         .filter_map(Found::statements)
         .collect();
-    let missing = rules(owner, wanted)
+    let absent = rules(owner, wanted)
         .into_iter()
-        .find(|rule| !there.contains(&rule.statements));
+        .filter(|rule| !there.contains(&rule.statements));
+    let mut missing = missing_shared(&shared(), found);
+    missing.extend(absent.map(|rule| command(&checks(), &rule)));
     missing
-        .map(|rule| format!("{} {rule}", checks()))
-        .or_else(|| missing_shared(&shared(), found))
 }

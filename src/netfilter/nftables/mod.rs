@@ -23,7 +23,7 @@ mod transaction;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use ipnet::IpNet;
 
 use self::identity::Tag;
@@ -31,7 +31,7 @@ use self::lookup::look_up_chain;
 pub use self::lookup::{chains, has_chain, is_usable};
 pub use self::ruleset::Family;
 use self::ruleset::{Statement, Table};
-use self::shared::{ensure_shared, look, missing_shared};
+use self::shared::{command, ensure_shared, look, missing_shared};
 use self::transaction::{Change, Found, apply, rules};
 use super::socket::Socket;
 use super::{Backend, Masquerade, Owner, PortMaps, conntrack};
@@ -70,15 +70,9 @@ impl Backend for Nftables {
         })
     }
 
-    fn check_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
+    fn missing_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<Vec<String>> {
         let found = rules(&Socket::open()?, &masquerade::TABLE, None)?;
-        if let Some(missing) = masquerade::missing(owner, wanted, &found) {
-            bail!(
-                "check the masquerading of {}: nftables rule is missing: {missing}",
-                name(owner)
-            );
-        }
-        Ok(())
+        Ok(masquerade::missing(owner, wanted, &found))
     }
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
@@ -116,18 +110,14 @@ impl Backend for Nftables {
         remove_port_maps(|rule| port_maps::is_own(owner, rule))
     }
 
-    fn check_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
+    fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
         let socket = Socket::open()?;
+        let mut missing = Vec::new();
         for plan in plans(owner, wanted)? {
             let found = rules(&socket, &plan.table, None)?;
-            if let Some(missing) = plan.missing(owner, &found) {
-                bail!(
-                    "check the port mappings of {}: nftables rule is missing: {missing}",
-                    name(owner)
-                );
-            }
+            missing.extend(plan.missing(owner, &found));
         }
-        Ok(())
+        Ok(missing)
     }
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
@@ -196,19 +186,13 @@ impl Nftables {
         })
     }
 
-    /// Compares the guard with the kernel.
+    /// The rules of the guard that are missing, each as the command that would add it.
     ///
     /// # Errors
-    /// Names the rule that is missing.
-    pub fn check_localnet_guard() -> Result<()> {
+    /// When the kernel refuses to tell.
+    pub fn missing_localnet_guard() -> Result<Vec<String>> {
         let found = rules(&Socket::open()?, &guard::TABLE, None)?;
-        if let Some(missing) = missing_shared(&guard::shared(), &found) {
-            bail!(
-                "check that neighbours are kept away from 127.0.0.1: \
-                 nftables rule is missing: {missing}"
-            );
-        }
-        Ok(())
+        Ok(missing_shared(&guard::shared(), &found))
     }
 
     /// Whether there can be a spoof check for the owner: a pure check, for before anything
@@ -256,27 +240,27 @@ impl Nftables {
         })
     }
 
-    /// Compares.
+    /// Its rules that are missing, each as the command that would add it.
     ///
     /// # Errors
-    /// Names the rule that is missing.
-    pub fn check_spoof_check(owner: &Owner, host_end: &str, mac: Mac) -> Result<()> {
+    /// When the kernel refuses to tell.
+    pub fn missing_spoof_check(owner: &Owner, host_end: &str, mac: Mac) -> Result<Vec<String>> {
         let socket = Socket::open()?;
+        let mut missing = Vec::new();
         for (chain, rule) in spoof_check::rules(owner, host_end, mac) {
             let found = rules(&socket, &spoof_check::TABLE, Some(&chain))?;
-            if !found
-                .iter()
-                .any(|found| found.statements().as_ref() == Some(&rule.statements))
-            {
-                let table = spoof_check::TABLE;
-                bail!(
-                    "check the MAC spoof check of {}: nftables rule is missing: \
-                     {table} {chain} {rule}",
-                    name(owner)
-                );
+            let is_there = |found: &Found| found.statements().as_ref() == Some(&rule.statements);
+            if !found.iter().any(is_there) {
+                missing.push(command(&spoof_check::chain(&chain), &rule));
             }
         }
-        Ok(())
+        Ok(missing)
+    }
+
+    /// Fails unless nothing is missing, for tests.
+    #[cfg(test)]
+    fn check_spoof_check(owner: &Owner, host_end: &str, mac: Mac) -> Result<()> {
+        super::none_missing(&Self::missing_spoof_check(owner, host_end, mac)?)
     }
 
     /// Removes those of `network` whose attachment is not in `valid`. The reference's say
@@ -306,15 +290,4 @@ fn present_chains(socket: &Socket, names: &[String]) -> Result<Vec<String>> {
         }
     }
     Ok(present)
-}
-
-fn name(owner: &Owner) -> String {
-    let Attachment {
-        container_id,
-        ifname,
-    } = &owner.attachment;
-    format!(
-        "{ifname} of container {container_id} in network {}",
-        owner.network
-    )
 }

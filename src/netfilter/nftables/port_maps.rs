@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::identity::{Tag, port_map_comment};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of};
-use super::shared::{Shared, Snapshot, ensure_shared, in_chain, look, missing_shared};
+use super::shared::{Shared, Snapshot, command, ensure_shared, in_chain, look, missing_shared};
 use super::transaction::{Change, Found, rules};
 use crate::netfilter::socket::Socket;
 use crate::netfilter::{Mapping, Owner, PortMaps, Protocol};
@@ -130,15 +130,15 @@ impl Plan {
         changes
     }
 
-    /// The first rule of the plan that is missing, as nft text.
-    pub fn missing(&self, owner: &Owner, found: &[Found]) -> Option<String> {
+    /// The rules of the plan that are missing, each as the command that would add it.
+    pub fn missing(&self, owner: &Owner, found: &[Found]) -> Vec<String> {
         if self.hostports.is_empty() {
-            return None;
+            return Vec::new();
         }
         let own: Vec<&Found> = found.iter().filter(|rule| is_own(owner, rule)).collect();
         // The reference has conditions elsewhere and does without what needs the
         // translation's state.
-        let ours = own.iter().any(|rule| rule.tag.is_some());
+        let ours = own.is_empty() || own.iter().any(|rule| rule.tag.is_some());
         let there: Vec<(&str, Vec<Statement>)> = own
             .iter()
             .filter_map(|rule| Some((rule.handle.chain.as_str(), rule.statements()?)))
@@ -158,17 +158,13 @@ impl Plan {
             (HOSTPORTS, &self.hostports),
             (MASQUERADING, &self.masquerading),
         ];
+        let mut missing = missing_shared(&shared(self.table, self.snat && ours), found);
         for (name, rules) in chains {
-            let missing = rules
-                .iter()
-                .filter(needed)
-                .find(|rule| !is_there(name, rule));
-            if let Some(rule) = missing {
-                return Some(format!("{} {name} {rule}", self.table));
-            }
+            let rules = rules.iter().filter(needed);
+            let absent = rules.filter(|rule| !is_there(name, rule));
+            missing.extend(absent.map(|rule| command(&chain(self.table, name), rule)));
         }
-        let shared = shared(self.table, self.snat && ours);
-        missing_shared(&shared, found)
+        missing
     }
 
     /// A sentence for each container whose mapping of a port the plan takes over.

@@ -100,15 +100,22 @@ fn says(found: &Found, wanted: &Rule) -> bool {
     wanted.statements.iter().all(|s| known.contains(s))
 }
 
-/// The first shared rule that is missing, as nft text. What else stands in front of the
-/// verdict (the reference puts an operator's conditions there) does not matter.
-pub fn missing_shared(shared: &[Shared], found: &[Found]) -> Option<String> {
-    shared.iter().find_map(|shared| {
+/// The shared rules that are missing. What else stands in front of the verdict (the
+/// reference puts an operator's conditions there) does not matter.
+pub fn missing_shared(shared: &[Shared], found: &[Found]) -> Vec<String> {
+    let mut missing = Vec::new();
+    for shared in shared {
         let Shared::Fixed(chain, rules) = shared else {
-            return None;
+            continue;
         };
         let is_there = |rule: &&Rule| in_chain(found, &chain.name).any(|there| says(there, rule));
-        let missing = rules.iter().find(|rule| !is_there(rule))?;
-        Some(format!("{chain} {missing}"))
-    })
+        let absent = rules.iter().filter(|rule| !is_there(rule));
+        missing.extend(absent.map(|rule| command(chain, rule)));
+    }
+    missing
+}
+
+/// The command that would add a rule.
+pub fn command(chain: &Chain, rule: &Rule) -> String {
+    format!("nft add rule {chain} {rule}")
 }

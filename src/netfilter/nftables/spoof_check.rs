@@ -155,7 +155,8 @@ fn jump_target(rule: &Found) -> Option<String> {
     }
 }
 
-fn chain(name: &str) -> Chain {
+/// A chain of the table.
+pub fn chain(name: &str) -> Chain {
     Chain {
         table: TABLE,
         name: name.to_owned().into(),

@@ -12,15 +12,16 @@ use ipnet::IpNet;
 use super::apply::{self, Sides};
 use super::config::Settings;
 use super::plan::Plan;
-use super::rules;
+use super::rules::Wanted;
 use crate::cni::error::{Code, coded};
 use crate::cni::result::{CniResult, Interface, Ip};
 use crate::cni::skel::Call;
+use crate::cni::version::Shape;
 use crate::net::addr::{self, Address};
 use crate::net::link::{self, Link};
 use crate::net::mac::Mac;
 use crate::net::route::{self, Route};
-use crate::{fsutil, log};
+use crate::{fsutil, log, netfilter};
 
 /// What CHECK sees.
 #[derive(Debug, Default)]
@@ -39,11 +40,57 @@ struct Observed {
 /// # Errors
 /// Every difference: expected and found.
 pub fn check(call: &Call, settings: &Settings) -> Result<()> {
-    let result = call
-        .config
-        .prev_result()?
-        .context(coded(Code::Config, "Required prevResult missing"))?;
+    let (result, interface) = own_result(call)?;
+    let ifname = &call.invocation.attachment.ifname;
+    let observed = observe(&Sides::open(call)?, settings, ifname, &result)?;
+    warn_of_mtu(&observed);
+    let mut differences = compare(settings, &result, interface, &observed);
+    if let Some(host_end) = &observed.host_end {
+        let rules = Wanted::new(call, settings, &result, interface, &host_end.name)?;
+        let missing = rules.missing()?;
+        if differences.is_empty() {
+            return netfilter::refuse_missing(rules.owner(), &missing);
+        }
+        differences.extend(missing.into_iter().map(|rule| format!("missing: {rule}")));
+    }
+    let mut differences = differences.into_iter();
+    let Some(first) = differences.next() else {
+        return Ok(());
+    };
+    let rest: Vec<String> = differences.collect();
+    let error = anyhow::Error::msg(first.clone());
+    Err(if rest.is_empty() {
+        error
+    } else {
+        anyhow::Error::msg(format!("also: {}", rest.join("; "))).context(first)
+    })
+}
+
+/// The packet filter rules that belong to an attachment which is there.
+///
+/// # Errors
+/// When it is not there, or `prevResult` is not about it.
+pub fn rules(call: &Call, settings: &Settings) -> Result<Wanted> {
+    let (result, interface) = match call.config.version.shape() {
+        // Results of these versions are about one interface, and do not name it.
+        Shape::OnePerFamily => (required_result(call)?, 0),
+        _ => own_result(call)?,
+    };
     let sides = Sides::open(call)?;
+    let ifname = &call.invocation.attachment.ifname;
+    let end = link::by_name(&sides.container, ifname)?;
+    let host_end = match &end {
+        Some(end) => find_host_end(&sides, end)?,
+        None => None,
+    };
+    let host_end = host_end
+        .with_context(|| format!("interface {ifname} of the container has no other end here"))?;
+    Wanted::new(call, settings, &result, interface, &host_end.name)
+}
+
+/// `prevResult`, and which of its interfaces is the container's end.
+fn own_result(call: &Call) -> Result<(CniResult, usize)> {
+    let result = required_result(call)?;
     let netns = call.invocation.netns.as_deref().unwrap_or_default();
     let ifname = &call.invocation.attachment.ifname;
     let interface = result
@@ -51,24 +98,23 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
         .iter()
         .position(|i| i.name == *ifname && is_sandbox(&i.sandbox, netns))
         .with_context(|| format!("prevResult has no interface {ifname} with sandbox {netns}"))?;
-    let observed = observe(&sides, settings, ifname, &result)?;
-    warn_of_mtu(&observed);
-    let mut differences = compare(settings, &result, interface, &observed).into_iter();
-    match differences.next() {
-        None => {
-            let host_end = observed.host_end.map(|end| end.name).unwrap_or_default();
-            rules::check(call, settings, &result, interface, &host_end)
-        }
-        Some(first) => {
-            let rest: Vec<String> = differences.collect();
-            let error = anyhow::Error::msg(first.clone());
-            Err(if rest.is_empty() {
-                error
-            } else {
-                anyhow::Error::msg(format!("also: {}", rest.join("; "))).context(first)
-            })
-        }
-    }
+    Ok((result, interface))
+}
+
+fn required_result(call: &Call) -> Result<CniResult> {
+    call.config
+        .prev_result()?
+        .context(coded(Code::Config, "Required prevResult missing"))
+}
+
+/// The other end of the container's `end`, on the host. An index means something in its
+/// own namespace only: it is our pair if it points back.
+fn find_host_end(sides: &Sides, end: &Link) -> Result<Option<Link>> {
+    let Some(peer) = end.peer.filter(|_| end.kind == "veth") else {
+        return Ok(None);
+    };
+    let host_end = link::by_index(&sides.host, peer)?;
+    Ok(host_end.filter(|host_end| host_end.kind == "veth" && host_end.peer == Some(end.index)))
 }
 
 /// Whether a result's `sandbox` is the namespace at `netns`, however it is spelt.
@@ -96,12 +142,7 @@ fn observe(
     let Some(end) = &observed.container_end else {
         return Ok(observed);
     };
-    if let Some(peer) = end.peer.filter(|_| end.kind == "veth") {
-        // An index means something in its own namespace only: it is our pair if it
-        // points back.
-        observed.host_end = link::by_index(&sides.host, peer)?
-            .filter(|host_end| host_end.kind == "veth" && host_end.peer == Some(end.index));
-    }
+    observed.host_end = find_host_end(sides, end)?;
     observed.addresses = addr::list(&sides.container, end.index)?;
     // One dump a family, through whichever link: routes may be another plugin's.
     let families: BTreeMap<bool, std::net::IpAddr> = result

@@ -34,7 +34,7 @@ use apply::Sides;
 use config::Settings;
 use host_end::Identity;
 use plan::Plan;
-use rules::Rules;
+use rules::{Rules, Wanted};
 
 /// The applet.
 #[derive(Debug)]
@@ -187,9 +187,26 @@ impl Plugin for Bridge {
         all([released, rules::collect(&call.config.network, &valid)])
     }
 
+    fn missing_rules(&self, call: &Call) -> Result<Vec<String>> {
+        rules_of(call)?.map_or(Ok(Vec::new()), |rules| rules.missing())
+    }
+
+    fn restore_rules(&self, call: &Call) -> Result<()> {
+        rules_of(call)?.map_or(Ok(()), |rules| rules.ensure())
+    }
+
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::validate(root, document)
     }
+}
+
+/// The rules of an attachment that is there; `None` where the configuration asks for none.
+fn rules_of(call: &Call) -> Result<Option<Wanted>> {
+    let settings = Settings::resolve(call)?;
+    if !settings.masquerade && !settings.spoof_check {
+        return Ok(None);
+    }
+    check::rules(call, &settings).map(Some)
 }
 
 /// 0.1.0 and 0.2.0 cannot express a result without addresses: better said before

@@ -12,7 +12,7 @@ use crate::cni::skel::Call;
 use crate::net::link::Link;
 use crate::net::mac::Mac;
 use crate::netfilter::nftables::Nftables;
-use crate::netfilter::{self, Masquerade, Owner};
+use crate::netfilter::{self, BackendName, Masquerade, Owner};
 use crate::undo::Undo;
 
 /// Lets nothing but the container's own hardware address through its port. The rules are
@@ -102,35 +102,84 @@ impl Rules {
     }
 }
 
-/// Checks that the rules are there.
-///
-/// # Errors
-/// Names the rule that is missing.
-pub fn check(
-    call: &Call,
-    settings: &Settings,
-    result: &CniResult,
-    interface: usize,
-    host_end: &str,
-) -> Result<()> {
-    let owner = Owner::of(call);
-    if settings.masquerade {
-        let mine = result
-            .ips
-            .iter()
-            .filter(|ip| ip.interface.is_none_or(|index| index == interface))
-            .map(|ip| ip.address)
-            .collect();
-        netfilter::choose(settings.backend)?
-            .backend()
-            .check_masquerade(&owner, &Masquerade { addresses: mine })?;
+/// The rules of an attachment that exists.
+#[derive(Debug)]
+pub struct Wanted {
+    owner: Owner,
+    masquerade: Option<(BackendName, Masquerade)>,
+    /// The host's end, and the only address that may send through it.
+    spoof_check: Option<(String, Mac)>,
+}
+
+impl Wanted {
+    /// Those that ADD has made for `result`, whose container's end is at `interface`.
+    ///
+    /// # Errors
+    /// When no backend can be used, or the result has no hardware address to check for.
+    pub fn new(
+        call: &Call,
+        settings: &Settings,
+        result: &CniResult,
+        interface: usize,
+        host_end: &str,
+    ) -> Result<Self> {
+        let mut wanted = Self {
+            owner: Owner::of(call),
+            masquerade: None,
+            spoof_check: None,
+        };
+        if settings.masquerade {
+            let addresses = result
+                .ips
+                .iter()
+                .filter(|ip| ip.interface.is_none_or(|index| index == interface))
+                .map(|ip| ip.address)
+                .collect();
+            let backend = netfilter::choose(settings.backend)?;
+            wanted.masquerade = Some((backend, Masquerade { addresses }));
+        }
+        if settings.spoof_check {
+            let mac = result.interfaces.get(interface).map(|i| i.mac.as_str());
+            let mac = required_mac(mac.unwrap_or_default())?;
+            wanted.spoof_check = Some((host_end.to_owned(), mac));
+        }
+        Ok(wanted)
     }
-    if settings.spoof_check {
-        let mac = result.interfaces.get(interface).map(|i| i.mac.as_str());
-        let mac = required_mac(mac.unwrap_or_default())?;
-        Nftables::check_spoof_check(&owner, host_end, mac)?;
+
+    /// Whose they are.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
     }
-    Ok(())
+
+    /// Those that are not there, each as the command that would add it.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn missing(&self) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        if let Some((name, masquerade)) = &self.masquerade {
+            missing.extend(name.backend().missing_masquerade(&self.owner, masquerade)?);
+        }
+        if let Some((host_end, mac)) = &self.spoof_check {
+            missing.extend(Nftables::missing_spoof_check(&self.owner, host_end, *mac)?);
+        }
+        Ok(missing)
+    }
+
+    /// Makes them, in place of any that are there.
+    ///
+    /// # Errors
+    /// When the kernel refuses some; the others are made.
+    pub fn ensure(&self) -> Result<()> {
+        let mut done = Vec::new();
+        if let Some((host_end, mac)) = &self.spoof_check {
+            done.push(Nftables::ensure_spoof_check(&self.owner, host_end, *mac));
+        }
+        if let Some((name, masquerade)) = &self.masquerade {
+            done.push(name.backend().ensure_masquerade(&self.owner, masquerade));
+        }
+        all(done)
+    }
 }
 
 /// Removes the rules of attachments that are no longer valid.

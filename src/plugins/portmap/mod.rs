@@ -5,7 +5,7 @@
 
 mod config;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -34,21 +34,12 @@ impl Plugin for Portmap {
             return Ok(result);
         };
         let name = netfilter::choose(settings.backend)?;
-        let backend = name.backend();
         let owner = Owner::of(call);
         undo.push("remove the port mappings", {
             let owner = owner.clone();
             move || name.backend().remove_port_maps(&owner)
         });
-        backend
-            .ensure_port_maps(&owner, &wanted)
-            .with_context(|| format!("map ports with {}", name.as_str()))?;
-        if must_route_localnet(&wanted) {
-            route_localnet(&wanted)?;
-        }
-        // Connections without an end, UDP above all, go on leading where they led when
-        // they began.
-        conntrack::forget_replaced(&wanted.mappings, &wanted.container);
+        ensure(&owner, name, &wanted)?;
         Ok(result)
     }
 
@@ -65,13 +56,22 @@ impl Plugin for Portmap {
         let Some(wanted) = wanted(call, &settings, &result) else {
             return Ok(());
         };
-        netfilter::choose(settings.backend)?
-            .backend()
-            .check_port_maps(&Owner::of(call), &wanted)?;
-        if must_route_localnet(&wanted) {
-            check_localnet(&wanted)?;
+        let owner = Owner::of(call);
+        let mut missing = missing(&owner, &settings, &wanted)?;
+        let guard = missing_guard(&wanted)?;
+        if missing.is_empty() {
+            // The reference makes none: what it added is not broken, but its operator
+            // should know.
+            for rule in guard {
+                log::warn(&format!(
+                    "neighbours may reach services on 127.0.0.1 until the next mapped port is \
+                     added, or `cnibox restore` is run: missing: {rule}"
+                ));
+            }
+            return Ok(());
         }
-        Ok(())
+        missing.extend(guard);
+        netfilter::refuse_missing(&owner, &missing)
     }
 
     fn status(&self, call: &Call) -> Result<()> {
@@ -86,9 +86,44 @@ impl Plugin for Portmap {
         netfilter::with_both(|backend| backend.collect_port_maps(&call.config.network, &valid))
     }
 
+    fn missing_rules(&self, call: &Call) -> Result<Vec<String>> {
+        let settings = Settings::resolve(call)?;
+        let Some(wanted) = wanted(call, &settings, &required_result(call)?) else {
+            return Ok(Vec::new());
+        };
+        let mut missing = missing(&Owner::of(call), &settings, &wanted)?;
+        missing.extend(missing_guard(&wanted)?);
+        Ok(missing)
+    }
+
+    fn restore_rules(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        match wanted(call, &settings, &required_result(call)?) {
+            Some(wanted) => {
+                let name = netfilter::choose(settings.backend)?;
+                ensure(&Owner::of(call), name, &wanted)
+            }
+            None => Ok(()),
+        }
+    }
+
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::validate(root, document)
     }
+}
+
+/// Makes the mappings, and whatever they need to be reached from everywhere.
+fn ensure(owner: &Owner, name: BackendName, wanted: &PortMaps) -> Result<()> {
+    name.backend()
+        .ensure_port_maps(owner, wanted)
+        .with_context(|| format!("map ports with {}", name.as_str()))?;
+    if must_route_localnet(wanted) {
+        route_localnet(wanted)?;
+    }
+    // Connections without an end, UDP above all, go on leading where they led when they
+    // began.
+    conntrack::forget_replaced(&wanted.mappings, &wanted.container);
+    Ok(())
 }
 
 /// Forgets connections through mappings that iptables has lost: its rules do not tell
@@ -189,29 +224,30 @@ fn route_localnet(wanted: &PortMaps) -> Result<()> {
     Ok(())
 }
 
-/// Compares what [`route_localnet`] did with the kernel. Without `nf_tables` it did
-/// nothing.
-///
-/// # Errors
-/// Names the sysctl that is not as it should be; a missing guard is worth a warning.
-fn check_localnet(wanted: &PortMaps) -> Result<()> {
-    if !nftables::is_usable() {
-        return Ok(());
+/// The rules that are missing, each as the command that would add it, and the sysctls
+/// without which 127.0.0.1 does not reach the container.
+fn missing(owner: &Owner, settings: &Settings, wanted: &PortMaps) -> Result<Vec<String>> {
+    let backend = netfilter::choose(settings.backend)?.backend();
+    let mut missing = backend.missing_port_maps(owner, wanted)?;
+    // Without `nf_tables` ADD did nothing about it.
+    if must_route_localnet(wanted) && nftables::is_usable() {
+        for key in localnet_sysctls(wanted)? {
+            let value = sysctl::read(&key)?.unwrap_or_default();
+            if value != "1" {
+                missing.push(format!("sysctl -w net/{key}=1 (it is {value})"));
+            }
+        }
     }
-    // The reference makes none: what it added is not broken, but its operator should know.
-    if let Err(missing) = Nftables::check_localnet_guard() {
-        log::warn(&format!(
-            "neighbours may reach services on 127.0.0.1 until the next mapped port is added: {missing:#}"
-        ));
+    Ok(missing)
+}
+
+/// What is missing of what [`route_localnet`] made first.
+fn missing_guard(wanted: &PortMaps) -> Result<Vec<String>> {
+    if must_route_localnet(wanted) && nftables::is_usable() {
+        Nftables::missing_localnet_guard()
+    } else {
+        Ok(Vec::new())
     }
-    for key in localnet_sysctls(wanted)? {
-        let value = sysctl::read(&key)?.unwrap_or_default();
-        ensure!(
-            value == "1",
-            "check that 127.0.0.1 reaches the container: sysctl net/{key} is {value}, not 1"
-        );
-    }
-    Ok(())
 }
 
 /// The sysctls that let packets from 127.0.0.1 out to the container.
