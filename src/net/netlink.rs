@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures_util::StreamExt;
 use futures_util::future::{Either, select};
-use futures_util::stream::LocalBoxStream;
+use futures_util::stream::BoxStream;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -64,7 +64,7 @@ pub fn tolerate(result: Result<()>, errnos: &[Errno]) -> Result<()> {
 const DUMP_TRIES: u32 = 10;
 
 /// Tells each time the kernel could not say something (`ENOBUFS`).
-type Losses = Rc<RefCell<LocalBoxStream<'static, ()>>>;
+type Losses = Rc<RefCell<BoxStream<'static, ()>>>;
 
 /// What the kernel said to one request, in one part or in many.
 #[derive(Debug, Default)]
@@ -281,7 +281,7 @@ impl std::fmt::Debug for Netlink {
 }
 
 /// A socket in the namespace of the calling thread, served by `runtime`.
-fn connect(runtime: &Runtime) -> Result<(Handle, LocalBoxStream<'static, ()>)> {
+fn connect(runtime: &Runtime) -> Result<(Handle, BoxStream<'static, ()>)> {
     let _guard = runtime.enter();
     let (mut connection, handle, unasked) =
         rtnetlink::new_connection().context("open a netlink socket")?;
@@ -294,7 +294,7 @@ fn connect(runtime: &Runtime) -> Result<(Handle, LocalBoxStream<'static, ()>)> {
     runtime.spawn(connection);
     // Nothing has been subscribed to: all that comes unasked is the word that an answer
     // was lost.
-    Ok((handle, unasked.map(drop).boxed_local()))
+    Ok((handle, unasked.map(drop).boxed()))
 }
 
 /// Reads a refusal. `code` is a negated errno, `header` what follows it in the kernel's
