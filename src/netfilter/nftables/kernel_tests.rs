@@ -170,7 +170,7 @@ fn masquerading_is_checked_replaced_removed_and_collected() {
         text.contains(
             "inet cni_plugins_masquerade masq_checks \
              ip saddr 10.9.0.3 ip daddr != 10.9.0.0/24 masquerade comment \""
-        ) && text.contains("eth0 of container blue"),
+        ) && text.contains("if: eth0, id: blue"),
         "{text}"
     );
 
