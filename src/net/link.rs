@@ -47,6 +47,8 @@ pub struct Link {
     pub is_all_multicast: bool,
     /// Packets that may wait to be sent.
     pub tx_queue_len: u32,
+    /// Of a bridge port: whether frames may leave by the port they came in by.
+    pub hairpin: Option<bool>,
 }
 
 impl Link {
@@ -71,8 +73,12 @@ impl Link {
                 LinkAttribute::OperState(state) => link.is_running = state == State::Up,
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
-                        if let LinkInfo::Kind(kind) = info {
-                            link.kind = kind.to_string();
+                        match info {
+                            LinkInfo::Kind(kind) => link.kind = kind.to_string(),
+                            LinkInfo::PortData(InfoPortData::BridgePort(flags)) => {
+                                link.hairpin = hairpin(&flags);
+                            }
+                            _ => {}
                         }
                     }
                 }
@@ -81,6 +87,14 @@ impl Link {
         }
         link
     }
+}
+
+/// What the flags of a bridge port say of hairpin mode.
+fn hairpin(flags: &[InfoBridgePort]) -> Option<bool> {
+    flags.iter().find_map(|flag| match flag {
+        InfoBridgePort::HairpinMode(on) => Some(*on),
+        _ => None,
+    })
 }
 
 /// The link called `name` (`ip link show dev NAME`).

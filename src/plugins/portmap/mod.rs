@@ -4,6 +4,7 @@
 //! (`runtimeConfig.portMappings`). Without any, nothing is looked at or touched.
 
 mod config;
+mod hairpin;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
@@ -49,6 +50,7 @@ impl Plugin for Portmap {
         // Connections without an end, UDP above all, go on leading where they led when
         // they began.
         conntrack::forget_replaced(&wanted.mappings, &wanted.container);
+        hairpin::warn_if_needed(&result, &wanted);
         Ok(result)
     }
 
