@@ -280,6 +280,10 @@ fn sysctls_in_every_notation() {
         "net/ipv4/conf/IFNAME/arp_filter",
         "net/ipv4/conf/eth0.100/arp_filter",
         "net.ipv4.conf.eth0/100.arp_filter",
+        "net.ipv4.conf.eth0.100.arp_filter",
+        "net.ipv4.conf/IFNAME/arp_filter",
+        "net/ipv4/conf.IFNAME.arp_filter",
+        "/net/ipv4/conf/IFNAME/arp_filter",
     ] {
         node.sh(&format!(
             "ip netns exec c1 sh -c 'echo 0 > /proc/sys/{file}'"
@@ -314,7 +318,7 @@ fn ways_out_of_the_containers_network_are_closed() {
         "kernel.domainname",
         "kernel/domainname",
         "/proc/sys/kernel/domainname",
-        "/net/ipv4/ip_forward",
+        "//net/ipv4/ip_forward",
         "net/../kernel/domainname",
         "net.//.kernel.domainname",
         "net/ipv4/../../kernel/domainname",
