@@ -572,7 +572,12 @@ fn an_add_that_fails_leaves_nothing() {
                 "Invalid argument",
             ],
         ),
-        (json!({"mtu": 70000}), 999, ["mtu 70000", "eth0", "EINVAL"]),
+        (
+            json!({"mtu": 70000}),
+            7,
+            ["mtu: 70000", "eth0", "68 to 65535"],
+        ),
+        (json!({"mtu": 67}), 7, ["mtu: 67", "eth0", "68 to 65535"]),
         (
             json!({"mac": "01:00:00:00:00:01"}),
             7,

@@ -29,6 +29,8 @@ pub struct Link {
     pub mac: String,
     /// Bytes.
     pub mtu: u32,
+    /// The least and the greatest MTU that its driver takes; 0 as the greatest is no limit.
+    pub mtu_bounds: (u32, u32),
     /// `bridge`, `veth`, …; empty for hardware.
     pub kind: String,
     /// Index of the bridge this is a port of.
@@ -66,6 +68,8 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(bytes) => link.mac = mac::to_text(&bytes),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::MinMtu(least) => link.mtu_bounds.0 = least,
+                LinkAttribute::MaxMtu(greatest) => link.mtu_bounds.1 = greatest,
                 LinkAttribute::TxQueueLen(length) => link.tx_queue_len = length,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Link(index) => link.peer = Some(index),
