@@ -280,6 +280,10 @@ fn sysctls_in_every_notation() {
         "net/ipv4/conf/IFNAME/arp_filter",
         "net/ipv4/conf/eth0.100/arp_filter",
         "net.ipv4.conf.eth0/100.arp_filter",
+        "net.ipv4.conf.eth0.100.arp_filter",
+        "net.ipv4.conf/IFNAME/arp_filter",
+        "net/ipv4/conf.IFNAME.arp_filter",
+        "/net/ipv4/conf/IFNAME/arp_filter",
     ] {
         node.sh(&format!(
             "ip netns exec c1 sh -c 'echo 0 > /proc/sys/{file}'"
@@ -314,7 +318,7 @@ fn ways_out_of_the_containers_network_are_closed() {
         "kernel.domainname",
         "kernel/domainname",
         "/proc/sys/kernel/domainname",
-        "/net/ipv4/ip_forward",
+        "//net/ipv4/ip_forward",
         "net/../kernel/domainname",
         "net.//.kernel.domainname",
         "net/ipv4/../../kernel/domainname",
@@ -568,7 +572,12 @@ fn an_add_that_fails_leaves_nothing() {
                 "Invalid argument",
             ],
         ),
-        (json!({"mtu": 70000}), 999, ["mtu 70000", "eth0", "EINVAL"]),
+        (
+            json!({"mtu": 70000}),
+            7,
+            ["mtu: 70000", "eth0", "68 to 65535"],
+        ),
+        (json!({"mtu": 67}), 7, ["mtu: 67", "eth0", "68 to 65535"]),
         (
             json!({"mac": "01:00:00:00:00:01"}),
             7,

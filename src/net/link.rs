@@ -29,6 +29,8 @@ pub struct Link {
     pub mac: String,
     /// Bytes.
     pub mtu: u32,
+    /// The least and the greatest MTU that its driver takes; 0 as the greatest is no limit.
+    pub mtu_bounds: (u32, u32),
     /// `bridge`, `veth`, …; empty for hardware.
     pub kind: String,
     /// Index of the bridge this is a port of.
@@ -47,6 +49,8 @@ pub struct Link {
     pub is_all_multicast: bool,
     /// Packets that may wait to be sent.
     pub tx_queue_len: u32,
+    /// Of a bridge port: whether frames may leave by the port they came in by.
+    pub hairpin: Option<bool>,
 }
 
 impl Link {
@@ -64,6 +68,8 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(bytes) => link.mac = mac::to_text(&bytes),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::MinMtu(least) => link.mtu_bounds.0 = least,
+                LinkAttribute::MaxMtu(greatest) => link.mtu_bounds.1 = greatest,
                 LinkAttribute::TxQueueLen(length) => link.tx_queue_len = length,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Link(index) => link.peer = Some(index),
@@ -71,8 +77,12 @@ impl Link {
                 LinkAttribute::OperState(state) => link.is_running = state == State::Up,
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
-                        if let LinkInfo::Kind(kind) = info {
-                            link.kind = kind.to_string();
+                        match info {
+                            LinkInfo::Kind(kind) => link.kind = kind.to_string(),
+                            LinkInfo::PortData(InfoPortData::BridgePort(flags)) => {
+                                link.hairpin = hairpin(&flags);
+                            }
+                            _ => {}
                         }
                     }
                 }
@@ -81,6 +91,14 @@ impl Link {
         }
         link
     }
+}
+
+/// What the flags of a bridge port say of hairpin mode.
+fn hairpin(flags: &[InfoBridgePort]) -> Option<bool> {
+    flags.iter().find_map(|flag| match flag {
+        InfoBridgePort::HairpinMode(on) => Some(*on),
+        _ => None,
+    })
 }
 
 /// The link called `name` (`ip link show dev NAME`).

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::common::{self, Output, run};
-use super::{Lab, mapping, on_every_backend};
+use crate::common::{self, Output, run};
+use crate::lab::{Lab, mapping, on_every_backend};
 
 impl Lab {
     /// `cnibox restore` on this node.
@@ -18,10 +18,15 @@ impl Lab {
     }
 
     /// Every table with its rules, whatever order the tables were made in: the families
-    /// of iptables are served at the same time.
+    /// of iptables are served at the same time. What iptables made is told by its own
+    /// tool: nft prints its targets or not, depending on the table that it meets first.
     fn tables(&self) -> Vec<String> {
+        const SHOW: &str = "{ nft list ruleset | sed '/^table ip6\\? \\(nat\\|filter\\) /,/^}/d'; \
+             iptables-nft-save; ip6tables-nft-save; \
+             iptables-legacy-save; ip6tables-legacy-save; } 2>/dev/null | \
+             grep -v '^#' | sed 's/\\[[0-9]*:[0-9]*\\]//; s/counter packets [0-9]* bytes [0-9]*/counter/'";
         let mut tables: Vec<String> = Vec::new();
-        for line in self.rules().lines() {
+        for line in self.node.sh(SHOW).lines() {
             if line.starts_with("table ") || line.starts_with('*') {
                 tables.push(String::new());
             }

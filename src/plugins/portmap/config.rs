@@ -1,5 +1,7 @@
 //! Port mappings: as written, and as meant (behaviour 7.1).
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
@@ -106,19 +108,25 @@ impl Wire {
         let backend = self.backend().map_err(|p| problems.push(p)).ok().flatten();
         let mark = self.mark().map_err(|p| problems.push(p)).ok();
         let mut mappings: Vec<Mapping> = Vec::new();
+        // Thousands of ports are compared with those of the same number only.
+        let mut taken: BTreeMap<(Protocol, u16), Vec<Mapping>> = BTreeMap::new();
         for (index, wire) in self.runtime_config.port_mappings.iter().enumerate() {
             let path = format!("runtimeConfig.portMappings[{index}]");
             match wire.mapping() {
                 Err((key, message)) => {
                     problems.push(Problem::new(format!("{path}.{key}"), message));
                 }
-                Ok(mapping) if mappings.iter().any(|other| other.same_port(&mapping)) => {
-                    problems.push(Problem::new(
-                        path,
-                        format!("host port {mapping} is mapped twice"),
-                    ));
+                Ok(mapping) => {
+                    let key = (mapping.protocol, mapping.host_port);
+                    let others = taken.entry(key).or_default();
+                    if others.iter().any(|other| other.same_port(&mapping)) {
+                        let message = format!("host port {mapping} is mapped twice");
+                        problems.push(Problem::new(path, message));
+                    } else {
+                        others.push(mapping);
+                        mappings.push(mapping);
+                    }
                 }
-                Ok(mapping) => mappings.push(mapping),
             }
         }
         let Some(mark) = mark.filter(|_| problems.is_empty()) else {

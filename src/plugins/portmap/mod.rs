@@ -4,6 +4,7 @@
 //! (`runtimeConfig.portMappings`). Without any, nothing is looked at or touched.
 
 mod config;
+mod hairpin;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -40,6 +41,7 @@ impl Plugin for Portmap {
             move || name.backend().remove_port_maps(&owner)
         });
         ensure(&owner, name, &wanted)?;
+        hairpin::warn_if_needed(&result, &wanted);
         Ok(result)
     }
 

@@ -132,7 +132,7 @@ fn enter(call: &Call) -> Result<Container> {
 }
 
 /// Writes down what the link is like, for DEL; answers the link if anything of it is to
-/// be changed.
+/// be changed, and can be.
 fn keep_backup<'a>(
     call: &'a Call,
     settings: &Settings,
@@ -150,6 +150,7 @@ fn keep_backup<'a>(
             call.invocation.netns.as_deref().unwrap_or_default()
         )
     })?;
+    plan::refuse_mtu(&settings.link, &link)?;
     let file = backup::File::new(&settings.data_dir, attachment);
     let earlier = file.load();
     let keep = Backup::of(&link, &settings.link).after(earlier.as_ref());

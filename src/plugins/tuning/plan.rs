@@ -2,9 +2,12 @@
 
 use std::fmt;
 
+use anyhow::{Result, ensure};
+
 use super::backup::Backup;
 use super::config::{Settings, Wanted};
 use super::sysctl::{Sysctl, same_value};
+use crate::cni::error::{Code, detailed};
 use crate::cni::result::CniResult;
 use crate::net::link::Link;
 use crate::net::mac::Mac;
@@ -77,6 +80,27 @@ impl Wanted {
         .flatten()
         .collect()
     }
+}
+
+/// The MTU must be one that `link` can have.
+///
+/// # Errors
+/// Code 7 naming the key and the bounds.
+pub fn refuse_mtu(wanted: &Wanted, link: &Link) -> Result<()> {
+    let (least, greatest) = link.mtu_bounds;
+    let Some(mtu) = wanted.mtu else { return Ok(()) };
+    ensure!(
+        mtu >= least && (greatest == 0 || mtu <= greatest),
+        detailed(
+            Code::Config,
+            format!("mtu: {mtu} is not possible for {}", link.name),
+            match greatest {
+                0 => format!("its driver takes {least} and more"),
+                greatest => format!("its driver takes {least} to {greatest}"),
+            },
+        )
+    );
+    Ok(())
 }
 
 impl Backup {
@@ -216,6 +240,26 @@ mod tests {
             result(previous.clone(), &Wanted::default(), "eth0"),
             previous
         );
+    }
+
+    #[test]
+    fn an_mtu_must_be_within_the_bounds_of_the_link() {
+        for (bounds, possible) in [
+            ((0, 0), true),
+            ((68, 0), true),
+            ((68, 1400), true),
+            ((1400, 65535), true),
+            ((1401, 65535), false),
+            ((68, 1399), false),
+        ] {
+            let link = Link {
+                mtu_bounds: bounds,
+                ..tuned()
+            };
+            let refused = refuse_mtu(&wanted(), &link);
+            assert_eq!(refused.is_ok(), possible, "{bounds:?}");
+            assert!(refuse_mtu(&Wanted::default(), &link).is_ok());
+        }
     }
 
     #[test]

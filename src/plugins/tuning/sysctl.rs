@@ -86,34 +86,31 @@ fn one_source(
 
 /// The path of `key` below `/proc/sys/net`, or why there is none.
 ///
-/// As in sysctl(8), the first separator decides which notation it is: after a slash dots
-/// are literal, after a dot the two change places, so that either way names like
-/// `eth0.100` can be written.
+/// Dots and slashes both separate, as for the reference, in any mixture. A name of more
+/// than one part can only be an interface's: everything between `conf` or `neigh` and the
+/// last part is one, so that `eth0.100` can be written in every notation.
 fn path(key: &str, ifname: &str) -> Result<String, &'static str> {
-    let dotted = key.chars().find(|c| matches!(c, '.' | '/')) == Some('.');
-    let key = if dotted {
-        key.chars()
-            .map(|c| match c {
-                '.' => '/',
-                '/' => '.',
-                c => c,
-            })
-            .collect()
-    } else {
-        key.to_owned()
-    };
-    let key = key.replacen(PLACEHOLDER, ifname, 1);
-    // Looked at last: whatever went before, these are the components that are opened.
-    let Some(path) = key.strip_prefix("net/") else {
-        return Err("it is not below net");
+    let relative = key.strip_prefix('/').unwrap_or(key);
+    let parts: Vec<&str> = relative.split(['.', '/']).collect();
+    // With dots for separators no part can be "." or "..".
+    if parts.contains(&"") {
+        return Err("it has an empty component, \".\" or \"..\"");
+    }
+    let path = match parts.as_slice() {
+        ["net", family, kind @ ("conf" | "neigh"), name @ .., last] if !name.is_empty() => {
+            format!("{family}/{kind}/{}/{last}", name.join("."))
+        }
+        ["net", rest @ ..] if !rest.is_empty() => rest.join("/"),
+        _ => return Err("it is not below net"),
     };
     if path.contains('\0') {
         return Err("it has a NUL character");
     }
-    if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err("it has an empty component, \".\" or \"..\"");
+    // Last, and a single component: what an interface is called separates nothing.
+    if ifname.contains('/') || matches!(ifname, "." | "..") {
+        return Err("the interface's name is no component of a path");
     }
-    Ok(path.to_owned())
+    Ok(path.replacen(PLACEHOLDER, ifname, 1))
 }
 
 /// White space as the kernel prints it is no difference: `1 2` is what it shows as
@@ -161,6 +158,26 @@ mod tests {
                 "eth0",
                 "ipv4/conf/eth0.7/arp_filter",
             ),
+            // Both separators at once, the reference's reading of it.
+            (
+                "net.ipv4.conf/IFNAME/arp_filter",
+                "eth0",
+                "ipv4/conf/eth0/arp_filter",
+            ),
+            (
+                "net/ipv4.conf.IFNAME/arp_filter",
+                "eth0.100",
+                "ipv4/conf/eth0.100/arp_filter",
+            ),
+            (
+                "net.ipv6.neigh.eth0.100.retrans_time_ms",
+                "x",
+                "ipv6/neigh/eth0.100/retrans_time_ms",
+            ),
+            ("net/core.somaxconn", "eth0", "core/somaxconn"),
+            ("/net/core/somaxconn", "eth0", "core/somaxconn"),
+            ("net.ipv4.conf", "eth0", "ipv4/conf"),
+            ("net.ipv4.conf.all", "eth0", "ipv4/conf/all"),
             // Replaced once: a link may be called so.
             (
                 "net.ipv4.conf.IFNAME.IFNAME",
@@ -182,7 +199,7 @@ mod tests {
             "net/",
             "kernel.domainname",
             "kernel/domainname",
-            "/net/ipv4/ip_forward",
+            "//net/ipv4/ip_forward",
             "/proc/sys/kernel/domainname",
             "net/../kernel/domainname",
             "net/ipv4/../../kernel/domainname",

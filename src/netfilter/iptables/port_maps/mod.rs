@@ -1,12 +1,14 @@
 //! Port mappings of one container in one network, one family (behaviour 7.3).
 
+mod conflicts;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use ipnet::IpNet;
 
-use super::owned::{comment, is_owned, parse_comment, private_chain, remove_chain};
+use super::owned::{comment, is_owned, private_chain, remove_chain};
 use super::rule::{Rule, Script, Table};
 use crate::cni::error::{Code, coded, detailed};
 use crate::netfilter::{Mapping, Mark, Owner, PortMaps, Protocol};
@@ -253,36 +255,6 @@ impl Rules {
             script.insert(rule);
         }
     }
-
-    /// Says which of the ports other entries of `table` have too. Entries name ports only:
-    /// whether they are for the same address of the host, and for this family at all, is
-    /// seen in the chain behind, if `table` has it.
-    pub fn conflicts(&self, table: &Table) -> Vec<String> {
-        let mut found = Vec::new();
-        for entry in table.rules.iter().filter(|rule| rule.chain == DNAT) {
-            let owner = entry.comment().unwrap_or_default();
-            if owner == self.comment {
-                continue;
-            }
-            let whose = parse_comment(KIND, owner).map_or_else(
-                || format!("somebody else (\"{owner}\")"),
-                |(network, id)| format!("container {id} in network {network}"),
-            );
-            for (protocol, port, host) in &self.ports {
-                let text = port.to_string();
-                if entry.value("-p") == Some(protocol.as_str())
-                    && dports(entry).any(|other| other == text)
-                    && maps(table, entry, *protocol, &text, *host)
-                {
-                    found.push(format!(
-                        "host port {port}/{} was mapped to {whose}: the newest mapping wins",
-                        protocol.as_str()
-                    ));
-                }
-            }
-        }
-        found
-    }
 }
 
 /// The ports that `entry` lists.
@@ -297,30 +269,6 @@ fn has_port(entry: &Rule, mapping: &Rule) -> bool {
         && mapping
             .value("--dport")
             .is_some_and(|port| dports(entry).any(|listed| listed == port))
-}
-
-/// Whether the chain behind `entry` takes packets to `port` of `host`, or of any address.
-/// Whatever `table` does not tell counts as yes.
-fn maps(table: &Table, entry: &Rule, protocol: Protocol, port: &str, host: Option<IpAddr>) -> bool {
-    let Some(chain) = entry.jump().filter(|chain| table.chains.contains(*chain)) else {
-        return true;
-    };
-    let is_or_lacks =
-        |rule: &Rule, option, wanted: &str| rule.value(option).is_none_or(|value| value == wanted);
-    let meets = |rule: &Rule| {
-        let other = rule.value("-d").and_then(|net| net.parse::<IpNet>().ok());
-        match (host, other) {
-            (Some(host), Some(other)) => other.contains(&host),
-            _ => true,
-        }
-    };
-    table.rules.iter().any(|rule| {
-        rule.chain == chain
-            && rule.value("-j") == Some("DNAT")
-            && is_or_lacks(rule, "-p", protocol.as_str())
-            && is_or_lacks(rule, "--dport", port)
-            && meets(rule)
-    })
 }
 
 /// The chains without which there is nothing of the owner: today's, and one that versions
@@ -453,7 +401,13 @@ mod tests {
         }
     }
 
-    fn mapping(protocol: Protocol, host_ip: &str, host_port: u16, container_port: u16) -> Mapping {
+    /// A mapping; `host_ip` is empty for every address.
+    pub fn mapping(
+        protocol: Protocol,
+        host_ip: &str,
+        host_port: u16,
+        container_port: u16,
+    ) -> Mapping {
         Mapping {
             protocol,
             host_ip: (!host_ip.is_empty()).then(|| host_ip.parse().unwrap()),
@@ -462,7 +416,8 @@ mod tests {
         }
     }
 
-    fn wanted(mappings: Vec<Mapping>) -> PortMaps {
+    /// The mappings of a container with both families.
+    pub fn wanted(mappings: Vec<Mapping>) -> PortMaps {
         PortMaps {
             container: vec![
                 "10.9.0.2/24".parse().unwrap(),
@@ -477,7 +432,8 @@ mod tests {
         }
     }
 
-    fn rules(id: &str, family: usize, wanted: &PortMaps) -> Rules {
+    /// What is wanted of the container `id` in one family: 0 is IPv4, 1 IPv6.
+    pub fn rules(id: &str, family: usize, wanted: &PortMaps) -> Rules {
         Rules::new(&owner(id), wanted.container[family], wanted).unwrap()
     }
 
@@ -486,7 +442,7 @@ mod tests {
     }
 
     /// The table of a host on which `maps` are the first.
-    fn after(maps: &PortMaps) -> Table {
+    pub fn after(maps: &PortMaps) -> Table {
         let script = rules("cont1", 0, maps).repair(&Table::default());
         golden::table_after(&script.unwrap())
     }
@@ -600,29 +556,6 @@ mod tests {
     }
 
     #[test]
-    fn only_mappings_that_meet_are_conflicts() {
-        let first = |host_ip: &str| after(&wanted(vec![mapping(Protocol::Tcp, host_ip, 80, 80)]));
-        for (theirs, ours, expected) in [
-            ("192.0.2.1", "192.0.2.2", 0),
-            ("192.0.2.1", "192.0.2.1", 1),
-            ("192.0.2.1", "", 1),
-            ("", "192.0.2.1", 1),
-            ("0.0.0.0", "192.0.2.1", 1),
-            ("::1", "", 0),
-            ("::", "192.0.2.1", 0),
-        ] {
-            let maps = wanted(vec![mapping(Protocol::Tcp, ours, 80, 80)]);
-            let found = rules("cont2", 0, &maps).conflicts(&first(theirs));
-            assert_eq!(found.len(), expected, "{theirs} {ours}: {found:?}");
-        }
-        // Without the chains behind, nobody knows.
-        let mut table = first("192.0.2.1");
-        table.chains.clear();
-        let maps = wanted(vec![mapping(Protocol::Tcp, "192.0.2.2", 80, 80)]);
-        assert_eq!(rules("cont2", 0, &maps).conflicts(&table).len(), 1);
-    }
-
-    #[test]
     fn another_mark_replaces_the_old_ones() {
         let mut maps = one();
         let table = after(&maps);
@@ -643,25 +576,6 @@ mod tests {
         let table = Table::parse(&golden::read("port-maps-saved"));
         assert_golden(&remove(&owner("cont1"), &table).text(), "port-maps-remove");
         assert!(remove(&owner("other"), &table).is_empty());
-    }
-
-    #[test]
-    fn former_owners_of_a_port_are_named() {
-        let table = Table::parse(&golden::read("port-maps-saved"));
-        let maps = wanted(vec![
-            mapping(Protocol::Tcp, "", 8080, 80),
-            mapping(Protocol::Tcp, "", 808, 80),
-            // Listed, but of the other family.
-            mapping(Protocol::Tcp, "", 8443, 80),
-            mapping(Protocol::Udp, "", 8080, 80),
-        ]);
-        assert_eq!(
-            rules("cont2", 0, &maps).conflicts(&table),
-            [
-                "host port 8080/tcp was mapped to container cont1 in network net1: the newest mapping wins"
-            ]
-        );
-        assert!(rules("cont1", 0, &maps).conflicts(&table).is_empty());
     }
 
     #[test]

@@ -1,0 +1,218 @@
+//! A node with a second machine behind it, containers with mapped ports, and servers and
+//! clients everywhere.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::common::{Node, Output, run};
+
+/// A node with a second machine behind it, and networks on a backend.
+pub struct Lab {
+    pub node: Node,
+    pub backend: &'static str,
+    /// Where the backend's programs are found: nowhere, for nftables.
+    pub path: String,
+    servers: Vec<Child>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            drop(server.kill());
+            drop(server.wait());
+        }
+    }
+}
+
+const BACKENDS: [&str; 3] = ["nftables", "iptables-nft", "iptables-legacy"];
+
+impl Lab {
+    pub fn new(backend: &'static str) -> Self {
+        let node = Node::new();
+        let path = tools(&node, "tools", backend);
+        // The machines have been there for long: their link-local addresses are settled.
+        node.sh(
+            "ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
+             echo 0 > /proc/sys/net/ipv6/conf/up0/accept_dad && \
+             ip netns exec ext sh -c 'echo 0 > /proc/sys/net/ipv6/conf/up1/accept_dad' && \
+             ip addr add 192.0.2.1/24 dev up0 && ip addr add fd00:2::1/64 dev up0 nodad && ip link set up0 up && \
+             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext addr add fd00:2::9/64 dev up1 nodad && \
+             ip -n ext link set lo up && ip -n ext link set up1 up && \
+             ip -n ext route add default via 192.0.2.1 && ip -n ext route add default via fd00:2::1",
+        );
+        let lab = Self {
+            node,
+            backend,
+            path,
+            servers: Vec::new(),
+        };
+        lab.configure(&json!({}), &json!({}));
+        lab
+    }
+
+    /// Where the programs of another backend are found.
+    pub fn tools(&self, dir: &str, backend: &str) -> String {
+        tools(&self.node, dir, backend)
+    }
+
+    /// The backend, as configurations call it.
+    pub fn word(&self) -> &'static str {
+        self.backend.split('-').next().unwrap()
+    }
+
+    pub fn conf(&self) -> PathBuf {
+        self.node.dir.path().join("net.d")
+    }
+
+    /// Writes the network, with changes to the bridge and the portmap plugin.
+    pub fn configure(&self, bridge: &Value, portmap: &Value) {
+        let merge = |mut base: Value, change: &Value| {
+            for (key, value) in change.as_object().unwrap() {
+                base[key] = value.clone();
+            }
+            base
+        };
+        let list = json!({
+            "cniVersion": "1.1.0",
+            "name": "net1",
+            "plugins": [
+                merge(json!({
+                    "type": "bridge", "bridge": "br1", "isDefaultGateway": true, "hairpinMode": true,
+                    "ipMasq": true, "ipMasqBackend": self.word(),
+                    "ipam": {"type": "host-local",
+                             "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]},
+                }), bridge),
+                merge(json!({
+                    "type": "portmap", "backend": self.word(), "capabilities": {"portMappings": true},
+                }), portmap),
+            ],
+        });
+        fs::create_dir_all(self.conf()).unwrap();
+        fs::write(self.conf().join("10-net1.conflist"), list.to_string()).unwrap();
+    }
+
+    pub fn cnitool(&self, command: &str, name: &str, mappings: &Value) -> Output {
+        let caps = json!({"portMappings": mappings}).to_string();
+        run(
+            Command::new(self.node.bin.join("cnitool"))
+                .args([
+                    command,
+                    "net1",
+                    &format!("/run/netns/{name}"),
+                    "--cap",
+                    &caps,
+                ])
+                .env("CNI_PATH", &self.node.bin)
+                .env("NETCONFPATH", self.conf())
+                .env("PATH", &self.path),
+            "",
+        )
+    }
+
+    pub fn add(&self, name: &str, mappings: &Value) -> Value {
+        self.node.netns(name);
+        self.cnitool("add", name, mappings).json()
+    }
+
+    /// Serves a port in `netns` ("" is the host), IPv4 and IPv6: the answer is WHO and the
+    /// address the caller is seen with.
+    pub fn serve(&mut self, netns: &str, protocol: &str, port: u16, who: &str) {
+        let mut server = python(netns, include_str!("serve.py"))
+            .args([protocol, &port.to_string(), who])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = String::new();
+        BufReader::new(server.stdout.take().unwrap())
+            .read_line(&mut ready)
+            .unwrap();
+        self.servers.push(server);
+        assert_eq!(ready, "ready\n", "{protocol} {port} in {netns:?}");
+    }
+
+    /// Stops the server started last.
+    pub fn stop_last(&mut self) {
+        let mut server = self.servers.pop().unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    /// What a server answers to a call from `netns` ("" is the host); empty for nothing.
+    pub fn call(&self, netns: &str, protocol: &str, address: &str, port: u16) -> String {
+        self.call_from(netns, protocol, address, port, 0)
+    }
+
+    /// The same, from a port of our choice.
+    pub fn call_from(
+        &self,
+        netns: &str,
+        protocol: &str,
+        address: &str,
+        port: u16,
+        from: u16,
+    ) -> String {
+        let mut command = python(netns, include_str!("call.py"));
+        command.args([protocol, address, &port.to_string(), &from.to_string()]);
+        let output = run(&mut command, "");
+        output.stdout.trim().to_owned()
+    }
+
+    /// Every rule of either kind on the node, for comparison: no counters, no dates.
+    pub fn rules(&self) -> String {
+        self.node.sh(
+            "{ nft list ruleset 2>/dev/null; iptables-legacy-save; ip6tables-legacy-save; } | \
+             grep -v '^#' | sed 's/\\[[0-9]*:[0-9]*\\]//; s/counter packets [0-9]* bytes [0-9]*/counter/'",
+        )
+    }
+}
+
+/// Makes a directory with the programs of `backend` under their usual names.
+fn tools(node: &Node, dir: &str, backend: &str) -> String {
+    let tools = node.dir.path().join(dir);
+    fs::create_dir(&tools).unwrap();
+    let families =
+        ["iptables", "ip6tables"].map(|family| (family, backend.replace("iptables", family)));
+    for (family, variant) in families.iter().filter(|_| backend != "nftables") {
+        for tool in ["", "-save", "-restore"] {
+            let program = PathBuf::from(format!("/usr/sbin/{variant}{tool}"));
+            assert!(
+                program.exists(),
+                "{} is needed: see `make test`",
+                program.display()
+            );
+            symlink(program, tools.join(format!("{family}{tool}"))).unwrap();
+        }
+    }
+    tools.to_str().unwrap().to_owned()
+}
+
+/// Runs a test on a lab of its own for each backend.
+pub fn on_every_backend(test: fn(Lab)) {
+    for backend in BACKENDS {
+        std::thread::spawn(move || test(Lab::new(backend)))
+            .join()
+            .unwrap();
+    }
+}
+
+/// What `serve.py` and `call.py` need for SCTP.
+const SCTP: &str = include_str!("sctp.py");
+
+/// A Python program in `netns`, "" being the host.
+fn python(netns: &str, program: &str) -> Command {
+    let mut command = Command::new(if netns.is_empty() { "python3" } else { "ip" });
+    if !netns.is_empty() {
+        command.args(["netns", "exec", netns, "python3"]);
+    }
+    command.args(["-c", &format!("{SCTP}{program}")]);
+    command
+}
+
+pub fn mapping(protocol: &str, host: u16, container: u16) -> Value {
+    json!({"hostPort": host, "containerPort": container, "protocol": protocol})
+}

@@ -1,0 +1,218 @@
+//! What ADD makes, CHECK misses, and DEL and GC remove, with which programs.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::common::run;
+use crate::lab::{Lab, mapping, on_every_backend};
+
+#[test]
+fn the_backend_is_chosen_as_the_reference_does() {
+    on_every_backend(|lab| {
+        let open = json!({"backend": null, "ipMasqBackend": null});
+        lab.configure(&open, &open);
+        let mappings = json!([mapping("tcp", 8080, 80)]);
+        lab.add("c1", &mappings);
+        // iptables where it can be used, nftables where only that can.
+        let rules = lab.rules();
+        for table in ["cni_plugins_masquerade", "cni_hostport"] {
+            assert_eq!(rules.contains(table), lab.backend == "nftables", "{rules}");
+        }
+        assert_eq!(
+            rules.contains("CNI-HOSTPORT-DNAT"),
+            lab.backend != "nftables",
+            "{rules}"
+        );
+        lab.cnitool("check", "c1", &mappings).silent();
+        lab.cnitool("status", "c1", &mappings).silent();
+    });
+}
+
+#[test]
+fn what_is_deleted_is_gone_and_nobody_else_notices() {
+    on_every_backend(|mut lab| {
+        let (one, two) = (
+            json!([mapping("tcp", 8081, 80)]),
+            json!([mapping("tcp", 8082, 80)]),
+        );
+        // The shared tables and chains may stay: made once, they are the baseline.
+        lab.add(
+            "c0",
+            &json!([mapping("tcp", 8080, 80), mapping("udp", 8080, 80)]),
+        );
+        lab.cnitool("del", "c0", &json!([])).silent();
+        let before = lab.rules();
+        assert!(!before.contains("10.9.0."), "{before}");
+        lab.add("c1", &one);
+        lab.add("c2", &two);
+        lab.serve("c1", "tcp", 80, "c1");
+        lab.serve("c2", "tcp", 80, "c2");
+        assert!(lab.call("ext", "tcp", "192.0.2.1", 8081).starts_with("c1 "));
+        // Without the port mappings, as a runtime that lost them would.
+        lab.cnitool("del", "c1", &json!([])).silent();
+        lab.cnitool("del", "c1", &json!([])).silent();
+        assert_eq!(lab.call("ext", "tcp", "192.0.2.1", 8081), "");
+        assert!(lab.call("ext", "tcp", "192.0.2.1", 8082).starts_with("c2 "));
+        lab.cnitool("check", "c2", &two).silent();
+        // Without the namespace.
+        lab.node.sh("umount /run/netns/c2");
+        lab.cnitool("del", "c2", &two).silent();
+        assert_eq!(lab.rules(), before);
+    });
+}
+
+#[test]
+fn rules_go_without_namespace_and_without_result() {
+    on_every_backend(|lab| {
+        let mappings = json!([mapping("tcp", 8081, 80)]);
+        lab.add("c0", &mappings);
+        lab.cnitool("del", "c0", &mappings).silent();
+        let before = lab.rules();
+        lab.add("c1", &mappings);
+        assert_ne!(lab.rules(), before);
+        lab.node.sh("rm -r /var/lib/cni/results && ip netns del c1");
+        lab.cnitool("del", "c1", &json!([])).silent();
+        assert_eq!(lab.rules(), before);
+    });
+}
+
+#[test]
+fn the_newest_owner_of_a_port_gets_it() {
+    on_every_backend(|mut lab| {
+        let mappings = json!([mapping("tcp", 8080, 80)]);
+        lab.add("old", &mappings);
+        // A crash: the container is gone, its rules and nothing else stay.
+        lab.node.sh("ip netns del old && rm -r /var/lib/cni");
+        lab.add("new", &mappings);
+        lab.serve("new", "tcp", 80, "new");
+        assert!(
+            lab.call("ext", "tcp", "192.0.2.1", 8080)
+                .starts_with("new ")
+        );
+    });
+}
+
+#[test]
+fn gc_removes_the_rules_of_the_dead() {
+    on_every_backend(|mut lab| {
+        let (one, two) = (
+            json!([mapping("tcp", 8081, 80)]),
+            json!([mapping("tcp", 8082, 80)]),
+        );
+        lab.add("alive", &one);
+        let before = lab.rules();
+        lab.add("dead", &two);
+        lab.node.sh("ip netns del dead");
+        let gc = lab.cnitool("gc", "alive", &json!([]));
+        assert!(gc.ok, "{gc:?}");
+        assert_eq!(lab.rules(), before);
+        lab.serve("alive", "tcp", 80, "alive");
+        assert!(
+            lab.call("ext", "tcp", "192.0.2.1", 8081)
+                .starts_with("alive ")
+        );
+    });
+}
+
+#[test]
+fn check_misses_what_was_flushed() {
+    on_every_backend(|lab| {
+        let mappings = json!([mapping("tcp", 8081, 80)]);
+        lab.add("c1", &mappings);
+        lab.cnitool("check", "c1", &mappings).silent();
+        lab.node
+            .sh("nft flush ruleset; iptables-legacy -t nat -F; ip6tables-legacy -t nat -F");
+        let checked = lab.cnitool("check", "c1", &mappings);
+        assert!(
+            !checked.ok && checked.stderr.contains("10.9.0."),
+            "{checked:?}"
+        );
+        lab.cnitool("del", "c1", &mappings).silent();
+        // And it works again for the next one.
+        lab.add("c2", &mappings);
+        lab.cnitool("check", "c2", &mappings).silent();
+    });
+}
+
+#[test]
+fn programs_run_for_a_container() {
+    // Two plugins, two families: one transaction each. DEL of port mappings has to look
+    // them up first, for their ports are not told; and of the legacy tables the kernel
+    // does not say whether there is anything in them.
+    on_every_backend(|lab| {
+        let expected = match lab.backend {
+            "nftables" => [("add", 0), ("del", 0)],
+            "iptables-nft" => [("add", 4), ("del", 6)],
+            _ => [("add", 4), ("del", 8)],
+        };
+        // The first container on a node finds nothing there yet.
+        lab.add("c0", &json!([mapping("tcp", 8080, 80)]));
+        lab.node.netns("c1");
+        let caps = json!({"portMappings": [mapping("tcp", 8081, 80)]}).to_string();
+        let trace = lab.node.dir.path().join("trace");
+        for (command, programs) in expected {
+            let output = run(
+                Command::new("/usr/bin/strace")
+                    .args(["-f", "-e", "trace=execve", "-o", trace.to_str().unwrap()])
+                    .arg(lab.node.bin.join("cnitool"))
+                    .args([command, "net1", "/run/netns/c1", "--cap", &caps])
+                    .env("CNI_PATH", &lab.node.bin)
+                    .env("NETCONFPATH", lab.conf())
+                    .env("PATH", &lab.path),
+                "",
+            );
+            assert!(output.ok, "{output:?}");
+            let calls = fs::read_to_string(&trace).unwrap();
+            let run = calls
+                .lines()
+                .filter(|line| line.contains("execve") && line.ends_with("= 0"))
+                .count();
+            // cnitool itself and the two plugins.
+            assert_eq!(run - 3, programs, "{} {command}:\n{calls}", lab.backend);
+        }
+    });
+}
+
+#[test]
+fn rules_of_one_variant_go_where_the_other_comes_first() {
+    for [added, later] in [
+        ["iptables-legacy", "iptables-nft"],
+        ["iptables-nft", "iptables-legacy"],
+    ] {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(added);
+            let mappings = json!([mapping("tcp", 8080, 80)]);
+            lab.add("c0", &mappings);
+            lab.cnitool("del", "c0", &mappings).silent();
+            let before = lab.rules();
+            lab.add("c1", &mappings);
+            // An upgrade changed what "iptables" is; the other variant keeps its own name.
+            lab.path = format!("{}:/usr/sbin", lab.tools("later", later));
+            lab.cnitool("del", "c1", &mappings).silent();
+            assert_eq!(lab.rules(), before, "{added}, then {later}");
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn rules_of_one_backend_go_when_the_other_is_configured() {
+    on_every_backend(|lab| {
+        let mappings = json!([mapping("tcp", 8080, 80)]);
+        lab.add("c0", &mappings);
+        lab.cnitool("del", "c0", &mappings).silent();
+        let before = lab.rules();
+        lab.add("c1", &mappings);
+        let other = if lab.word() == "nftables" {
+            "iptables"
+        } else {
+            "nftables"
+        };
+        lab.configure(&json!({"ipMasqBackend": other}), &json!({"backend": other}));
+        lab.cnitool("del", "c1", &mappings).silent();
+        assert_eq!(lab.rules(), before, "{}, then {other}", lab.backend);
+    });
+}
