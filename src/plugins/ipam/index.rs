@@ -83,6 +83,11 @@ impl Tally {
         self.boots.retain(|_, count| *count > 0);
     }
 
+    /// How many leases somebody owns.
+    pub fn total(&self) -> usize {
+        self.boots.values().sum()
+    }
+
     /// Whether any lease is known to be from another boot than this one.
     pub fn has_earlier_than(&self, boot: &str) -> bool {
         let mut boots = self.boots.keys();
@@ -434,6 +439,7 @@ mod tests {
         let mut tally = index.rebuild(&now, index.entries().unwrap(), "b").unwrap();
         assert!(!tally.has_earlier_than("b1"));
         assert!(tally.has_earlier_than("b2") && !tally.blank);
+        assert_eq!(tally.total(), 3);
         let entry = index.get(&one).unwrap().unwrap();
         assert_eq!(entry.boot_of(&now[0]), Some("b1"));
         assert_eq!(entry.boot_of(&again), None);

@@ -28,6 +28,9 @@ const LOCK_MODE: u32 = 0o750;
 /// Followed by the number of the range set.
 const CURSOR: &str = "last_reserved_ip.";
 
+/// As many look-ups as cost about the same as a list of a few hundred names.
+const GLANCES: usize = 64;
+
 /// One file that records an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
@@ -232,18 +235,21 @@ impl LeaseDir {
         &self,
         candidates: impl Iterator<Item = IpAddr> + Clone,
     ) -> Result<Option<IpAddr>> {
-        /// As many look-ups as cost about the same as a list of a few hundred names.
-        const GLANCES: usize = 64;
-        let mut rest = candidates;
-        let mut few = rest.by_ref().take(GLANCES);
-        if let Some(ip) = few.find(|ip| !self.is_taken(*ip)) {
+        if let Some(ip) = self.first_at_a_glance(candidates.clone()) {
             return Ok(Some(ip));
         }
-        if rest.clone().next().is_none() {
+        let mut rest = candidates.skip(GLANCES).peekable();
+        if rest.peek().is_none() {
             return Ok(None);
         }
         let recorded = self.recorded()?;
         Ok(rest.find(|ip| !recorded.contains(ip)))
+    }
+
+    /// The first free address among the first few candidates.
+    pub fn first_at_a_glance(&self, candidates: impl Iterator<Item = IpAddr>) -> Option<IpAddr> {
+        let mut few = candidates.take(GLANCES);
+        few.find(|ip| !self.is_taken(*ip))
     }
 
     /// The addresses that have files, whatever is in these.

@@ -70,10 +70,17 @@ fn has_room(
 ) -> Result<bool> {
     let candidates = allocator::candidates(set, leases.last_reserved(index))
         .filter(|ip| settings.set_with_gateway(*ip).is_none());
-    if leases.first_unrecorded(candidates.clone())?.is_some() {
+    if leases.first_at_a_glance(candidates.clone()).is_some() {
         return Ok(true);
     }
     let tally = boots.index.tally(leases.changed_at()?);
+    // More addresses than there are leases: one of them is free, whichever it is.
+    let has_more_than = |tally: &Tally| candidates.clone().nth(tally.total()).is_some();
+    if tally.as_ref().is_some_and(has_more_than)
+        || leases.first_unrecorded(candidates.clone())?.is_some()
+    {
+        return Ok(true);
+    }
     let is_known =
         |known: fn(&Boots, &Tally) -> bool| tally.as_ref().is_some_and(|tally| known(boots, tally));
     if !is_known(Boots::has_no_blank) && leases.first_ownerless(candidates.clone())?.is_some() {
