@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::statfs;
+use nix::unistd::{AccessFlags, access};
 
 /// How the names of files begin that are still being written.
 const ASIDE: &str = ".cnibox-";
@@ -271,6 +273,34 @@ fn open_lock(path: &Path, mode: u32) -> Result<File> {
         opened => opened,
     };
     file.with_context(|| format!("open lock {}", path.display()))
+}
+
+/// Whether files can be made in `dir`, or `dir` itself where it does not exist. Makes
+/// nothing to find out.
+///
+/// # Errors
+/// Names the directory in which nothing can be made, and says why.
+pub fn check_writable(dir: &Path) -> Result<()> {
+    let nearest = dir
+        .ancestors()
+        .map(|dir| {
+            if dir.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                dir
+            }
+        })
+        .find(|dir| dir.symlink_metadata().is_ok())
+        .context("nothing on the way there exists")?;
+    let context = || format!("write to {}", nearest.display());
+    // A file in the place of a directory has no entries to search.
+    access(&nearest.join("."), AccessFlags::W_OK | AccessFlags::X_OK).with_context(context)?;
+    let system = statfs(nearest).with_context(context)?;
+    // Some file systems do not count, and say that there is room for nothing at all.
+    let is_full = (system.blocks() > 0 && system.blocks_free() == 0)
+        || (system.files() > 0 && system.files_free() == 0);
+    anyhow::ensure!(!is_full, "{}: its file system is full", context());
+    Ok(())
 }
 
 /// Four random bytes, from the kernel.

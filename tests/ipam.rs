@@ -540,10 +540,6 @@ fn exhaustion_says_what_to_do() {
         "{details}"
     );
 
-    reboot(&node, "another");
-    let (_, _, details) = add(&node, "def", &config).error();
-    assert!(details.contains("in use: 1, 1 of them known"), "{details}");
-
     let only_the_gateway = json!({"subnet": "10.0.0.0/24", "gateway": "10.0.0.2",
         "rangeStart": "10.0.0.2", "rangeEnd": "10.0.0.2"});
     let mut config = self::config(only_the_gateway);
@@ -602,6 +598,70 @@ fn a_lease_of_unknown_boot_is_not_taken_over() {
         assert!(msg.contains("duplicate"), "{msg}");
         assert!(details.contains("unknown boot"), "{details}");
     }
+}
+
+/// Writes down that the runtime added container `id` to the namespace `netns`.
+fn remember(id: &str, netns: &str) {
+    let results = Path::new("/var/lib/cni/results");
+    fs::create_dir_all(results).unwrap();
+    let entry = json!({"kind": "cniCacheV1", "containerId": id, "config": "", "ifName": "eth0",
+        "networkName": "net", "netns": netns, "result": {}});
+    fs::write(results.join(format!("net-{id}-eth0")), entry.to_string()).unwrap();
+}
+
+#[test]
+fn a_full_range_gives_what_the_dead_of_an_earlier_boot_hold() {
+    let node = Node::new();
+    let config = config(json!({"subnet": "10.0.0.0/24", "rangeEnd": "10.0.0.5"}));
+    for id in ["a", "b", "c"] {
+        addresses(&add(&node, id, &config));
+    }
+    // Nobody knows when this one was written.
+    addresses(&reference(&node, "r").run("ADD", &older(config.clone())));
+    assert_eq!(call(&node, "x").run("STATUS", &config).error().0, 50);
+    assert!(!add(&node, "d", &config).ok);
+
+    reboot(&node, "another");
+    // What the runtime remembers of `a` leads to a namespace that lives. That of `b` is
+    // gone; and `c` was somewhere that is the host's by now.
+    remember("a", &node.netns("a"));
+    remember("b", "/run/netns/b");
+    remember("c", "/proc/self/ns/net");
+    call(&node, "x").run("STATUS", &config).silent();
+    let taken = add(&node, "d", &config);
+    assert_eq!(addresses(&taken), ["10.0.0.3/24"]);
+    for word in [
+        "10.0.0.3 is taken from eth0 of container b",
+        "before the node was started",
+    ] {
+        assert!(taken.stderr.contains(word), "{taken:?}");
+    }
+    assert_eq!(addresses(&add(&node, "e", &config)), ["10.0.0.4/24"]);
+    let (_, _, details) = add(&node, "f", &config).error();
+    assert!(details.contains("in use: 4, 1 of them known"), "{details}");
+    let (code, _, details) = call(&node, "x").run("STATUS", &config).error();
+    assert!(
+        code == 50 && details.contains("in use: 4, 1 of them"),
+        "{details}"
+    );
+    // It goes with its namespace.
+    node.sh("ip netns del a");
+    call(&node, "x").run("STATUS", &config).silent();
+    let mut wanted = config.clone();
+    wanted["runtimeConfig"] = json!({"ips": ["10.0.0.5"]});
+    assert!(!add(&node, "f", &wanted).ok, "its boot is not known");
+    wanted["runtimeConfig"] = json!({"ips": ["10.0.0.2"]});
+    let taken = add(&node, "f", &wanted);
+    assert_eq!(addresses(&taken), ["10.0.0.2/24"]);
+    assert!(
+        taken.stderr.contains("taken from eth0 of container a"),
+        "{taken:?}"
+    );
+    for id in ["a", "b", "c", "d", "e", "f", "r"] {
+        call(&node, id).run("DEL", &config).silent();
+    }
+    assert_eq!(leases(), [""; 0]);
+    assert!(index_files().is_empty());
 }
 
 #[test]

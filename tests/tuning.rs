@@ -127,7 +127,7 @@ fn everything_is_set_and_del_restores_exactly() {
         fs::read_to_string(BACKUP).unwrap(),
         format!(
             "{{\n \"mac\": \"{mac}\",\n \"promisc\": false,\n \"mtu\": 1500,\n \
-             \"allmulti\": false,\n \"txQLen\": 1000\n}}"
+             \"allmulti\": false,\n \"txQLen\": 1000,\n \"network\": \"net1\"\n}}"
         )
     );
     let mode = |path: &str| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -156,11 +156,17 @@ fn only_what_is_asked_for_is_changed_kept_and_compared() {
             json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}),
             None,
         ),
-        (json!({"allmulti": true}), Some("{\n \"allmulti\": true\n}")),
-        (json!({"txQLen": 7}), Some("{\n \"txQLen\": 7\n}")),
+        (
+            json!({"allmulti": true}),
+            Some("{\n \"allmulti\": true,\n \"network\": \"net1\"\n}"),
+        ),
+        (
+            json!({"txQLen": 7}),
+            Some("{\n \"txQLen\": 7,\n \"network\": \"net1\"\n}"),
+        ),
         (
             json!({"promisc": true, "mtu": 1300}),
-            Some("{\n \"promisc\": true,\n \"mtu\": 1300\n}"),
+            Some("{\n \"promisc\": true,\n \"mtu\": 1300,\n \"network\": \"net1\"\n}"),
         ),
     ] {
         let config = config(members.clone());
@@ -661,11 +667,12 @@ fn attachments_are_kept_apart() {
     other.run("ADD", &tuned).json();
     let files = || node.sh("ls /run/elsewhere/deep");
     assert_eq!(files(), "c1_eth0.json\nc1_eth1.json\n");
-    // GC cannot tell whose backups are whose: it insists on its list and leaves them.
+    // Nor does the GC of another network touch what stands in the same directory.
     let gc = with(tuned.clone(), json!({"cniVersion": "1.1.0"}));
     assert_eq!(call.run("GC", &gc).error().0, 7);
-    call.run("GC", &with(gc, json!({"cni.dev/valid-attachments": []})))
-        .silent();
+    let other_network = json!({"name": "net2", "cni.dev/valid-attachments": []});
+    call.run("GC", &with(gc, other_network)).silent();
+    assert_eq!(files(), "c1_eth0.json\nc1_eth1.json\n");
     call.run("DEL", &tuned).silent();
     assert_eq!(files(), "c1_eth1.json\n");
     assert_eq!(node.ip("-n c1 link show dev eth1")[0]["mtu"], 1400);
@@ -781,7 +788,9 @@ fn what_one_implementation_added_the_other_removes() {
         assert_eq!(eth0(&node), before);
         assert_no_backup();
     }
-    assert_eq!(backups[0], backups[1]);
+    // Ours also tells whose it is, which the reference passes over.
+    let named = backups[1].replace("\n}", ",\n \"network\": \"net1\"\n}");
+    assert_eq!(backups[0], named);
 }
 
 #[test]

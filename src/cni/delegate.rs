@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::collector::{Collector, Run};
 use super::error::{Code, coded, detailed, not_available};
 use super::exec;
 use super::invocation::Command;
 use super::json;
 use super::result::CniResult;
-use super::skel::{self, Call, Plugin};
+use super::skel::{self, Applets, Call, Plugin};
 use super::version::Version;
 use crate::fsutil;
 use crate::undo::Undo;
@@ -67,7 +68,7 @@ pub fn read_result(plugin: &str, printed: &[u8], default: Version) -> Result<Cni
         .with_context(|| coded(Code::Decode, format!("{what} cannot be read")))
 }
 
-/// Delegates a command without a result: DEL, CHECK, STATUS or GC.
+/// Delegates a command without a result: DEL, CHECK or STATUS.
 ///
 /// # Errors
 /// The delegate's error object, unchanged. STATUS without a delegate to ask is code 50.
@@ -89,6 +90,39 @@ pub fn run(call: &Call, plugin: &str, command: Command) -> Result<()> {
         )
         .map(drop),
     }
+}
+
+/// Delegates GC. A dry run asks only those that run in this process: the protocol has no
+/// way to ask others.
+///
+/// # Errors
+/// As [`run`].
+pub fn gc(call: &Call, plugin: &str, collector: &mut Collector) -> Result<()> {
+    match locate(call, plugin)? {
+        Located::Here(delegate) => {
+            let inner = enter(call, plugin, Command::Gc)?;
+            inner.config.allow(Command::Gc, delegate.versions())?;
+            delegate.gc(&inner, collector)
+        }
+        Located::Elsewhere(executable) if collector.run() == Run::Dry => {
+            collector.note(would_run_foreign(plugin, &executable));
+            Ok(())
+        }
+        Located::Elsewhere(executable) => exec::run(
+            &executable,
+            &[("CNI_COMMAND", Command::Gc.as_str())],
+            &call.config.raw,
+        )
+        .map(drop),
+    }
+}
+
+/// What there is to say beforehand of the GC of a plugin that is not ours.
+pub fn would_run_foreign(plugin: &str, executable: &Path) -> String {
+    format!(
+        "would run GC {plugin} ({}), which does not tell beforehand what it removes",
+        executable.display()
+    )
 }
 
 /// The call as the delegate sees it.
@@ -118,10 +152,13 @@ enum Located {
 
 fn locate(call: &Call, plugin: &str) -> Result<Located> {
     let executable = exec::find(plugin, &call.invocation.path)?;
-    Ok(match (call.applets)(plugin) {
-        Some(ours) if fsutil::is_same_file(Path::new("/proc/self/exe"), &executable) => {
-            Located::Here(ours)
-        }
-        _ => Located::Elsewhere(executable),
+    Ok(match own(plugin, &executable, call.applets) {
+        Some(ours) => Located::Here(ours),
+        None => Located::Elsewhere(executable),
     })
+}
+
+/// The plugin that `executable` is under the name `plugin`, if it is this very program.
+pub fn own(plugin: &str, executable: &Path, applets: Applets) -> Option<&'static dyn Plugin> {
+    applets(plugin).filter(|_| fsutil::is_same_file(Path::new("/proc/self/exe"), executable))
 }

@@ -5,6 +5,7 @@
 //! or knows a plugin by name.
 
 pub mod args;
+pub mod collector;
 pub mod config;
 pub mod delegate;
 pub mod error;

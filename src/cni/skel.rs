@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::collector::{Collector, Run};
 use super::config::{Config, Document};
 use super::error::{Code, ErrorObject, coded};
 use super::invocation::{Command, Environment, Invocation, unknown_command};
@@ -61,11 +62,13 @@ pub trait Plugin: Sync {
     /// Code 50 and the reason.
     fn status(&self, call: &Call) -> Result<()>;
 
-    /// Removes what belongs to this network and to no valid attachment.
+    /// Tells `collector` of all that belongs to this network and to no valid attachment,
+    /// and how it goes.
     ///
     /// # Errors
-    /// All that could not be removed, after trying everything.
-    fn gc(&self, call: &Call) -> Result<()>;
+    /// When it cannot be told what is stale. What goes wrong after that is the
+    /// collector's to keep, and stops nothing.
+    fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()>;
 
     /// What is missing of the packet filter rules that ADD made, each as the command that
     /// would add it. `call` is that of CHECK, at any version of the specification.
@@ -106,6 +109,27 @@ pub struct Call {
     pub applets: Applets,
     /// How many of our own plugins have delegated to get here.
     pub depth: u8,
+}
+
+impl Call {
+    /// A GC with this configuration of one of our own plugins, outside of its process.
+    ///
+    /// # Errors
+    /// As the plugin's own process would answer.
+    pub fn to_collect(
+        plugin: &dyn Plugin,
+        applets: Applets,
+        path: &str,
+        config: Vec<u8>,
+    ) -> Result<Self> {
+        let env = Environment::from([("CNI_PATH".to_owned(), path.to_owned())]);
+        Ok(Self {
+            invocation: Invocation::parse(Command::Gc, &env)?,
+            config: Document::parse(config)?.negotiate(Command::Gc, plugin.versions())?,
+            applets,
+            depth: 0,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -307,7 +331,12 @@ pub fn dispatch(plugin: &dyn Plugin, call: &Call) -> Result<()> {
         Command::Del => plugin.del(call),
         Command::Check => plugin.check(call),
         Command::Status => plugin.status(call),
-        Command::Gc => plugin.gc(call),
+        Command::Gc => {
+            let mut collector = Collector::new(Run::Real);
+            let done = plugin.gc(call, &mut collector);
+            collector.attempt(done);
+            collector.finish()
+        }
         // Both have an answer and are served above.
         Command::Add | Command::Version => Ok(()),
     }
@@ -368,7 +397,7 @@ mod tests {
         fn status(&self, _call: &Call) -> Result<()> {
             Ok(())
         }
-        fn gc(&self, _call: &Call) -> Result<()> {
+        fn gc(&self, _call: &Call, _collector: &mut Collector) -> Result<()> {
             Ok(())
         }
         fn validate(&self, _root: &str, _document: &Value) -> Vec<Problem> {
@@ -501,8 +530,8 @@ mod tests {
             fn status(&self, call: &Call) -> Result<()> {
                 Nothing.status(call)
             }
-            fn gc(&self, call: &Call) -> Result<()> {
-                Nothing.gc(call)
+            fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
+                Nothing.gc(call, collector)
             }
             fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
                 Nothing.validate(root, document)

@@ -1,4 +1,4 @@
-//! The five commands of the specification: each runs the chain of a network.
+//! The commands about one attachment, and STATUS: each runs the chain of a network.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -6,15 +6,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::trace::Trace;
-use super::{AddArgs, DelArgs, GcArgs, Options, Target, Whole, output};
+use super::{AddArgs, DelArgs, Options, Target, Whole, output};
 use crate::cni::error::{Code, coded};
 use crate::cni::invocation::{Attachment, Command};
 use crate::cni::json::{self, Object};
-use crate::cni::version::Version;
 use crate::runtime::cache::{self, Cache};
 use crate::runtime::chain::{Chain, OnFailure, Runtime, Step};
 use crate::runtime::directory::{self, Directory};
-use crate::runtime::gc::{self, Extent, Sweep};
+use crate::runtime::gc;
 use crate::runtime::parameters::{Parameters, clean, container_id, parse_args};
 
 /// `cnitool add`: prints the last plugin's result.
@@ -73,48 +72,6 @@ pub fn status(options: &Options, whole: &Whole) -> Result<ExitCode> {
     on_chain(options, &whole.network, ask)
 }
 
-/// `cnitool gc`. What fails is reported, and stops nothing.
-///
-/// # Errors
-/// When nothing could be tried.
-pub fn gc(options: &Options, args: &GcArgs) -> Result<ExitCode> {
-    let directory = open(options.conf())?;
-    let network = directory.find(&args.whole.network)?;
-    let trace = trace(options);
-    let runtime = runtime(options, &trace);
-    let chain = runtime.chain(network)?;
-    let contents = runtime.cache.contents()?;
-    for unknown in &contents.unknown {
-        output::note(&format!("warning: {unknown}"));
-    }
-    let extent = if args.all {
-        Extent::Everything
-    } else {
-        Extent::Stale
-    };
-    let Some(sweep) = gc::plan(network, contents, extent) else {
-        output::note("disableGC is set: nothing is removed");
-        return Ok(ExitCode::SUCCESS);
-    };
-    if args.dry_run {
-        output::answer(sweep_plan(&chain, &sweep).concat().as_bytes())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let errors = gc::collect(&chain, &sweep, &output::note);
-    if chain.version() < Version::V1_1_0 {
-        output::note(&format!(
-            "cniVersion {} has no GC: no plugin was asked to look for more",
-            chain.version()
-        ));
-    }
-    errors.iter().for_each(output::report);
-    Ok(if errors.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
 /// # Errors
 /// Names the argument that cannot be used.
 fn parameters(options: &Options, target: &Target) -> Result<Parameters> {
@@ -145,7 +102,8 @@ fn parameters(options: &Options, target: &Target) -> Result<Parameters> {
     )
 }
 
-fn trace(options: &Options) -> Trace {
+/// What is told of each call of a plugin.
+pub fn trace(options: &Options) -> Trace {
     Trace {
         verbose: options.verbose,
         timing: options.timing,
@@ -153,7 +111,10 @@ fn trace(options: &Options) -> Trace {
 }
 
 /// Reads the configurations; what cannot be read is told and disables nothing else.
-fn open(path: &Path) -> Result<Directory> {
+///
+/// # Errors
+/// When there is no reading any.
+pub fn open(path: &Path) -> Result<Directory> {
     let directory = directory::load(path)?;
     for broken in &directory.broken {
         output::note(&format!("warning: {broken}"));
@@ -161,7 +122,8 @@ fn open(path: &Path) -> Result<Directory> {
     Ok(directory)
 }
 
-fn runtime<'a>(options: &Options, trace: &'a Trace) -> Runtime<'a> {
+/// The runtime that this tool is.
+pub fn runtime<'a>(options: &Options, trace: &'a Trace) -> Runtime<'a> {
     Runtime {
         path: options.path().to_owned(),
         cache: Cache::new(Path::new(cache::DEFAULT)),
@@ -202,23 +164,6 @@ fn steps(chain: &Chain<'_>, command: Command) -> Vec<String> {
             Err(error) => format!("cannot run {word}: {error:#}\n"),
         })
         .collect()
-}
-
-fn sweep_plan(chain: &Chain<'_>, sweep: &Sweep) -> Vec<String> {
-    let stale = sweep.stale.iter();
-    let mut lines: Vec<String> = stale
-        .map(|parameters| format!("would remove {}\n", gc::describe(parameters)))
-        .collect();
-    if let Some(doubt) = sweep.doubt() {
-        lines.push(format!("would run no GC: {doubt:#}\n"));
-    } else if chain.version() >= Version::V1_1_0 {
-        lines.extend(steps(chain, Command::Gc));
-        lines.extend(sweep.valid.iter().map(|valid| {
-            let (id, ifname) = (&valid.container_id, &valid.ifname);
-            format!("would keep container {id}, interface {ifname}\n")
-        }));
-    }
-    lines
 }
 
 /// The commonest mistake: the name of a namespace where its path is wanted.

@@ -2,6 +2,7 @@
 //! cache and output (behaviour 3.9), and tells more when something is missing.
 
 mod commands;
+mod gc;
 mod list;
 mod output;
 mod trace;
@@ -221,7 +222,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Verb::Add(args) => commands::add(options, args),
         Verb::Check(target) => commands::check(options, target),
         Verb::Del(args) => commands::del(options, args),
-        Verb::Gc(args) => commands::gc(options, args),
+        Verb::Gc(args) => gc::run(options, args),
         Verb::Status(whole) => commands::status(options, whole),
         Verb::List => list::run(options),
         Verb::Validate(args) => validate::run(options, args),

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use crate::cni::error::{Code, all, detailed};
+use crate::cni::error::{Code, all, detailed, not_available};
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
 use iptables::Iptables;
@@ -213,6 +213,14 @@ impl BackendName {
             .find(|name| name.as_str() == word)
     }
 
+    /// Whether this host has what the backend needs.
+    pub fn is_usable(self) -> bool {
+        match self {
+            Self::Iptables => Iptables::from_environment().is_usable(),
+            Self::Nftables => nftables::is_usable(),
+        }
+    }
+
     /// The backend itself.
     pub fn backend(self) -> Box<dyn Backend> {
         match self {
@@ -230,8 +238,8 @@ impl BackendName {
 pub fn choose(asked: Option<BackendName>) -> Result<BackendName> {
     match asked {
         Some(name) => Ok(name),
-        None if Iptables::from_environment().is_usable() => Ok(BackendName::Iptables),
-        None if nftables::is_usable() => Ok(BackendName::Nftables),
+        None if BackendName::Iptables.is_usable() => Ok(BackendName::Iptables),
+        None if BackendName::Nftables.is_usable() => Ok(BackendName::Nftables),
         None => Err(detailed(
             Code::Internal,
             "this host has neither iptables nor nftables",
@@ -240,13 +248,44 @@ pub fn choose(asked: Option<BackendName>) -> Result<BackendName> {
     }
 }
 
+/// For STATUS: whether rules could be made with the backend asked for, or with any.
+///
+/// # Errors
+/// Code 50, with what is missing.
+pub fn check_usable(asked: Option<BackendName>) -> Result<()> {
+    let what_to_do = match asked {
+        Some(name) if name.is_usable() => return Ok(()),
+        None => {
+            return choose(None)
+                .map(drop)
+                .map_err(|error| not_available(&error));
+        }
+        Some(BackendName::Iptables) => {
+            "install iptables (iptables-restore must be in PATH), or choose the backend \"nftables\""
+        }
+        Some(BackendName::Nftables) => {
+            "load the kernel module nf_tables and give the runtime CAP_NET_ADMIN, or choose the \
+             backend \"iptables\""
+        }
+    };
+    let name = asked.map_or("", BackendName::as_str);
+    Err(detailed(
+        Code::NotAvailable,
+        format!("the backend {name} that the configuration asks for cannot be used"),
+        what_to_do,
+    ))
+}
+
+/// In the order in which they are cleaned up.
+pub const BACKENDS: [BackendName; 2] = [BackendName::Nftables, BackendName::Iptables];
+
 /// Runs `work` with both backends: what a container left may be in either. All errors
 /// are reported, the first in front.
 ///
 /// # Errors
 /// Those of `work`.
 pub fn with_both(work: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> {
-    let done = [BackendName::Nftables, BackendName::Iptables].map(|name| {
+    let done = BACKENDS.map(|name| {
         work(name.backend().as_ref()).with_context(|| format!("clean up {} rules", name.as_str()))
     });
     all(done)
@@ -275,6 +314,12 @@ pub trait Backend: Sync {
     /// When the kernel or the tool refuses to tell.
     fn missing_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<Vec<String>>;
 
+    /// Whose masquerade rules [`Backend::collect_masquerade`] would remove, in words.
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    fn stale_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>>;
+
     /// Removes the masquerade rules of `network` whose attachment is not in `valid`.
     ///
     /// # Errors
@@ -299,6 +344,12 @@ pub trait Backend: Sync {
     /// # Errors
     /// As [`Backend::missing_masquerade`].
     fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>>;
+
+    /// As [`Backend::stale_masquerade`].
+    ///
+    /// # Errors
+    /// As [`Backend::stale_masquerade`].
+    fn stale_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>>;
 
     /// As [`Backend::collect_masquerade`].
     ///

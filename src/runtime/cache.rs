@@ -196,6 +196,14 @@ impl Cache {
             .with_context(|| format!("read the result cache {}", file.display()))
     }
 
+    /// The namespace that an attachment was added to, empty where the runtime told none;
+    /// `None` when nothing readable is known of the attachment.
+    pub fn netns(&self, network: &str, attachment: &Attachment) -> Option<String> {
+        let entry = read_entry(&self.file(network, attachment)).ok()??;
+        let is_theirs = entry.network == network && entry.parameters.attachment == *attachment;
+        is_theirs.then_some(entry.parameters.netns)
+    }
+
     /// Forgets an attachment; one that is not there is forgotten already.
     ///
     /// # Errors
@@ -408,6 +416,10 @@ mod tests {
         let found =
             |network: &str, id: &str| cache.find(network, &attachment(id, "eth0"), Version::V1_1_0);
         assert!(matches!(found("a-b", "c"), Cached::Result(_)));
+        let netns = |network: &str, id: &str| cache.netns(network, &attachment(id, "eth0"));
+        assert_eq!(netns("a-b", "c").as_deref(), Some("/run/netns/c1"));
+        assert_eq!(netns("a", "b-c"), None);
+        assert_eq!(netns("a", "x"), None);
         let Cached::Foreign(network, owner) = found("a", "b-c") else {
             panic!("believed");
         };

@@ -72,7 +72,7 @@ pub struct Step<'a> {
 
 impl Step<'_> {
     /// What the reference says around a plugin's error.
-    fn failed(&self, doing: &str) -> String {
+    pub fn failed(&self, doing: &str) -> String {
         let name = &self.plugin.name;
         let name = if name.is_empty() {
             String::new()
@@ -372,6 +372,21 @@ impl Chain<'_> {
                 .with_context(|| step.failed("status"))?;
         }
         Ok(())
+    }
+
+    /// What [`Self::gc`] would send to every plugin; an error for each that is missing.
+    pub fn gc_requests(&self, valid: &[Attachment]) -> Vec<Result<(Step<'_>, Vec<u8>)>> {
+        let additions = Additions {
+            valid_attachments: Some(valid),
+            ..Additions::default()
+        };
+        let steps = self.steps(Command::Gc).into_iter();
+        let request = |step: Result<_>| {
+            let step: Step<'_> = step?;
+            let config = request::encode(self.network, step.plugin, additions)?;
+            Ok((step, config))
+        };
+        steps.map(request).collect()
     }
 
     /// Tells every plugin which attachments live; whatever else belongs to the network

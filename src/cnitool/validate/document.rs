@@ -255,6 +255,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use crate::cni::collector::Collector;
     use crate::cni::result::CniResult;
     use crate::cni::skel::{Call, Plugin};
     use crate::undo::Undo;
@@ -285,7 +286,7 @@ mod tests {
         fn status(&self, _call: &Call) -> Result<()> {
             Ok(())
         }
-        fn gc(&self, _call: &Call) -> Result<()> {
+        fn gc(&self, _call: &Call, _collector: &mut Collector) -> Result<()> {
             Ok(())
         }
         fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {

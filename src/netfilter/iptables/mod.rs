@@ -163,6 +163,19 @@ impl Iptables {
         result
     }
 
+    /// The containers whose rules of this kind [`owned::collect`] would remove.
+    fn stale(&self, kind: &str, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+        let mut containers = BTreeSet::new();
+        for family in FAMILIES {
+            for tool in self.tools(family, &[])? {
+                let table = tool.save()?;
+                let table = table.map_err(|refusal| refusal.during("read", &tool))?;
+                containers.extend(owned::stale(kind, network, valid, &table));
+            }
+        }
+        Ok(containers.into_iter().collect())
+    }
+
     fn port_map_rules(owner: &Owner, wanted: &PortMaps) -> Result<Vec<(Family, port_maps::Rules)>> {
         wanted
             .container
@@ -228,6 +241,10 @@ impl Backend for Iptables {
             missing.extend(absent(&tool, &read(&tool)?, rules.all())?);
         }
         Ok(missing)
+    }
+
+    fn stale_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+        self.stale(masquerade::KIND, network, valid)
     }
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
@@ -301,6 +318,10 @@ impl Backend for Iptables {
             }
         }
         Ok(missing)
+    }
+
+    fn stale_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+        self.stale(port_maps::KIND, network, valid)
     }
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {

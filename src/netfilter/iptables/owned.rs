@@ -84,24 +84,42 @@ pub fn remove_chain(
     goes
 }
 
-/// Removes all that carries a comment of `network` but not that of a valid attachment.
-pub fn collect(kind: &str, network: &str, valid: &[Attachment], table: &Table) -> Script {
+/// Tells rules that carry a comment of `network` but not that of a valid attachment.
+fn stale_rules(kind: &str, network: &str, valid: &[Attachment]) -> impl Fn(&Rule) -> bool {
     let start = comment_start(kind, network);
     let keep: BTreeSet<String> = valid
         .iter()
         .map(|attachment| comment(kind, network, &attachment.container_id))
         .collect();
-    let is_stale = |rule: &Rule| {
+    move |rule| {
         rule.comment()
             .is_some_and(|comment| comment.starts_with(&start) && !keep.contains(comment))
-    };
-    let stale: Vec<_> = table.rules.iter().filter(|rule| is_stale(rule)).collect();
+    }
+}
+
+/// Whose rules [`collect`] would remove: `container ID`, or the comment where it is cut.
+pub fn stale(kind: &str, network: &str, valid: &[Attachment], table: &Table) -> BTreeSet<String> {
+    let is_stale = stale_rules(kind, network, valid);
+    let stale = table.rules.iter().filter(|rule| is_stale(rule));
+    let comments = stale.filter_map(Rule::comment);
+    comments
+        .map(|comment| match parse_comment(kind, comment) {
+            Some((_, container_id)) => format!("container {container_id}"),
+            None => comment.to_owned(),
+        })
+        .collect()
+}
+
+/// Removes all that carries a comment of `network` but not that of a valid attachment.
+pub fn collect(kind: &str, network: &str, valid: &[Attachment], table: &Table) -> Script {
+    let is_stale = stale_rules(kind, network, valid);
+    let stale: Vec<&Rule> = table.rules.iter().filter(|rule| is_stale(rule)).collect();
     let chains: BTreeSet<&str> = stale
         .iter()
         .flat_map(|rule| [Some(rule.chain.as_str()), rule.jump()])
         .flatten()
         .filter(|chain| is_private(chain) && table.chains.contains(*chain))
-        .filter(|chain| table.jumps(chain).all(is_stale))
+        .filter(|chain| table.jumps(chain).all(&is_stale))
         .collect();
     let mut script = Script::default();
     for rule in stale {
@@ -175,6 +193,8 @@ mod tests {
 COMMIT
 "#
         );
+        let whose = stale("", "net1", &[attachment("b")], &table);
+        assert_eq!(whose, BTreeSet::from(["container a".to_owned()]));
         assert!(collect("", "net1", &[attachment("a"), attachment("b")], &table).is_empty());
         assert!(collect("", "net", &[], &table).is_empty());
     }

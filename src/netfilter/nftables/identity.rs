@@ -70,6 +70,16 @@ pub fn masquerade_comment(owner: &Owner) -> String {
     cut(&format!("{}{}", Tag::of(owner).0, details.replace('"', "")))
 }
 
+/// Whose a masquerade rule is that has this comment.
+pub fn owner_in_words(comment: &str) -> String {
+    let names = comment.split_once(", if: ").map(|(_, names)| names);
+    match names.and_then(|names| names.split_once(", id: ")) {
+        Some((ifname, container_id)) => format!("{ifname} of container {container_id}"),
+        // A network with a long name leaves no room for the others.
+        None => comment.to_owned(),
+    }
+}
+
 /// The comment of a container's port mappings: its bare id (behaviour 7.4).
 pub fn port_map_comment(owner: &Owner) -> String {
     cut(&owner.attachment.container_id)
@@ -157,6 +167,9 @@ mod tests {
             masquerade_comment(&owner("net1", "cont1", "eth0")),
             "8e48f37d5de60467-f37378035343678b, net: net1, if: eth0, id: cont1"
         );
+        let comment = masquerade_comment(&owner("net1", "cont1", "eth0"));
+        assert_eq!(owner_in_words(&comment), "eth0 of container cont1");
+        assert_eq!(owner_in_words("cut off"), "cut off");
     }
 
     #[test]

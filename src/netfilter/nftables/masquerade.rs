@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::identity::{Tag, masquerade_comment};
+use super::identity::{self, Tag, masquerade_comment};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
 use super::shared::{Shared, Snapshot, command, ensure_shared, in_chain, missing_shared};
 use super::transaction::{Change, Found};
@@ -107,6 +107,14 @@ pub fn remove(found: &[Found], unwanted: impl Fn(&Tag) -> bool) -> Vec<Change> {
         .iter()
         .filter(|rule| rule.handle.chain == CHECKS && tag(rule).is_some_and(|tag| unwanted(&tag)))
         .map(|rule| Change::DeleteRule(TABLE, rule.handle.clone()))
+        .collect()
+}
+
+/// Whose the rules are whose tag is `unwanted`.
+pub fn owners(found: &[Found], unwanted: impl Fn(&Tag) -> bool) -> Vec<String> {
+    in_chain(found, CHECKS)
+        .filter(|rule| tag(rule).is_some_and(|tag| unwanted(&tag)))
+        .filter_map(|rule| rule.comment.as_deref().map(identity::owner_in_words))
         .collect()
 }
 

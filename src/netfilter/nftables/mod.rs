@@ -44,6 +44,15 @@ use crate::net::mac::Mac;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Nftables;
 
+/// Whose the rules are that `owners` finds, each once. Where nothing can be asked there are
+/// none.
+fn stale(owners: impl Fn(&Socket) -> Result<Vec<String>>) -> Result<Vec<String>> {
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(Vec::new());
+    };
+    Ok(BTreeSet::from_iter(owners(&socket)?).into_iter().collect())
+}
+
 /// Removes what `plan` finds. Where nothing can be asked there is nothing to remove.
 fn clean(plan: impl Fn(&Socket) -> Result<Vec<Change>>) -> Result<()> {
     let Some(socket) = Socket::open_if_any()? else {
@@ -73,6 +82,15 @@ impl Backend for Nftables {
     fn missing_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<Vec<String>> {
         let found = rules(&Socket::open()?, &masquerade::TABLE, None)?;
         Ok(masquerade::missing(owner, wanted, &found))
+    }
+
+    fn stale_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+        stale(|socket| {
+            let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
+            Ok(masquerade::owners(&found, |tag| {
+                tag.is_stale(network, valid)
+            }))
+        })
     }
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
@@ -118,6 +136,19 @@ impl Backend for Nftables {
             missing.extend(plan.missing(owner, &found));
         }
         Ok(missing)
+    }
+
+    fn stale_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+        stale(|socket| {
+            let mut owners = Vec::new();
+            for table in port_maps::TABLES {
+                let found = rules(socket, &table, None)?;
+                owners.extend(port_maps::owners(&found, |tag| {
+                    tag.is_stale(network, valid)
+                }));
+            }
+            Ok(owners)
+        })
     }
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
@@ -261,6 +292,17 @@ impl Nftables {
     #[cfg(test)]
     fn check_spoof_check(owner: &Owner, host_end: &str, mac: Mac) -> Result<()> {
         super::none_missing(&Self::missing_spoof_check(owner, host_end, mac)?)
+    }
+
+    /// Whose spoof checks [`Self::collect_spoof_checks`] would remove, in words.
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    pub fn stale_spoof_checks(network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+        stale(|socket| {
+            let found = rules(socket, &spoof_check::TABLE, Some(spoof_check::PREROUTING))?;
+            Ok(spoof_check::owners(network, valid, &found))
+        })
     }
 
     /// Removes those of `network` whose attachment is not in `valid`. The reference's say

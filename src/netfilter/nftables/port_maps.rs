@@ -347,6 +347,15 @@ pub fn is_own(owner: &Owner, rule: &Found) -> bool {
         && rule.tag.as_ref().is_none_or(|tag| *tag == Tag::of(owner))
 }
 
+/// Whose the rules are whose tag is `unwanted`.
+pub fn owners(found: &[Found], unwanted: impl Fn(&Tag) -> bool) -> Vec<String> {
+    found
+        .iter()
+        .filter(|rule| rule.tag.as_ref().is_some_and(&unwanted))
+        .filter_map(|rule| Some(format!("container {}", rule.comment.as_ref()?)))
+        .collect()
+}
+
 /// What removes the rules that are `unwanted`.
 pub fn remove(table: Table, found: &[Found], unwanted: impl Fn(&Found) -> bool) -> Vec<Change> {
     OWNED

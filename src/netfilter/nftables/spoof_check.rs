@@ -125,6 +125,27 @@ pub fn remove(present: &[String], found: &[Found]) -> Vec<Change> {
 /// The chains of the attachments to `network` that are not in `valid`, as far as rules
 /// of [`PREROUTING`] lead to them.
 pub fn stale(network: &str, valid: &[Attachment], found: &[Found]) -> Vec<[String; 2]> {
+    stale_interfaces(network, valid, found)
+        .map(|interface| {
+            let mac = format!("{interface}{MAC_SUFFIX}");
+            [interface, mac]
+        })
+        .collect()
+}
+
+/// Whose they are: container id and interface, as they stand in the names of the chains.
+pub fn owners(network: &str, valid: &[Attachment], found: &[Found]) -> Vec<String> {
+    stale_interfaces(network, valid, found)
+        .map(|interface| interface.replacen(INTERFACE_PREFIX, "", 1))
+        .collect()
+}
+
+/// The first of an owner's two chains each.
+fn stale_interfaces(
+    network: &str,
+    valid: &[Attachment],
+    found: &[Found],
+) -> impl Iterator<Item = String> {
     let stale = found.iter().filter(|rule| {
         rule.tag
             .as_ref()
@@ -133,11 +154,6 @@ pub fn stale(network: &str, valid: &[Attachment], found: &[Found]) -> Vec<[Strin
     stale
         .filter_map(jump_target)
         .filter(|interface| interface.starts_with(INTERFACE_PREFIX))
-        .map(|interface| {
-            let mac = format!("{interface}{MAC_SUFFIX}");
-            [interface, mac]
-        })
-        .collect()
 }
 
 fn remove_jumps(to: &str, found: &[Found]) -> Vec<Change> {

@@ -2,10 +2,14 @@
 //!
 //! Its name follows from the attachment, and its alias spells the attachment out. So
 //! `ip -d link` explains itself, and DEL finds the pair when the container's namespace
-//! is gone or nobody remembers the result of ADD.
+//! is gone or nobody remembers the result of ADD; and GC finds those of containers that
+//! are gone. A link without such an alias is never GC's.
+
+use std::collections::BTreeSet;
 
 use anyhow::Result;
 
+use crate::cni::collector::Collector;
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
 use crate::fsutil;
@@ -39,8 +43,7 @@ impl Identity {
         } = attachment;
         let digits = hash::sha512_hex(&format!("{network}\0{container_id}\0{ifname}"), 8);
         // Names and ids are ASCII: cutting bytes cuts no character.
-        let mut alias =
-            format!("cni network {network} interface {ifname} container {container_id}");
+        let mut alias = format!("{}{ifname} container {container_id}", alias_start(network));
         alias.truncate(ALIAS_LIMIT);
         Self {
             name: format!("veth{digits}"),
@@ -76,6 +79,37 @@ impl Identity {
     }
 }
 
+/// How the aliases of all host ends in `network` start. There is no blank in a name, so
+/// that none is the start of another's.
+fn alias_start(network: &str) -> String {
+    format!("cni network {network} interface ")
+}
+
+/// GC of the veth pairs of attachments that are no longer valid. What their other ends
+/// are doing does not matter: the runtime's list rules.
+pub fn collect(network: &str, valid: &[Attachment], collector: &mut Collector) {
+    let looked = Netlink::open().and_then(|host| Ok((link::all(&host, "veth")?, host)));
+    let (links, host) = match looked {
+        Ok(found) => found,
+        Err(error) => return collector.attempt(Err(error)),
+    };
+    for link in stale(network, valid, links) {
+        let what = format!("link {} ({})", link.name, link.alias);
+        collector.remove(&what, || link::delete(&host, link.index));
+    }
+}
+
+/// Those of `links` whose alias names this network and no valid attachment.
+fn stale(network: &str, valid: &[Attachment], links: Vec<Link>) -> Vec<Link> {
+    let start = alias_start(network);
+    let kept: BTreeSet<String> = valid
+        .iter()
+        .map(|attachment| Identity::new(network, attachment).alias)
+        .collect();
+    let is_stale = |link: &Link| link.alias.starts_with(&start) && !kept.contains(&link.alias);
+    links.into_iter().filter(is_stale).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +137,39 @@ mod tests {
         ] {
             assert_ne!(one.name, other.name);
         }
+    }
+
+    #[test]
+    fn only_what_says_that_it_is_this_networks_is_stale() {
+        let attachment = |id: &str| Attachment {
+            container_id: id.into(),
+            ifname: "eth0".into(),
+        };
+        let long = "x".repeat(300);
+        let links = [
+            identity("n", "kept", "eth0").alias,
+            identity("n", &long, "eth0").alias,
+            identity("n", "gone", "eth0").alias,
+            identity("n", "kept", "eth1").alias,
+            identity("nn", "gone", "eth0").alias,
+            String::new(),
+            "cni network n".into(),
+            "uplink of cni network n interface eth0 container gone".into(),
+        ]
+        .map(|alias| Link {
+            alias,
+            ..Link::default()
+        });
+        let valid = [attachment("kept"), attachment(&long)];
+        let stale = stale("n", &valid, links.into());
+        let aliases: Vec<&str> = stale.iter().map(|link| link.alias.as_str()).collect();
+        assert_eq!(
+            aliases,
+            [
+                "cni network n interface eth0 container gone",
+                "cni network n interface eth1 container kept",
+            ]
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 use serde_json::Value;
 
+use crate::cni::collector::Collector;
 use crate::cni::delegate;
 use crate::cni::error::{Code, all, detailed, not_available};
 use crate::cni::invocation::Command;
@@ -160,10 +161,8 @@ impl Plugin for Bridge {
         if let Err(error) = apply::find_bridge(&Netlink::open()?, &settings.bridge) {
             return Err(not_available(&error));
         }
-        if settings.masquerade
-            && let Err(error) = netfilter::choose(settings.backend)
-        {
-            return Err(not_available(&error));
+        if settings.masquerade {
+            netfilter::check_usable(settings.backend)?;
         }
         if settings.spoof_check && !nftables::is_usable() {
             return Err(detailed(
@@ -178,13 +177,18 @@ impl Plugin for Bridge {
         }
     }
 
-    fn gc(&self, call: &Call) -> Result<()> {
+    fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
         let valid = call.config.valid_attachments()?;
+        let network = &call.config.network;
+        // No address is free while an interface still has it.
+        host_end::collect(network, &valid, collector);
         let released = call.config.ipam_type().and_then(|ipam| match ipam {
-            Some(plugin) => delegate::run(call, &plugin, Command::Gc),
+            Some(plugin) => delegate::gc(call, &plugin, collector),
             None => Ok(()),
         });
-        all([released, rules::collect(&call.config.network, &valid)])
+        collector.attempt(released);
+        rules::collect(network, &valid, collector);
+        Ok(())
     }
 
     fn missing_rules(&self, call: &Call) -> Result<Vec<String>> {

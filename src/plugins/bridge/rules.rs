@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::config::Settings;
+use crate::cni::collector::Collector;
 use crate::cni::error::all;
 use crate::cni::invocation::Attachment;
 use crate::cni::result::{CniResult, Ip};
@@ -182,15 +183,27 @@ impl Wanted {
     }
 }
 
-/// Removes the rules of attachments that are no longer valid.
-///
-/// # Errors
-/// When a rule is there and stays.
-pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
-    all([
-        netfilter::with_both(|backend| backend.collect_masquerade(network, valid)),
-        Nftables::collect_spoof_checks(network, valid),
-    ])
+/// GC of the rules of attachments that are no longer valid, of both backends.
+pub fn collect(network: &str, valid: &[Attachment], collector: &mut Collector) {
+    for name in netfilter::BACKENDS {
+        let backend = name.backend();
+        collector.remove_together(
+            || {
+                let owners = backend.stale_masquerade(network, valid)?;
+                let what = |owner| format!("masquerade rules of {owner} ({})", name.as_str());
+                Ok(owners.into_iter().map(what).collect())
+            },
+            || backend.collect_masquerade(network, valid),
+        );
+    }
+    collector.remove_together(
+        || {
+            let owners = Nftables::stale_spoof_checks(network, valid)?;
+            let what = |owner| format!("spoof check of {owner} (nftables)");
+            Ok(owners.into_iter().map(what).collect())
+        },
+        || Nftables::collect_spoof_checks(network, valid),
+    );
 }
 
 #[cfg(test)]

@@ -7,15 +7,15 @@
 //!
 //! It is a hint. What it says about a lease counts only while the lease says the same,
 //! and one reading of the lease directory rebuilds it. What it does not say counts only
-//! while it is complete: then the file `complete` has the modification time that the lease
-//! directory has. Whoever adds or removes a lease without telling us (the reference
+//! while it is complete: then the file `complete`, which holds a [`Tally`] of the leases, has
+//! the modification time that the lease directory has. Whoever adds or removes a lease without telling us (the reference
 //! plugin, an administrator, a process of ours that was killed) changes the latter, and
 //! never to what it was: we leave it at a time that lies before our own last change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, FileTimes, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -53,6 +53,46 @@ pub struct Known {
     stamp: String,
     /// The boot in which it was written; empty when that is not known.
     boot: String,
+}
+
+/// How many leases there are of each boot of the node: enough to know, without reading
+/// them, that none is from an earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Those that somebody owns, by boot; empty when that is not known.
+    boots: BTreeMap<String, usize>,
+    /// Whether any named no owner when all were read last.
+    pub blank: bool,
+    /// The boot in which that was.
+    pub read_in: String,
+}
+
+impl Tally {
+    fn add(&mut self, entry: &Entry) {
+        for known in entry.leases.values() {
+            *self.boots.entry(known.boot.clone()).or_default() += 1;
+        }
+    }
+
+    fn subtract(&mut self, entry: &Entry) {
+        for known in entry.leases.values() {
+            if let Some(count) = self.boots.get_mut(&known.boot) {
+                *count = count.saturating_sub(1);
+            }
+        }
+        self.boots.retain(|_, count| *count > 0);
+    }
+
+    /// How many leases somebody owns.
+    pub fn total(&self) -> usize {
+        self.boots.values().sum()
+    }
+
+    /// Whether any lease is known to be from another boot than this one.
+    pub fn has_earlier_than(&self, boot: &str) -> bool {
+        let mut boots = self.boots.keys();
+        boots.any(|known| !known.is_empty() && known != boot)
+    }
 }
 
 impl Entry {
@@ -102,21 +142,33 @@ impl Index {
             .is_ok_and(|marked| marked == changed_at)
     }
 
+    /// The tally of all leases, if every lease is in the index.
+    pub fn tally(&self, changed_at: SystemTime) -> Option<Tally> {
+        if !self.is_complete(changed_at) {
+            return None;
+        }
+        serde_json::from_slice(&fs::read(self.dir.join(COMPLETE)).ok()?).ok()
+    }
+
     /// Notes that every lease is in the index.
     ///
     /// # Errors
     /// When the mark cannot be written.
-    pub fn mark_complete(&self, changed_at: SystemTime) -> Result<()> {
+    pub fn mark_complete(&self, changed_at: SystemTime, tally: &Tally) -> Result<()> {
         let path = self.dir.join(COMPLETE);
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(FILE_MODE)
-            .custom_flags(nix::libc::O_NOFOLLOW)
-            .open(&path)
-            .and_then(|file| file.set_times(FileTimes::new().set_modified(changed_at)))
-            .with_context(|| format!("mark {}", path.display()))
+        let mark = || -> Result<()> {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(FILE_MODE)
+                .custom_flags(nix::libc::O_NOFOLLOW)
+                .open(&path)?;
+            file.write_all(&serde_json::to_vec(tally)?)?;
+            // Until then it has the time of now, and counts for nothing.
+            Ok(file.set_times(FileTimes::new().set_modified(changed_at))?)
+        };
+        mark().with_context(|| format!("mark {}", path.display()))
     }
 
     /// What is known of `owner`.
@@ -138,10 +190,17 @@ impl Index {
     ///
     /// # Errors
     /// When the file cannot be read or written.
-    pub fn add(&self, owner: &Owner, leases: &[Lease], boot: &str) -> Result<()> {
+    pub fn add(
+        &self,
+        owner: &Owner,
+        leases: &[Lease],
+        boot: &str,
+        tally: &mut Tally,
+    ) -> Result<()> {
         let mut entry = self
             .get(owner)?
             .unwrap_or_else(|| Entry::new(owner, BTreeMap::new()));
+        tally.subtract(&entry);
         entry.leases.extend(leases.iter().map(|lease| {
             let known = Known {
                 stamp: lease.stamp.clone(),
@@ -149,6 +208,7 @@ impl Index {
             };
             (lease.ip, known)
         }));
+        tally.add(&entry);
         self.put(owner, &entry)
     }
 
@@ -156,20 +216,32 @@ impl Index {
     ///
     /// # Errors
     /// As [`Self::add`].
-    pub fn forget(&self, owner: &Owner, addresses: &BTreeSet<IpAddr>) -> Result<()> {
+    pub fn forget(
+        &self,
+        owner: &Owner,
+        addresses: &BTreeSet<IpAddr>,
+        tally: &mut Tally,
+    ) -> Result<()> {
         let Some(mut entry) = self.get(owner)? else {
             return Ok(());
         };
+        tally.subtract(&entry);
         entry.leases.retain(|ip, _| !addresses.contains(ip));
+        tally.add(&entry);
         self.put(owner, &entry)
     }
 
     /// Makes the index say what `leases`, all that there are, say. What it knows of them
-    /// already, which is `entries`, stays known.
+    /// already, which is `entries`, stays known. `boot` is the present one.
     ///
     /// # Errors
     /// When the index cannot be written, or something else stands in its place.
-    pub fn rebuild(&self, leases: &[Lease], mut entries: Entries) -> Result<()> {
+    pub fn rebuild(&self, leases: &[Lease], mut entries: Entries, boot: &str) -> Result<Tally> {
+        let mut tally = Tally {
+            boots: BTreeMap::new(),
+            blank: leases.iter().any(|lease| lease.owner.is_none()),
+            read_in: boot.to_owned(),
+        };
         self.prepare()?;
         for file in &entries.damaged {
             fsutil::remove(&self.dir.join(file))?;
@@ -194,6 +266,7 @@ impl Index {
                 })
                 .collect();
             let entry = Entry::new(owner, leases);
+            tally.add(&entry);
             if known.as_ref() != Some(&entry) {
                 self.put(owner, &entry)?;
             }
@@ -201,7 +274,7 @@ impl Index {
         for gone in entries.whole.keys() {
             fsutil::remove(&self.dir.join(name(gone)))?;
         }
-        Ok(())
+        Ok(tally)
     }
 
     /// Everything in the index.
@@ -343,10 +416,16 @@ mod tests {
             owner("2", Some("e")),
             owner("3", None),
         );
-        index.rebuild(&[], index.entries().unwrap()).unwrap();
-        index.add(&one, &[lease("10.0.0.2", &one)], "b1").unwrap();
-        index.add(&one, &[lease("fd00::2", &one)], "b2").unwrap();
-        index.add(&two, &[lease("10.0.0.3", &two)], "b1").unwrap();
+        let mut tally = index.rebuild(&[], index.entries().unwrap(), "b").unwrap();
+        for (owner, ip, boot) in [
+            (&one, "10.0.0.2", "b1"),
+            (&one, "fd00::2", "b2"),
+            (&two, "10.0.0.3", "b1"),
+        ] {
+            let leases = [lease(ip, owner)];
+            index.add(owner, &leases, boot, &mut tally).unwrap();
+        }
+        assert!(tally.has_earlier_than("b1"));
 
         let again = Lease {
             stamp: "other".into(),
@@ -357,7 +436,10 @@ mod tests {
             again.clone(),
             lease("10.0.0.9", &old),
         ];
-        index.rebuild(&now, index.entries().unwrap()).unwrap();
+        let mut tally = index.rebuild(&now, index.entries().unwrap(), "b").unwrap();
+        assert!(!tally.has_earlier_than("b1"));
+        assert!(tally.has_earlier_than("b2") && !tally.blank);
+        assert_eq!(tally.total(), 3);
         let entry = index.get(&one).unwrap().unwrap();
         assert_eq!(entry.boot_of(&now[0]), Some("b1"));
         assert_eq!(entry.boot_of(&again), None);
@@ -370,7 +452,8 @@ mod tests {
         }
 
         let both = now.iter().map(|lease| lease.ip).collect();
-        index.forget(&one, &both).unwrap();
+        index.forget(&one, &both, &mut tally).unwrap();
+        assert!(!tally.has_earlier_than("b2"));
         assert_eq!(index.get(&one).unwrap(), None);
         assert_eq!(index.entries().unwrap().whole.len(), 1);
     }
@@ -381,12 +464,14 @@ mod tests {
         let index = Index::new(dir.path(), "n");
         let one = owner("1", Some("e"));
         let leases = [lease("fd00::2", &one), lease("10.0.0.2", &one)];
-        index.rebuild(&[], index.entries().unwrap()).unwrap();
-        index.add(&one, &leases, "b").unwrap();
+        let mut tally = index.rebuild(&[], index.entries().unwrap(), "b").unwrap();
+        index.add(&one, &leases, "b", &mut tally).unwrap();
         let file = || fs::metadata(index.dir.join(name(&one))).unwrap().ino();
         let before = file();
         for leases in [leases.clone(), [leases[1].clone(), leases[0].clone()]] {
-            index.rebuild(&leases, index.entries().unwrap()).unwrap();
+            index
+                .rebuild(&leases, index.entries().unwrap(), "b")
+                .unwrap();
             assert_eq!(file(), before);
         }
     }
@@ -397,13 +482,17 @@ mod tests {
         let index = Index::new(dir.path(), "n");
         let one = owner("1", Some("e"));
         let leases = [lease("10.0.0.2", &one)];
-        index.rebuild(&leases, index.entries().unwrap()).unwrap();
+        index
+            .rebuild(&leases, index.entries().unwrap(), "b")
+            .unwrap();
         let path = index.dir.join(name(&one));
         let whole = fs::read(&path).unwrap();
         for length in [0, 1, whole.len() - 1] {
             fs::write(&path, &whole[..length]).unwrap();
             assert!(index.get(&one).is_err(), "{length}");
-            index.rebuild(&leases, index.entries().unwrap()).unwrap();
+            index
+                .rebuild(&leases, index.entries().unwrap(), "b")
+                .unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
         }
         fs::write(
@@ -420,11 +509,17 @@ mod tests {
         let index = Index::new(dir.path(), "n");
         let now = SystemTime::now();
         assert!(!index.is_complete(now));
-        index.rebuild(&[], index.entries().unwrap()).unwrap();
-        assert!(!index.is_complete(now));
-        index.mark_complete(now).unwrap();
-        assert!(index.is_complete(now));
-        assert!(!index.is_complete(now + Duration::from_nanos(1)));
+        let blank = Lease {
+            owner: None,
+            ..lease("10.0.0.2", &owner("1", None))
+        };
+        let tally = index
+            .rebuild(&[blank], index.entries().unwrap(), "b")
+            .unwrap();
+        assert!(tally.blank && !index.is_complete(now));
+        index.mark_complete(now, &tally).unwrap();
+        assert_eq!(index.tally(now), Some(tally));
+        assert_eq!(index.tally(now + Duration::from_nanos(1)), None);
         assert!(index.entries().unwrap().damaged.is_empty());
     }
 
@@ -436,7 +531,7 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, dir.path().join(DIR)).unwrap();
         assert!(
             Index::new(dir.path(), "n")
-                .rebuild(&[], Entries::default())
+                .rebuild(&[], Entries::default(), "b")
                 .is_err()
         );
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);

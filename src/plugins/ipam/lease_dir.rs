@@ -6,7 +6,7 @@
 //! Nothing is synced to disk. A container does not outlive its node, so a lease lost to a
 //! power cut is right, and one that was damaged counts as nobody's.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, FileTimes, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
@@ -27,6 +27,9 @@ const LOCK: &str = "lock";
 const LOCK_MODE: u32 = 0o750;
 /// Followed by the number of the range set.
 const CURSOR: &str = "last_reserved_ip.";
+
+/// As many look-ups as cost about the same as a list of a few hundred names.
+const GLANCES: usize = 64;
 
 /// One file that records an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,10 +219,65 @@ impl LeaseDir {
         &self,
         candidates: impl Iterator<Item = IpAddr> + Clone,
     ) -> Result<Option<IpAddr>> {
-        if let Some(ip) = candidates.clone().find(|ip| !self.is_taken(*ip)) {
+        match self.first_unrecorded(candidates.clone())? {
+            None => self.first_ownerless(candidates),
+            free => Ok(free),
+        }
+    }
+
+    /// The first of `candidates` that has no lease, as far as can be told without reading
+    /// many. Next to all of them are tried in their order, so that mostly the first few
+    /// have to be looked at; when these are taken, one list of the directory tells more.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn first_unrecorded(
+        &self,
+        candidates: impl Iterator<Item = IpAddr> + Clone,
+    ) -> Result<Option<IpAddr>> {
+        if let Some(ip) = self.first_at_a_glance(candidates.clone()) {
             return Ok(Some(ip));
         }
-        // Nothing at a glance. Now it is worth reading what is in the files.
+        let mut rest = candidates.skip(GLANCES).peekable();
+        if rest.peek().is_none() {
+            return Ok(None);
+        }
+        let recorded = self.recorded()?;
+        Ok(rest.find(|ip| !recorded.contains(ip)))
+    }
+
+    /// The first free address among the first few candidates.
+    pub fn first_at_a_glance(&self, candidates: impl Iterator<Item = IpAddr>) -> Option<IpAddr> {
+        let mut few = candidates.take(GLANCES);
+        few.find(|ip| !self.is_taken(*ip))
+    }
+
+    /// The addresses that have files, whatever is in these.
+    ///
+    /// # Errors
+    /// When the directory cannot be read; one that does not exist is empty.
+    pub fn recorded(&self) -> Result<HashSet<IpAddr>> {
+        let reading = || format!("read {}", self.path.display());
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(HashSet::new()),
+            entries => entries.with_context(reading)?,
+        };
+        let mut recorded = HashSet::new();
+        for entry in entries {
+            let name = entry.with_context(reading)?.file_name();
+            recorded.extend(name.to_str().and_then(parse_ip));
+        }
+        Ok(recorded)
+    }
+
+    /// The first of `candidates` whose lease names nobody. Reads every lease.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn first_ownerless(
+        &self,
+        candidates: impl Iterator<Item = IpAddr>,
+    ) -> Result<Option<IpAddr>> {
         let found = self.scan(&HashMap::new())?.leases.into_iter();
         let ownerless: BTreeSet<IpAddr> = found
             .filter(|lease| lease.owner.is_none())

@@ -6,7 +6,9 @@
 //! `lease_dir` what is on disk, in the reference's form.
 
 mod allocator;
+mod boots;
 mod config;
+mod gc;
 mod index;
 mod lease_dir;
 mod owner;
@@ -28,6 +30,7 @@ use self::lease_dir::Lease;
 use self::owner::Owner;
 use self::reserve::{Request, Reserved};
 use self::store::Store;
+use crate::cni::collector::Collector;
 use crate::cni::error::{Code, detailed};
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Dns};
@@ -109,16 +112,10 @@ impl Plugin for Ipam {
         status::check(&call.config.network, &settings)
     }
 
-    fn gc(&self, call: &Call) -> Result<()> {
+    fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
         let valid = call.config.valid_attachments()?;
         let data_dir = config::data_dir(&call.config)?;
-        let Some(mut store) = Store::open(&data_dir, &call.config.network)? else {
-            return Ok(());
-        };
-        let is_valid = |owner: &Owner| valid.iter().any(|attachment| owner.is(attachment));
-        let mut stale = store.scan()?;
-        stale.retain(|lease| !lease.owner.as_ref().is_some_and(is_valid));
-        store.release(&stale)
+        gc::collect(&data_dir, &call.config.network, &valid, collector)
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {

@@ -55,15 +55,6 @@ impl Owner {
             None => self.container_id.clone(),
         }
     }
-
-    /// Whether this is the attachment or, in an old file, its container.
-    pub fn is(&self, attachment: &Attachment) -> bool {
-        self.container_id == attachment.container_id
-            && self
-                .ifname
-                .as_ref()
-                .is_none_or(|ifname| *ifname == attachment.ifname)
-    }
 }
 
 impl fmt::Display for Owner {
@@ -101,17 +92,5 @@ mod tests {
         }
         assert_eq!(owner("abc", Some("eth0")).content(), "abc\r\neth0");
         assert_eq!(owner("abc", None).content(), "abc");
-    }
-
-    #[test]
-    fn old_files_are_the_containers() {
-        let attachment = Attachment {
-            container_id: "abc".into(),
-            ifname: "eth0".into(),
-        };
-        assert!(owner("abc", Some("eth0")).is(&attachment));
-        assert!(owner("abc", None).is(&attachment));
-        assert!(!owner("abc", Some("eth1")).is(&attachment));
-        assert!(!owner("ab", None).is(&attachment));
     }
 }

@@ -1,16 +1,16 @@
 //! ADD: one address from each range set, all or none (behaviour 6.3).
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::allocator;
+use super::boots::{Boots, Held};
 use super::config::Settings;
 use super::lease_dir::{Lease, LeaseDir};
 use super::range_set::RangeSet;
-use super::store::{Held, Store};
+use super::store::Store;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::invocation::Attachment;
 use crate::cni::result::Ip;
@@ -39,8 +39,9 @@ pub struct Reserved {
 /// `failed to allocate for range N: ...` with the reason, or code 5.
 pub fn reserve(store: &mut Store, request: Request<'_>) -> Result<Reserved> {
     let held = store.held_by(request.attachment)?;
-    let (earlier, held): (Vec<Held>, Vec<Held>) =
-        held.into_iter().partition(|held| store.is_earlier(held));
+    let (earlier, held): (Vec<Held>, Vec<Held>) = held
+        .into_iter()
+        .partition(|held| store.boots.is_earlier(held));
     let earlier: Vec<Lease> = earlier.into_iter().map(|held| held.lease).collect();
     if !earlier.is_empty() {
         log::warn(&format!(
@@ -85,7 +86,7 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    fn all(&mut self, store: &Store) -> Result<()> {
+    fn all(&mut self, store: &mut Store) -> Result<()> {
         let sets = &self.settings.sets;
         for (index, set) in sets.iter().enumerate() {
             let lease = match self.take_requested(set) {
@@ -132,7 +133,7 @@ impl Round<'_> {
 
     fn reserve_requested(
         &self,
-        store: &Store,
+        store: &mut Store,
         ip: IpAddr,
         index: usize,
         set: &RangeSet,
@@ -148,6 +149,12 @@ impl Round<'_> {
         }
         if let Some(lease) = store.reserve(ip, index, self.attachment)? {
             return Ok(lease);
+        }
+        if let Some(abandoned) = store.first_abandoned(std::iter::once(ip)) {
+            store.reclaim(&abandoned)?;
+            if let Some(lease) = store.reserve(ip, index, self.attachment)? {
+                return Ok(lease);
+            }
         }
         let holder = store.leases.read(ip).ok().flatten();
         let holder = holder
@@ -165,7 +172,7 @@ impl Round<'_> {
         ))
     }
 
-    fn reserve_any(&self, store: &Store, index: usize, set: &RangeSet) -> Result<Lease> {
+    fn reserve_any(&self, store: &mut Store, index: usize, set: &RangeSet) -> Result<Lease> {
         let held = self
             .held
             .iter()
@@ -186,8 +193,15 @@ impl Round<'_> {
                 .leases
                 .first_free(candidates.clone())
                 .with_context(|| coded(Code::Io, "look for a free address"))?;
-            let Some(ip) = free else {
-                return Err(self.exhausted(store, index, set));
+            let ip = match free {
+                Some(ip) => ip,
+                None => match store.first_abandoned(candidates.clone()) {
+                    Some(abandoned) => {
+                        store.reclaim(&abandoned)?;
+                        abandoned.ip
+                    }
+                    None => return Err(self.exhausted(store, index, set)),
+                },
             };
             // Whoever took it in between does not respect the lock. On to the next.
             if let Some(lease) = store.reserve(ip, index, self.attachment)? {
@@ -226,16 +240,10 @@ impl Round<'_> {
     }
 
     fn exhausted(&self, store: &Store, index: usize, set: &RangeSet) -> anyhow::Error {
-        let in_use = recorded(&store.leases, set);
-        let total = in_use.len();
-        let held = in_use.into_iter().map(|lease| store.with_boot(lease));
-        let earlier = held.filter(|held| store.is_earlier(held)).count();
-        let in_use =
-            format!("{total}, {earlier} of them known to be from an earlier boot of the node");
         detailed(
             Code::Internal,
             format!("failed to allocate for range {index}: {}", exhausted(set)),
-            shortage(self.network, set, &in_use, &store.leases),
+            shortage(self.network, set, &store.leases, &store.boots),
         )
     }
 }
@@ -246,22 +254,18 @@ pub fn exhausted(set: &RangeSet) -> String {
 }
 
 /// What there is to say about a set without a free address.
-pub fn shortage(network: &str, set: &RangeSet, in_use: &str, leases: &LeaseDir) -> String {
+pub fn shortage(network: &str, set: &RangeSet, leases: &LeaseDir, boots: &Boots) -> String {
+    // This is for a message: what cannot be read is not counted.
+    let mut in_use = leases.recorded().unwrap_or_default();
+    in_use.retain(|ip| set.range_of(*ip).is_some());
     format!(
-        "network {network}, range set {set}: addresses in use: {in_use}; recorded in {}; \
+        "network {network}, range set {set}: addresses in use: {}, {} of them known to be from \
+         an earlier boot of the node; recorded in {}; \
          remove containers, have the runtime run GC for those that are gone, or widen the range",
+        in_use.len(),
+        boots.count_earlier(leases, &in_use),
         leases.path().display()
     )
-}
-
-/// The leases of addresses in `set`.
-pub fn recorded(leases: &LeaseDir, set: &RangeSet) -> Vec<Lease> {
-    // This is for a message: what cannot be read is not counted.
-    let found = leases.scan(&HashMap::new()).unwrap_or_default();
-    let leases = found.leases.into_iter();
-    leases
-        .filter(|lease| set.range_of(lease.ip).is_some())
-        .collect()
 }
 
 fn list(addresses: impl Iterator<Item = IpAddr>) -> String {

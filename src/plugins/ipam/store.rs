@@ -7,7 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::index::{Entries, Index};
+use super::boots::{Boots, Held};
+use super::index::{Entries, Tally};
 use super::lease_dir::{Lease, LeaseDir};
 use super::owner::Owner;
 use crate::cni::error::{Code, Coded, coded};
@@ -15,22 +16,13 @@ use crate::cni::invocation::Attachment;
 use crate::fsutil;
 use crate::log;
 
-/// A lease, and the boot of the node in which it was written where that is known.
-#[derive(Debug)]
-pub struct Held {
-    pub lease: Lease,
-    pub boot: Option<String>,
-}
-
 /// The leases of one network, locked.
 #[derive(Debug)]
 pub struct Store {
     pub leases: LeaseDir,
-    index: Index,
-    /// Whether the index has every lease.
-    indexed: bool,
-    /// This boot of the node; empty where the kernel does not say.
-    boot: String,
+    pub boots: Boots,
+    /// While the index has every lease.
+    tally: Option<Tally>,
     _lock: fsutil::Lock,
 }
 
@@ -64,13 +56,12 @@ impl Store {
 
     fn lock(leases: LeaseDir, data_dir: &Path, network: &str) -> Result<Self> {
         let lock = leases.lock()?;
-        let index = Index::new(data_dir, network);
-        let indexed = index.is_complete(leases.changed_at()?);
+        let boots = Boots::new(data_dir, network);
+        let tally = boots.index.tally(leases.changed_at()?);
         Ok(Self {
             leases,
-            index,
-            indexed,
-            boot: boot_id(),
+            boots,
+            tally,
             _lock: lock,
         })
     }
@@ -81,12 +72,12 @@ impl Store {
     /// Code 5 when the directory cannot be read.
     pub fn held_by(&mut self, attachment: &Attachment) -> Result<Vec<Held>> {
         let owners = [Owner::of(attachment), Owner::legacy(attachment)];
-        if self.indexed {
+        if self.tally.is_some() {
             match self.look_up(&owners) {
                 Ok(held) => return Ok(held),
                 Err(error) => {
                     log::warn(&format!("index of leases is rebuilt: {error:#}"));
-                    self.indexed = false;
+                    self.tally = None;
                 }
             }
         }
@@ -98,7 +89,7 @@ impl Store {
                     .iter()
                     .any(|owner| lease.owner.as_ref() == Some(owner))
             })
-            .map(|lease| self.with_boot(lease))
+            .map(|lease| self.boots.held(lease))
             .collect())
     }
 
@@ -106,7 +97,7 @@ impl Store {
     fn look_up(&self, owners: &[Owner]) -> Result<Vec<Held>> {
         let mut held = Vec::new();
         for owner in owners {
-            let Some(entry) = self.index.get(owner)? else {
+            let Some(entry) = self.boots.index.get(owner)? else {
                 continue;
             };
             for ip in entry.leases.keys() {
@@ -122,20 +113,30 @@ impl Store {
         Ok(held)
     }
 
-    /// `lease`, and its boot if the index knows it.
-    pub fn with_boot(&self, lease: Lease) -> Held {
-        let known = lease.owner.as_ref().map(|owner| self.index.get(owner));
-        let boot = match &known {
-            Some(Ok(Some(entry))) => entry.boot_of(&lease).map(str::to_owned),
-            // A damaged entry is mended when the index is rebuilt.
-            _ => None,
-        };
-        Held { lease, boot }
+    /// Frees `abandoned`, a lease of somebody who is gone, for another ADD.
+    ///
+    /// # Errors
+    /// As [`Self::release`].
+    pub fn reclaim(&mut self, abandoned: &Lease) -> Result<()> {
+        self.release(std::slice::from_ref(abandoned))?;
+        let owner = abandoned.owner.as_ref().map(ToString::to_string);
+        log::warn(&format!(
+            "{} is taken from {}: its lease is from before the node was started, and nothing of \
+             it is known to live",
+            abandoned.ip,
+            owner.unwrap_or_default()
+        ));
+        Ok(())
     }
 
-    /// Whether `held` is known to be from before the node started.
-    pub fn is_earlier(&self, held: &Held) -> bool {
-        !self.boot.is_empty() && held.boot.as_ref().is_some_and(|boot| *boot != self.boot)
+    /// The first of `candidates` whose lease is abandoned.
+    pub fn first_abandoned(&self, candidates: impl Iterator<Item = IpAddr>) -> Option<Lease> {
+        if let Some(tally) = &self.tally
+            && self.boots.has_no_earlier(tally)
+        {
+            return None;
+        }
+        self.boots.first_abandoned(&self.leases, candidates)
     }
 
     /// Every lease, as the files have it. Removes what killed processes left half-written,
@@ -144,10 +145,10 @@ impl Store {
     /// # Errors
     /// Code 5 when the directory cannot be read.
     pub fn scan(&mut self) -> Result<Vec<Lease>> {
-        let entries = if self.indexed {
+        let entries = if self.tally.is_some() {
             Ok(Entries::default())
         } else {
-            self.index.entries()
+            self.boots.index.entries()
         };
         let known = entries.as_ref().map(Entries::leases).unwrap_or_default();
         let found = self
@@ -159,10 +160,12 @@ impl Store {
                 log::warn(&format!("leftover stays: {error:#}"));
             }
         }
-        if !self.indexed {
-            self.indexed = true;
-            let rebuilt = entries.and_then(|known| self.index.rebuild(&found.leases, known));
-            self.note(rebuilt);
+        if self.tally.is_none() {
+            let rebuilt = entries.and_then(|known| self.boots.rebuild(&found.leases, known));
+            match rebuilt {
+                Ok(tally) => self.tally = Some(tally),
+                Err(error) => self.note(Err(error)),
+            }
         }
         Ok(found.leases)
     }
@@ -198,8 +201,8 @@ impl Store {
 
     /// Lets the index know that `attachment` has just got `leases`.
     pub fn note_reserved(&mut self, attachment: &Attachment, leases: &[Lease]) {
-        if self.indexed {
-            let added = self.index.add(&Owner::of(attachment), leases, &self.boot);
+        if let Some(tally) = &mut self.tally {
+            let added = self.boots.note(&Owner::of(attachment), leases, tally);
             self.note(added);
         }
     }
@@ -221,9 +224,9 @@ impl Store {
                 }
             }
         }
-        if self.indexed {
-            for (owner, addresses) in freed {
-                let forgotten = self.index.forget(owner, &addresses);
+        for (owner, addresses) in freed {
+            if let Some(tally) = &mut self.tally {
+                let forgotten = self.boots.index.forget(owner, &addresses, tally);
                 self.note(forgotten);
             }
         }
@@ -239,7 +242,7 @@ impl Store {
     fn note(&mut self, done: Result<()>) {
         if let Err(error) = done {
             log::warn(&format!("index of leases is not up to date: {error:#}"));
-            self.indexed = false;
+            self.tally = None;
         }
     }
 }
@@ -247,29 +250,20 @@ impl Store {
 /// While the lock is still held: what has been done here is in the index.
 impl Drop for Store {
     fn drop(&mut self) {
-        if self.indexed {
-            let marked = self.leases.changed_at().and_then(|changed_at| {
-                if self.index.is_complete(changed_at) {
-                    return Ok(());
-                }
-                self.index.mark_complete(self.leases.settle()?)
-            });
-            self.note(marked);
-        }
+        let Some(tally) = &self.tally else { return };
+        let index = &self.boots.index;
+        let marked = self.leases.changed_at().and_then(|changed_at| {
+            if index.is_complete(changed_at) {
+                return Ok(());
+            }
+            index.mark_complete(self.leases.settle()?, tally)
+        });
+        self.note(marked);
     }
 }
 
 fn cannot_open(network: &str) -> Coded {
     coded(Code::Io, format!("open the leases of network {network}"))
-}
-
-/// The kernel's name for this boot. A clock cannot stand in for it: boards without one
-/// start in the past, and then all live leases would look old.
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::cni::error::{Code, coded, not_available};
+use crate::cni::collector::Collector;
+use crate::cni::error::{Code, coded};
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::{Call, Plugin};
@@ -78,14 +79,24 @@ impl Plugin for Portmap {
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
-        netfilter::choose(settings.backend)
-            .map(drop)
-            .map_err(|error| not_available(&error))
+        netfilter::check_usable(settings.backend)
     }
 
-    fn gc(&self, call: &Call) -> Result<()> {
+    fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
         let valid = call.config.valid_attachments()?;
-        netfilter::with_both(|backend| backend.collect_port_maps(&call.config.network, &valid))
+        let network = &call.config.network;
+        for name in netfilter::BACKENDS {
+            let backend = name.backend();
+            collector.remove_together(
+                || {
+                    let owners = backend.stale_port_maps(network, &valid)?;
+                    let what = |owner| format!("port mappings of {owner} ({})", name.as_str());
+                    Ok(owners.into_iter().map(what).collect())
+                },
+                || backend.collect_port_maps(network, &valid),
+            );
+        }
+        Ok(())
     }
 
     fn missing_rules(&self, call: &Call) -> Result<Vec<String>> {

@@ -1,6 +1,10 @@
 //! What DEL restores: the link as it was before ADD, in a file of the reference's
-//! format (behaviour 8.2), so that either implementation can undo the other's ADD.
+//! format (behaviour 8.2), so that either implementation can undo the other's ADD. It also
+//! names the network, which the reference passes over: networks share the directory, and
+//! GC must know whose a file is.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -11,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::ser::PrettyFormatter;
 
 use super::config::Wanted;
+use crate::cni::collector::Collector;
 use crate::cni::error::{Code, coded};
 use crate::cni::invocation::Attachment;
+use crate::cni::skel::Call;
 use crate::fsutil;
 use crate::log;
 use crate::net::link::Link;
@@ -64,35 +70,60 @@ impl Backup {
         }
     }
 
-    fn encode(&self) -> Result<Vec<u8>> {
+    fn encode(&self, network: &str) -> Result<Vec<u8>> {
+        #[derive(Serialize)]
+        struct Written<'a> {
+            #[serde(flatten)]
+            backup: &'a Backup,
+            network: &'a str,
+        }
         let mut bytes = Vec::new();
         let formatter = PrettyFormatter::with_indent(b" ");
-        self.serialize(&mut serde_json::Serializer::with_formatter(
-            &mut bytes, formatter,
-        ))
-        .context("encode the backup of the link")?;
+        let written = Written {
+            backup: self,
+            network,
+        };
+        written
+            .serialize(&mut serde_json::Serializer::with_formatter(
+                &mut bytes, formatter,
+            ))
+            .context("encode the backup of the link")?;
         Ok(bytes)
     }
 }
 
 /// The backup file of one attachment.
 #[derive(Debug, Clone)]
-pub struct File(PathBuf);
+pub struct File {
+    path: PathBuf,
+    network: String,
+}
+
+fn name(attachment: &Attachment) -> String {
+    let Attachment {
+        container_id,
+        ifname,
+    } = attachment;
+    format!("{container_id}_{ifname}.json")
+}
 
 impl File {
-    /// The file in `dir`.
-    pub fn new(dir: &Path, attachment: &Attachment) -> Self {
-        let Attachment {
-            container_id,
-            ifname,
-        } = attachment;
-        Self(dir.join(format!("{container_id}_{ifname}.json")))
+    /// The file of the attachment that `call` is about, in `dir`.
+    pub fn of(call: &Call, dir: &Path) -> Self {
+        Self::new(dir, &call.config.network, &call.invocation.attachment)
+    }
+
+    fn new(dir: &Path, network: &str, attachment: &Attachment) -> Self {
+        Self {
+            path: dir.join(name(attachment)),
+            network: network.to_owned(),
+        }
     }
 
     /// What was kept. A file that is damaged or cannot be read keeps nothing: that is
     /// said on stderr, and nothing else depends on it.
     pub fn load(&self) -> Option<Backup> {
-        let loaded = fsutil::read(&self.0).and_then(|bytes| {
+        let loaded = fsutil::read(&self.path).and_then(|bytes| {
             bytes
                 .map(|bytes| serde_json::from_slice(&bytes).context("it is damaged"))
                 .transpose()
@@ -103,7 +134,7 @@ impl File {
             }
             log::warn(&format!(
                 "backup {} cannot be used, the link keeps what it has: {error:#}",
-                self.0.display()
+                self.path.display()
             ));
             None
         })
@@ -115,7 +146,7 @@ impl File {
     /// Code 5 naming the file.
     pub fn store(&self, backup: &Backup) -> Result<()> {
         self.create_dir()
-            .and_then(|()| fsutil::replace(&self.0, FILE_MODE, &backup.encode()?))
+            .and_then(|()| fsutil::replace(&self.path, FILE_MODE, &backup.encode(&self.network)?))
             .context(coded(
                 Code::Io,
                 "keep what the link was like before it is changed",
@@ -123,7 +154,7 @@ impl File {
     }
 
     fn create_dir(&self) -> Result<()> {
-        let Some(dir) = self.0.parent() else {
+        let Some(dir) = self.path.parent() else {
             return Ok(());
         };
         let parents = dir.parent().unwrap_or(dir);
@@ -151,13 +182,62 @@ impl File {
     /// # Errors
     /// Code 5 naming the file.
     pub fn remove(&self) -> Result<()> {
-        match fsutil::remove(&self.0) {
+        match fsutil::remove(&self.path) {
             Err(error) if cannot_exist(&error) => Ok(()),
             removed => removed
                 .map(drop)
                 .context(coded(Code::Io, "remove what was kept to restore the link")),
         }
     }
+}
+
+/// GC of the backups in `dir` whose attachment is no longer valid. Files that do not name
+/// this network stay, the reference's among them.
+pub fn collect(dir: &Path, network: &str, valid: &[Attachment], collector: &mut Collector) {
+    let kept: BTreeSet<OsString> = valid.iter().map(|kept| name(kept).into()).collect();
+    let files = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return,
+        files => files.and_then(Iterator::collect::<std::io::Result<Vec<_>>>),
+    };
+    let files = files.with_context(|| coded(Code::Io, format!("list {}", dir.display())));
+    let mut files = match files {
+        Ok(files) => files,
+        Err(error) => return collector.attempt(Err(error)),
+    };
+    files.sort_by_key(std::fs::DirEntry::file_name);
+    for file in files {
+        let path = file.path();
+        let is_backup = path
+            .extension()
+            .is_some_and(|extension| extension == "json");
+        if !is_backup || kept.contains(&file.file_name()) {
+            continue;
+        }
+        match network_of(&path) {
+            Ok(named) if named == network => {
+                let what = format!("backup {}", path.display());
+                collector.remove(&what, || {
+                    let removed = fsutil::remove(&path).map(drop);
+                    removed.context(coded(Code::Io, "remove what was kept of a link"))
+                });
+            }
+            Ok(_) => {}
+            Err(error) => log::warn(&format!("backup stays, as it is nobody's: {error:#}")),
+        }
+    }
+}
+
+/// The network that the file at `path` names; empty where it names none.
+fn network_of(path: &Path) -> Result<String> {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Named {
+        network: String,
+    }
+    let bytes = fsutil::read(path)?.unwrap_or_default();
+    let named: Named =
+        serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
+    Ok(named.network)
 }
 
 /// A container id may be longer than the name of a file; then there never was one.
@@ -176,6 +256,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::cni::collector::Run;
 
     fn full() -> Backup {
         Backup {
@@ -188,27 +269,31 @@ mod tests {
     }
 
     fn file(dir: &Path, id: &str) -> File {
-        File::new(
-            dir,
-            &Attachment {
-                container_id: id.into(),
-                ifname: "eth0".into(),
-            },
-        )
+        File::new(dir, "n", &attachment(id))
+    }
+
+    fn attachment(id: &str) -> Attachment {
+        Attachment {
+            container_id: id.into(),
+            ifname: "eth0".into(),
+        }
     }
 
     #[test]
     fn the_format_is_pinned() {
         assert_eq!(
-            String::from_utf8(full().encode().unwrap()).unwrap(),
+            String::from_utf8(full().encode("n").unwrap()).unwrap(),
             "{\n \"mac\": \"96:ef:c8:81:fa:12\",\n \"promisc\": false,\n \"mtu\": 1500,\n \
-             \"allmulti\": false,\n \"txQLen\": 1000\n}"
+             \"allmulti\": false,\n \"txQLen\": 1000,\n \"network\": \"n\"\n}"
         );
         let mtu = Backup {
             mtu: Some(1500),
             ..Backup::default()
         };
-        assert_eq!(mtu.encode().unwrap(), b"{\n \"mtu\": 1500\n}");
+        assert_eq!(
+            mtu.encode("n").unwrap(),
+            b"{\n \"mtu\": 1500,\n \"network\": \"n\"\n}"
+        );
         assert_eq!(DEFAULT_DIR, "/run/cni/tuning");
     }
 
@@ -228,6 +313,46 @@ mod tests {
         file.reset(None).unwrap();
         file.remove().unwrap();
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_what_says_that_it_is_this_networks_is_stale() {
+        let dir = tempfile::tempdir().unwrap();
+        for id in ["kept", "gone", "stuck"] {
+            file(dir.path(), id).store(&full()).unwrap();
+        }
+        File::new(dir.path(), "other", &attachment("theirs"))
+            .store(&full())
+            .unwrap();
+        for (name, text) in [
+            ("reference_eth0.json", "{\n \"mtu\": 1500\n}"),
+            ("damaged_eth0.json", "{\n \"network\": \"n\""),
+            ("notes", "{\"network\": \"n\"}"),
+        ] {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let left = || {
+            let files = fs::read_dir(dir.path()).unwrap();
+            let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+            names.collect::<BTreeSet<_>>()
+        };
+        let before = left();
+        let valid = [attachment("kept")];
+        let mut dry = Collector::new(Run::Dry);
+        collect(dir.path(), "n", &valid, &mut dry);
+        let (lines, _) = dry.into_parts();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!(left(), before);
+        let mut real = Collector::new(Run::Real);
+        collect(dir.path(), "n", &valid, &mut real);
+        real.finish().unwrap();
+        let gone: Vec<_> = before.difference(&left()).cloned().collect();
+        assert_eq!(gone, ["gone_eth0.json", "stuck_eth0.json"]);
+        for nothing in ["nowhere", "notes"] {
+            let mut real = Collector::new(Run::Real);
+            collect(&dir.path().join(nothing), "n", &[], &mut real);
+            assert_eq!(real.finish().is_ok(), nothing == "nowhere");
+        }
     }
 
     #[test]

@@ -15,10 +15,12 @@ mod sysctl;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::cni::error::{Code, coded, detailed};
+use crate::cni::collector::Collector;
+use crate::cni::error::{Code, coded, not_available};
 use crate::cni::json::Problem;
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
+use crate::fsutil;
 use crate::log;
 use crate::net::link::Link;
 use crate::net::netns::Netns;
@@ -54,7 +56,7 @@ impl Plugin for Tuning {
 
     fn del(&self, call: &Call) -> Result<()> {
         let attachment = &call.invocation.attachment;
-        let file = backup::File::new(&config::data_dir(&call.config)?, attachment);
+        let file = backup::File::of(call, &config::data_dir(&call.config)?);
         if let Some(backup) = file.load()
             && let Err(error) = restore(call, &backup)
         {
@@ -86,20 +88,22 @@ impl Plugin for Tuning {
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
-        check_allowed(&settings).map_err(|error| {
-            detailed(
-                Code::NotAvailable,
-                error.to_string(),
-                error.root_cause().to_string(),
-            )
+        check_allowed(&settings).map_err(|error| not_available(&error))?;
+        if settings.link == Wanted::default() {
+            return Ok(());
+        }
+        fsutil::check_writable(&settings.data_dir).with_context(|| {
+            let dir = settings.data_dir.display();
+            let sentence = format!("what a link was like cannot be kept in {dir}");
+            coded(Code::NotAvailable, sentence)
         })
     }
 
-    fn gc(&self, call: &Call) -> Result<()> {
-        // Backups carry container and interface but no network, and networks share the
-        // directory: one that is not in this network's list may be of a living container
-        // in another. They are left to DEL; a file is some 80 bytes on a tmpfs.
-        call.config.valid_attachments().map(drop)
+    fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
+        let valid = call.config.valid_attachments()?;
+        let dir = config::data_dir(&call.config)?;
+        backup::collect(&dir, &call.config.network, &valid, collector);
+        Ok(())
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
@@ -151,7 +155,7 @@ fn keep_backup<'a>(
         )
     })?;
     plan::refuse_mtu(&settings.link, &link)?;
-    let file = backup::File::new(&settings.data_dir, attachment);
+    let file = backup::File::of(call, &settings.data_dir);
     let earlier = file.load();
     let keep = Backup::of(&link, &settings.link).after(earlier.as_ref());
     file.store(&keep)?;
