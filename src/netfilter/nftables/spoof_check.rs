@@ -125,11 +125,9 @@ pub fn remove(present: &[String], found: &[Found]) -> Vec<Change> {
 /// The chains of the attachments to `network` that are not in `valid`, as far as rules
 /// of [`PREROUTING`] lead to them.
 pub fn stale(network: &str, valid: &[Attachment], found: &[Found]) -> Vec<[String; 2]> {
-    let stale = found.iter().filter(|rule| {
-        rule.tag
-            .as_ref()
-            .is_some_and(|tag| tag.is_stale(network, valid))
-    });
+    let stale = found
+        .iter()
+        .filter(|rule| rule.tag.is_some_and(|tag| tag.is_stale(network, valid)));
     stale
         .filter_map(jump_target)
         .filter(|interface| interface.starts_with(INTERFACE_PREFIX))

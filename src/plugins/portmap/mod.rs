@@ -9,14 +9,14 @@ use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::cni::error::{Code, coded, not_available};
+use crate::cni::error::{Code, all, coded, not_available};
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::{Call, Plugin};
 use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{route, sysctl};
-use crate::netfilter::nftables::{self, Nftables};
+use crate::netfilter::nftables::{self, localnet};
 use crate::netfilter::{self, BackendName, Owner, PortMaps, conntrack};
 use crate::undo::Undo;
 
@@ -44,7 +44,7 @@ impl Plugin for Portmap {
             .ensure_port_maps(&owner, &wanted)
             .with_context(|| format!("map ports with {}", name.as_str()))?;
         if must_route_localnet(&wanted) {
-            route_localnet(&wanted)?;
+            route_localnet(&owner, &wanted, undo)?;
         }
         // Connections without an end, UDP above all, go on leading where they led when
         // they began.
@@ -56,7 +56,7 @@ impl Plugin for Portmap {
         let owner = Owner::of(call);
         let removed = netfilter::with_both(|backend| backend.remove_port_maps(&owner));
         forget_flows(call);
-        removed
+        all([removed, localnet::close(&owner)])
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -83,7 +83,11 @@ impl Plugin for Portmap {
 
     fn gc(&self, call: &Call) -> Result<()> {
         let valid = call.config.valid_attachments()?;
-        netfilter::with_both(|backend| backend.collect_port_maps(&call.config.network, &valid))
+        let network = &call.config.network;
+        all([
+            netfilter::with_both(|backend| backend.collect_port_maps(network, &valid)),
+            localnet::collect(network, &valid),
+        ])
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
@@ -172,19 +176,20 @@ fn must_route_localnet(wanted: &PortMaps) -> bool {
             .any(|mapping| mapping.is_for(container.addr()) && mapping.is_local())
 }
 
-/// Lets the link that leads to the container carry packets from 127.0.0.1. It stays that
-/// way: other containers are behind the same link.
-fn route_localnet(wanted: &PortMaps) -> Result<()> {
+/// Lets the link that leads to the container carry packets from 127.0.0.1.
+fn route_localnet(owner: &Owner, wanted: &PortMaps, undo: &mut Undo<'_>) -> Result<()> {
     if !nftables::is_usable() {
         log::warn(
             "the mapped ports do not answer on 127.0.0.1: this kernel has no nf_tables to guard it with",
         );
         return Ok(());
     }
-    // First, for not a moment may neighbours reach what listens on 127.0.0.1.
-    Nftables::ensure_localnet_guard().context("keep neighbours away from 127.0.0.1")?;
-    for key in localnet_sysctls(wanted)? {
-        sysctl::set(&key, "1").context("let 127.0.0.1 reach the container")?;
+    undo.push("switch route_localnet back", {
+        let owner = owner.clone();
+        move || localnet::close(&owner)
+    });
+    for device in links_to(wanted)? {
+        localnet::open(owner, &device)?;
     }
     Ok(())
 }
@@ -199,12 +204,13 @@ fn check_localnet(wanted: &PortMaps) -> Result<()> {
         return Ok(());
     }
     // The reference makes none: what it added is not broken, but its operator should know.
-    if let Err(missing) = Nftables::check_localnet_guard() {
+    if let Err(missing) = localnet::check_guard() {
         log::warn(&format!(
             "neighbours may reach services on 127.0.0.1 until the next mapped port is added: {missing:#}"
         ));
     }
-    for key in localnet_sysctls(wanted)? {
+    for device in links_to(wanted)? {
+        let key = localnet::sysctl_key(&device);
         let value = sysctl::read(&key)?.unwrap_or_default();
         ensure!(
             value == "1",
@@ -214,14 +220,12 @@ fn check_localnet(wanted: &PortMaps) -> Result<()> {
     Ok(())
 }
 
-/// The sysctls that let packets from 127.0.0.1 out to the container.
-fn localnet_sysctls(wanted: &PortMaps) -> Result<Vec<String>> {
+/// The links over which packets from 127.0.0.1 go out to the container.
+fn links_to(wanted: &PortMaps) -> Result<Vec<String>> {
     let netlink = Netlink::open()?;
-    let mut keys = Vec::new();
+    let mut links = Vec::new();
     for container in wanted.container.iter().filter(|ip| ip.addr().is_ipv4()) {
-        if let Some(link) = route::link_to(&netlink, container.addr())? {
-            keys.push(format!("ipv4/conf/{link}/route_localnet"));
-        }
+        links.extend(route::link_to(&netlink, container.addr())?);
     }
-    Ok(keys)
+    Ok(links)
 }
