@@ -266,6 +266,7 @@ impl Effect<'_> {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn register(&self, socket: &Socket) -> Result<Vec<Change>> {
+        let (mapped, host_ports) = (MAPPED.elements(socket)?, HOST_PORTS.elements(socket)?);
         let mut ports = Elements::new();
         let mut attachments = Elements::new();
         if let Some(owner) = self.owner {
@@ -274,41 +275,55 @@ impl Effect<'_> {
                 attachments.extend([registry::attachment(owner)]);
             }
         }
+        let mappings = self.found.iter().filter(|rule| is_mapping(rule));
+        let (gone, stay): (Vec<&Found>, Vec<&Found>) = mappings.partition(|rule| (self.gone)(rule));
         let mut touched: BTreeSet<Key> = ports.keys().cloned().collect();
-        for rule in self.found.iter().filter(|rule| is_mapping(rule)) {
-            let port = rule.statements().and_then(|statements| port(&statements));
-            if (self.gone)(rule) {
-                touched.extend(port);
-                continue;
+        touched.extend(gone.iter().filter_map(|rule| port(&rule.statements()?)));
+        // And what is left over from rules that somebody flushed.
+        let own = self.owner.map(port_map_comment);
+        let elements = host_ports.iter().flatten();
+        let left_over = elements.filter(|(_, comment)| own.as_ref() == Some(*comment));
+        touched.extend(left_over.map(|(key, _)| key.clone()));
+        let numbers: BTreeSet<u16> = touched.iter().filter_map(number).collect();
+        for rule in stay {
+            let comment = || rule.comment.clone().unwrap_or_default();
+            if let Some(tag) = rule.tag.filter(|_| mapped.is_none()) {
+                attachments
+                    .entry(Key::Attachment(tag))
+                    .or_insert_with(comment);
             }
-            // The foremost has the port.
-            let comment = rule.comment.clone().unwrap_or_default();
-            if let Some(port) = port {
-                ports.entry(port).or_insert_with(|| comment.clone());
-            }
-            if let Some(tag) = rule.tag {
-                attachments.entry(Key::Attachment(tag)).or_insert(comment);
+            // To understand a rule takes far longer than to see its port.
+            let is_touched = rule.port().is_some_and(|port| numbers.contains(&port));
+            if (is_touched || host_ports.is_none())
+                && let Some(port) = rule.statements().and_then(|says| port(&says))
+            {
+                // The foremost has the port.
+                ports.entry(port).or_insert_with(comment);
             }
         }
+        let is_touched = |key: &Key| match key {
+            Key::Attachment(tag) => (self.touched)(*tag),
+            port => touched.contains(port),
+        };
+        let sets = [
+            (MAPPED, mapped, attachments),
+            (HOST_PORTS, host_ports, ports),
+        ];
         let mut changes = Vec::new();
-        for (set, wanted) in [(MAPPED, attachments), (HOST_PORTS, ports)] {
-            let there = set.elements(socket)?;
+        for (set, there, wanted) in sets {
             // Only who adds makes a set.
-            if there.is_none() && self.plans.is_empty() {
-                continue;
+            if there.is_some() || !self.plans.is_empty() {
+                changes.extend(settle(&set, there.as_ref(), &wanted, is_touched));
             }
-            let own = self.owner.map(port_map_comment);
-            let is_touched = |key: &Key| match key {
-                Key::Attachment(tag) => (self.touched)(*tag),
-                // Or left over from rules that somebody flushed.
-                port => {
-                    let comment = there.as_ref().and_then(|there| there.get(port));
-                    touched.contains(port) || own.is_some() && comment == own.as_ref()
-                }
-            };
-            changes.extend(settle(&set, there.as_ref(), &wanted, is_touched));
         }
         Ok(changes)
+    }
+}
+
+fn number(key: &Key) -> Option<u16> {
+    match key {
+        Key::Port(_, port) => Some(*port),
+        _ => None,
     }
 }
 

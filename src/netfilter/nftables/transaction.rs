@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use super::decode::{decode, decode_known};
+use super::decode::{decode, decode_known, destination_port};
 use super::expression::encode;
 use super::identity::{self, Tag};
 use super::ruleset::{Chain, Family, Place, Rule, Statement, Table};
@@ -227,6 +227,11 @@ impl Found {
     /// What the rule says; `None` where part of it is not understood.
     pub fn statements(&self) -> Option<Vec<Statement>> {
         decode(self.family, &self.expressions)
+    }
+
+    /// The destination port that it asks for, if any.
+    pub fn port(&self) -> Option<u16> {
+        destination_port(&self.expressions)
     }
 
     /// That part of it that is understood.

@@ -33,6 +33,9 @@ impl Plugin for Portmap {
         let Some(wanted) = wanted(call, &settings, &result) else {
             return Ok(result);
         };
+        if wanted.masquerade_all && !wanted.snat {
+            log::warn("masqAll has no effect: snat is false, so that nothing is masqueraded");
+        }
         let name = netfilter::choose(settings.backend)?;
         let backend = name.backend();
         let owner = Owner::of(call);
