@@ -8,6 +8,7 @@
 pub mod conntrack;
 pub mod iptables;
 pub mod nftables;
+mod section;
 mod socket;
 
 use std::net::IpAddr;

@@ -164,10 +164,21 @@ impl Lab {
 
     /// Every rule of either kind on the node, for comparison: no counters, no dates.
     pub fn rules(&self) -> String {
-        self.node.sh(
+        let text = self.node.sh(
             "{ nft list ruleset 2>/dev/null; iptables-legacy-save; ip6tables-legacy-save; } | \
              grep -v '^#' | sed 's/\\[[0-9]*:[0-9]*\\]//; s/counter packets [0-9]* bytes [0-9]*/counter/'",
-        )
+        );
+        // Elements of sets come in any order.
+        let is_element = |line: &&str| line.contains(" comment ") && line.ends_with(['}', ',']);
+        let (elements, mut lines): (Vec<_>, Vec<_>) = text.lines().partition(is_element);
+        let mut elements: Vec<&str> = elements
+            .iter()
+            .map(|line| line.trim().trim_start_matches("elements = { "))
+            .map(|line| line.trim_end_matches([',', ' ', '}']))
+            .collect();
+        elements.sort_unstable();
+        lines.extend(elements);
+        lines.join("\n")
     }
 }
 

@@ -20,4 +20,5 @@ mod lifecycle;
 mod localhost;
 mod marks;
 mod places;
+mod registry;
 mod restore;

@@ -101,9 +101,15 @@ fn a_mapping_shows_who_calls_unless_all_is_masqueraded() {
 #[test]
 fn without_snat_only_others_are_let_in() {
     on_every_backend(|mut lab| {
-        lab.configure(&json!({}), &json!({"snat": false}));
+        // What is contradicted is said, and the more cautious word counts.
+        lab.configure(&json!({}), &json!({"snat": false, "masqAll": true}));
         let mappings = json!([mapping("tcp", 8080, 80), mapping("sctp", 8080, 80)]);
-        lab.add("c1", &mappings);
+        lab.node.netns("c1");
+        let added = lab.cnitool("add", "c1", &mappings);
+        assert!(
+            added.ok && added.stderr.contains("masqAll has no effect"),
+            "{added:?}"
+        );
         lab.serve("c1", "tcp", 80, "c1");
         assert_eq!(lab.call("ext", "tcp", "192.0.2.1", 8080), "c1 192.0.2.9");
         // Nothing was switched on for 127.0.0.1.

@@ -102,7 +102,8 @@ impl Iptables {
     /// # Errors
     /// When the kernel has one of `chains`, and there is no tool to remove it. What a
     /// table of the old kind has in it only the tools know: without them there is a
-    /// warning, as such a table may well be somebody else's.
+    /// warning, as such a table may well be somebody else's; but where any container's
+    /// rules are looked for, not to have looked is an error.
     fn tools(&self, family: Family, chains: &[String]) -> Result<Vec<Tool>> {
         let has_nft = family.has_nft_chain(chains);
         let has_legacy = family.has_legacy_table();
@@ -123,21 +124,26 @@ impl Iptables {
                 tools.push(tool);
             }
         }
-        if let Some(chain) = chains.first() {
-            let lacks = |variant| {
-                let serves = |tool: &Tool| [variant, Variant::Unknown].contains(&tool.variant);
-                !tools.iter().any(serves)
+        let lacks = |variant| {
+            let serves = |tool: &Tool| [variant, Variant::Unknown].contains(&tool.variant);
+            !tools.iter().any(serves)
+        };
+        let table = format!("table nat of {}", family.command());
+        if has_nft && lacks(Variant::Nft) {
+            let what = match chains.first() {
+                Some(chain) => format!("remove {chain} from {table}"),
+                None => format!("look for rules of the dead in {table}"),
             };
-            if has_nft && lacks(Variant::Nft) {
-                return Err(self.missing(family, "-nft").context(format!(
-                    "remove {chain} from table nat of {}",
-                    family.command()
-                )));
-            }
-            if has_legacy && lacks(Variant::Legacy) {
-                let missing = self.missing(family, "-legacy");
-                log::warn(&format!("look for {chain} in the legacy table: {missing}"));
-            }
+            return Err(self.missing(family, "-nft").context(what));
+        }
+        if has_legacy && lacks(Variant::Legacy) {
+            let missing = self.missing(family, "-legacy");
+            let Some(chain) = chains.first() else {
+                return Err(
+                    missing.context(format!("look for rules of the dead in legacy {table}"))
+                );
+            };
+            log::warn(&format!("look for {chain} in the legacy table: {missing}"));
         }
         Ok(tools)
     }

@@ -1,9 +1,8 @@
 //! Running `iptables-save` and `iptables-restore`.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::DirBuilder;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -12,9 +11,9 @@ use anyhow::{Context, Result};
 
 use super::owned::is_private;
 use super::rule::{Script, Table};
-use crate::cni::error::{Code, coded, detailed};
-use crate::fsutil::{self, Lock};
-use crate::netfilter::nftables;
+use crate::cni::error::{Code, detailed};
+use crate::fsutil::Lock;
+use crate::netfilter::{nftables, section};
 
 /// Address families, each with tools and tables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,9 +96,6 @@ impl Refusal {
     }
 }
 
-/// Where only root can lock something.
-const LOCK_DIR: &str = "/run/cni";
-
 /// The file that the tools of the legacy variant lock.
 const LOCK: &str = "/run/xtables.lock";
 
@@ -144,22 +140,8 @@ impl Tool {
         if self.variant == Variant::Legacy {
             return Ok(None);
         }
-        let path = section_lock()?;
         let limit = Duration::from_secs(self.lock_wait.into());
-        if let Some(lock) = fsutil::lock_within(&path, 0o600, limit)? {
-            return Ok(Some(lock));
-        }
-        Err(coded(Code::TryAgain, self.waited_for(&path)).into())
-    }
-
-    /// Says that somebody else kept `lock`.
-    fn waited_for(&self, lock: &Path) -> String {
-        format!(
-            "wait {} seconds for the lock of {}, held by {}",
-            self.lock_wait,
-            self.family.command(),
-            lock_holder(lock).unwrap_or_else(|| "another process".into()),
-        )
+        section::enter("iptables", limit).map(Some)
     }
 
     /// What table `nat` holds.
@@ -194,8 +176,13 @@ impl Tool {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         // The status alone could also be the kernel's refusal; no errno comes through.
         if output.status.code() == Some(RESOURCE_PROBLEM) && stderr.contains("xtables lock") {
-            return Err(anyhow::Error::msg(stderr.trim().to_owned())
-                .context(coded(Code::TryAgain, self.waited_for(Path::new(LOCK)))));
+            return Err(anyhow::Error::msg(stderr.trim().to_owned()).context(
+                section::is_occupied(
+                    self.family.command(),
+                    Path::new(LOCK),
+                    Duration::from_secs(self.lock_wait.into()),
+                ),
+            ));
         }
         Ok(Err(Refusal(stderr)))
     }
@@ -233,22 +220,6 @@ impl Tool {
     }
 }
 
-/// The file to lock for the network namespace of this thread, which is what the tables
-/// belong to. Not the namespace's own file: anybody may open that one, and lock it for
-/// ever.
-fn section_lock() -> Result<PathBuf> {
-    let namespace = "/proc/thread-self/ns/net";
-    let inode = std::fs::metadata(namespace)
-        .with_context(|| format!("look up {namespace}"))?
-        .ino();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(LOCK_DIR)
-        .with_context(|| format!("create {LOCK_DIR}"))?;
-    Ok(Path::new(LOCK_DIR).join(format!("cnibox-iptables-{inode}.lock")))
-}
-
 fn variant_of(program: &Path) -> Variant {
     let file = std::fs::canonicalize(program).ok();
     let name = file.as_deref().and_then(Path::file_name);
@@ -274,51 +245,9 @@ fn find_executable(path: &OsStr, name: &str) -> Option<PathBuf> {
         })
 }
 
-/// Who has locked `file`, if the kernel tells us: "process 123 (name)".
-fn lock_holder(file: &Path) -> Option<String> {
-    let meta = std::fs::metadata(file).ok()?;
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let device = meta.dev();
-    let (major, minor) = (nix::libc::major(device), nix::libc::minor(device));
-    let pid = holder(&locks, &format!("{major:02x}:{minor:02x}:{}", meta.ino()))?;
-    let name = fsutil::read(Path::new(&format!("/proc/{pid}/comm"))).ok()??;
-    let name = String::from_utf8_lossy(&name);
-    Some(format!("process {pid} ({})", name.trim()))
-}
-
-/// The process id in `locks` (`proc_locks(5)`) that holds the lock of `inode`.
-fn holder<'a>(locks: &'a str, inode: &str) -> Option<&'a str> {
-    locks.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        match fields.as_slice() {
-            // Those who wait have "->" behind the number.
-            [_, "FLOCK", _, _, pid, found, ..] if *found == inode => Some(*pid),
-            _ => None,
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lock_holders() {
-        let locks = "1: POSIX  ADVISORY  WRITE 1 00:27:2 0 EOF\n\
-                     2: FLOCK  ADVISORY  WRITE 17897 00:27:2 0 EOF\n\
-                     2: -> FLOCK  ADVISORY  WRITE 17898 00:27:3 0 EOF\n";
-        assert_eq!(holder(locks, "00:27:2"), Some("17897"));
-        assert_eq!(holder(locks, "00:27:3"), None);
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        assert_eq!(lock_holder(&path), None);
-        let held = fsutil::lock(&path, 0o600).unwrap();
-        let holder = lock_holder(&path).unwrap();
-        let own = format!("process {} (", std::process::id());
-        assert!(holder.starts_with(&own), "{holder}");
-        drop(held);
-        assert_eq!(lock_holder(&path), None);
-    }
 
     #[test]
     fn tools_are_files_that_can_be_run() {

@@ -40,6 +40,28 @@ pub fn decode_known(family: Family, expressions: &[u8]) -> Vec<Statement> {
     decoder.statements
 }
 
+/// The first destination port that the expressions compare with, whatever else they do.
+pub fn destination_port(expressions: &[u8]) -> Option<u16> {
+    const PLACE: [Option<u32>; 3] = [Some(TRANSPORT_HEADER), Some(DESTINATION_PORT), Some(2)];
+    let mut is_loaded = false;
+    for (_, expression) in attributes(expressions) {
+        let (name, data) = (attribute(expression, 1)?, attribute(expression, 2));
+        let data = data.unwrap_or_default();
+        match name {
+            b"payload\0" => {
+                let place = [2, 3, 4].map(|kind| number(attribute(data, kind)?));
+                is_loaded = place == PLACE;
+            }
+            b"cmp\0" if is_loaded => {
+                let port = value(attribute(data, 3)?)?;
+                return Some(u16::from_be_bytes(port.try_into().ok()?));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
 /// What a register was loaded with.
 enum Loaded {
     Payload { base: u32, offset: u32, length: u32 },

@@ -233,7 +233,7 @@ mod tests {
     use super::*;
     use crate::net::mac::Mac;
     use crate::netfilter::Protocol;
-    use crate::netfilter::nftables::decode::decode;
+    use crate::netfilter::nftables::decode::{decode, destination_port};
 
     /// Captured from nft 1.0.6 on Linux 6.18, of which one line is one expression: the
     /// attributes of its message to the kernel.
@@ -307,6 +307,11 @@ mod tests {
             Some(statements),
             "the way back"
         );
+        let port = statements.iter().find_map(|statement| match statement {
+            Statement::Port { port, .. } => Some(*port),
+            _ => None,
+        });
+        assert_eq!(destination_port(&bytes), port);
         bytes.iter().fold(String::new(), |mut text, byte| {
             write!(text, "{byte:02x}").unwrap();
             text
@@ -430,6 +435,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
             drop(decode(Family::Ip, &bytes));
+            let _port: Option<u16> = destination_port(&bytes);
         }
     }
 }

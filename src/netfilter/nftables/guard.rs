@@ -3,11 +3,12 @@
 //! a link with this host could reach services on 127.0.0.1.
 //!
 //! The reference has no such thing, so the table is our own. It is shared by all
-//! containers, of either backend, and stays.
+//! containers, of either backend, and stays. A set in it says who needs the sysctl.
 
 use ipnet::Ipv4Net;
 
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
+use super::set::{Keys, Set};
 use super::shared::Shared;
 
 /// The table of the guard.
@@ -15,6 +16,14 @@ pub const TABLE: Table = Table {
     family: Family::Ip,
     name: "cnibox_localnet",
     comment: Some("cnibox: 127.0.0.0/8 is for this host alone"),
+};
+
+/// The links with `route_localnet` on, each with the attachments that need it.
+pub const USERS: Set = Set {
+    table: TABLE,
+    name: "users",
+    comment: "links with route_localnet, and who needs it: H(network), H(ifname:id)",
+    keys: Keys::Devices,
 };
 
 const LOCALNET: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8);

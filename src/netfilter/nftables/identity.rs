@@ -4,12 +4,17 @@
 //! and length. Type 0 is the comment, ending in a zero byte, of at most 128 bytes; nft
 //! passes over types it does not know.
 
+use std::fmt;
+
 use crate::cni::invocation::Attachment;
-use crate::hash::sha512_hex;
+use crate::hash::sha512_words;
 use crate::netfilter::Owner;
 
-/// The comment of a table, chain or rule.
+/// The comment of a table, chain, rule or element.
 const COMMENT: u8 = 0;
+
+/// The comment of a set.
+const SET_COMMENT: u8 = 7;
 
 /// The attachment a rule belongs to, where the comment does not say it all.
 const TAG: u8 = 0xc1;
@@ -18,8 +23,14 @@ const TAG: u8 = 0xc1;
 const COMMENT_MAX: usize = 128;
 
 /// `H(network)-H(ifname:container id)`: one attachment in 33 bytes (behaviour 5.8).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tag(String);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tag {
+    network: [u32; 2],
+    instance: [u32; 2],
+}
+
+/// The length of a tag as text.
+const TAG_LENGTH: usize = 33;
 
 impl Tag {
     /// The tag of an attachment to `network`.
@@ -28,8 +39,10 @@ impl Tag {
             container_id,
             ifname,
         } = attachment;
-        let instance = sha512_hex(&format!("{ifname}:{container_id}"), 16);
-        Self(format!("{}{instance}", network_prefix(network)))
+        Self {
+            network: sha512_words(network),
+            instance: sha512_words(&format!("{ifname}:{container_id}")),
+        }
     }
 
     pub fn of(owner: &Owner) -> Self {
@@ -38,27 +51,70 @@ impl Tag {
 
     /// The tag that `text` begins with, if it is one.
     pub fn at_start(text: &str) -> Option<Self> {
-        let tag = text.get(..33)?;
-        let (network, instance) = tag.split_once('-')?;
-        let hash = |text: &str| text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        (hash(network) && hash(instance)).then(|| Self(tag.to_owned()))
+        let (network, instance) = text.get(..TAG_LENGTH)?.split_once('-')?;
+        let hash = |text: &str| {
+            let is_hash = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+            let (high, low) = text.split_at_checked(8).filter(|_| is_hash)?;
+            let word = |digits| u32::from_str_radix(digits, 16).ok();
+            Some([word(high)?, word(low)?])
+        };
+        Some(Self {
+            network: hash(network)?,
+            instance: hash(instance)?,
+        })
     }
 
     /// Whether this is an attachment to `network`, and none of `valid`.
-    pub fn is_stale(&self, network: &str, valid: &[Attachment]) -> bool {
-        self.0.starts_with(&network_prefix(network))
+    pub fn is_stale(self, network: &str, valid: &[Attachment]) -> bool {
+        self.network == sha512_words(network)
             && !valid
                 .iter()
-                .any(|attachment| Self::new(network, attachment) == *self)
+                .any(|attachment| Self::new(network, attachment) == self)
+    }
+
+    /// Both hashes in halves, as the keys of sets have them.
+    pub fn to_words(self) -> [u32; 4] {
+        let ([a, b], [c, d]) = (self.network, self.instance);
+        [a, b, c, d]
+    }
+
+    /// The way back.
+    pub fn from_words([a, b, c, d]: [u32; 4]) -> Self {
+        Self {
+            network: [a, b],
+            instance: [c, d],
+        }
     }
 }
 
-fn network_prefix(network: &str) -> String {
-    format!("{}-", sha512_hex(network, 16))
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [network, instance] =
+            [self.network, self.instance].map(|[high, low]| format!("{high:08x}{low:08x}"));
+        write!(f, "{network}-{instance}")
+    }
 }
 
 /// The comment of an owner's masquerade rules (behaviour 5.8).
 pub fn masquerade_comment(owner: &Owner) -> String {
+    cut(&format!("{}{SEPARATOR}{}", Tag::of(owner), details(owner)))
+}
+
+/// What a human reads beside a tag.
+pub fn attachment_comment(owner: &Owner) -> String {
+    cut(&details(owner))
+}
+
+/// The same, of the attachment whose masquerade rules have this comment.
+pub fn attachment_comment_from(masquerade_comment: &str) -> String {
+    let details = masquerade_comment.get(TAG_LENGTH + SEPARATOR.len()..);
+    details.unwrap_or_default().to_owned()
+}
+
+/// What stands between the tag and the details.
+const SEPARATOR: &str = ", ";
+
+fn details(owner: &Owner) -> String {
     let Owner {
         network,
         attachment: Attachment {
@@ -66,8 +122,7 @@ pub fn masquerade_comment(owner: &Owner) -> String {
             ifname,
         },
     } = owner;
-    let details = format!(", net: {network}, if: {ifname}, id: {container_id}");
-    cut(&format!("{}{}", Tag::of(owner).0, details.replace('"', "")))
+    format!("net: {network}, if: {ifname}, id: {container_id}").replace('"', "")
 }
 
 /// Whose a masquerade rule is that has this comment.
@@ -105,18 +160,29 @@ fn cut(text: &str) -> String {
         .to_owned()
 }
 
-/// The user data of a table, chain or rule.
+/// The user data of a table, chain, rule or element.
 pub fn user_data(comment: Option<&str>, tag: Option<&Tag>) -> Vec<u8> {
     let mut data = Vec::new();
     if let Some(comment) = comment {
-        let mut value = cut(comment).into_bytes();
-        value.push(0);
-        record(&mut data, COMMENT, &value);
+        record_comment(&mut data, COMMENT, comment);
     }
-    if let Some(Tag(tag)) = tag {
-        record(&mut data, TAG, tag.as_bytes());
+    if let Some(tag) = tag {
+        record(&mut data, TAG, tag.to_string().as_bytes());
     }
     data
+}
+
+/// The user data of a set.
+pub fn set_user_data(comment: &str) -> Vec<u8> {
+    let mut data = Vec::new();
+    record_comment(&mut data, SET_COMMENT, comment);
+    data
+}
+
+fn record_comment(data: &mut Vec<u8>, kind: u8, comment: &str) {
+    let mut value = cut(comment).into_bytes();
+    value.push(0);
+    record(data, kind, &value);
 }
 
 fn record(data: &mut Vec<u8>, kind: u8, value: &[u8]) {
@@ -190,10 +256,7 @@ mod tests {
     fn tags_tell_networks_and_attachments_apart() {
         let cont1 = owner("net1", "cont1", "eth0");
         let tag = Tag::of(&cont1);
-        assert_eq!(
-            Tag::at_start(&masquerade_comment(&cont1)),
-            Some(tag.clone())
-        );
+        assert_eq!(Tag::at_start(&masquerade_comment(&cont1)), Some(tag));
         assert!(tag.is_stale("net1", &[]));
         assert!(!tag.is_stale("net1", std::slice::from_ref(&cont1.attachment)));
         assert!(tag.is_stale("net1", &[owner("net1", "cont1", "eth1").attachment]));
@@ -219,8 +282,9 @@ mod tests {
         #[test]
         fn no_user_data_panic(data in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
             let (_, tag) = parse(&data);
-            if let Some(Tag(tag)) = tag {
-                proptest::prop_assert_eq!(tag.len(), 33);
+            if let Some(tag) = tag {
+                proptest::prop_assert_eq!(Tag::from_words(tag.to_words()), tag);
+                proptest::prop_assert_eq!(Tag::at_start(&tag.to_string()), Some(tag));
             }
         }
 

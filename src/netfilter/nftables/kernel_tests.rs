@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::shared::Snapshot;
 use super::*;
+use crate::net::sysctl;
 use crate::netfilter::{Mapping, Mark, Protocol};
 
 /// Gives the calling thread a network stack of its own.
@@ -48,8 +49,35 @@ fn feed(command: &str, stdin: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Everything, the elements of sets in alphabetical order: nft prints them in the
+/// kernel's.
 fn ruleset() -> String {
-    sh("nft list ruleset")
+    let text = sh("nft list ruleset");
+    let mut lines = Vec::new();
+    let mut elements = Vec::new();
+    for line in text.lines() {
+        let element = line.trim().trim_start_matches("elements = { ");
+        if element.contains(" comment ") && element.ends_with(['}', ',']) {
+            elements.push(element.trim_end_matches([',', ' ', '}']));
+            continue;
+        }
+        elements.sort_unstable();
+        lines.append(&mut elements);
+        lines.push(line);
+    }
+    // Each line ends, also the last.
+    if !lines.is_empty() {
+        lines.push("");
+    }
+    lines.join("\n")
+}
+
+/// The tables that the reference has too.
+fn reference_tables() -> String {
+    let text = sh("nft list ruleset");
+    let mut tables: Vec<&str> = text.split_inclusive("\n}\n").collect();
+    tables.retain(|table| !table.starts_with("table inet cnibox "));
+    tables.concat()
 }
 
 /// Compares with a file; `UPDATE_GOLDEN=1` writes it instead.
@@ -132,12 +160,12 @@ fn masquerading_is_laid_out_as_the_references() {
     Nftables
         .ensure_masquerade(&blue, &masquerade(&["10.20.0.7/22", "fd00:20::7/128"]))
         .unwrap();
-    assert_golden("masquerade", &ruleset());
+    assert_golden("masquerade", &reference_tables());
     // The same again changes nothing but whose rules are in front.
     Nftables
         .ensure_masquerade(&blue, &masquerade(&["10.20.0.7/22", "fd00:20::7/128"]))
         .unwrap();
-    assert_golden("masquerade", &ruleset());
+    assert_golden("masquerade", &reference_tables());
 }
 
 #[test]
@@ -248,11 +276,11 @@ fn port_maps_are_laid_out_as_the_references() {
     Nftables
         .ensure_port_maps(&owner("net1", "cont2", "eth0"), &second)
         .unwrap();
-    assert_golden("port_maps", &ruleset());
+    assert_golden("port_maps", &reference_tables());
     Nftables
         .ensure_port_maps(&owner("net1", "cont2", "eth0"), &second)
         .unwrap();
-    assert_golden("port_maps", &ruleset());
+    assert_golden("port_maps", &reference_tables());
 }
 
 #[test]
@@ -267,7 +295,7 @@ fn whatever_comes_through_a_mapping_is_masqueraded_where_asked_for() {
     Nftables.ensure_port_maps(&red, &neighbours).unwrap();
     Nftables.check_port_maps(&red, &all).unwrap_err();
     Nftables.ensure_port_maps(&red, &all).unwrap();
-    assert_golden("port_maps_masquerade_all", &ruleset());
+    assert_golden("port_maps_masquerade_all", &reference_tables());
     Nftables.check_port_maps(&red, &all).unwrap();
     Nftables.check_port_maps(&red, &neighbours).unwrap_err();
     let without_snat = PortMaps { snat: false, ..all };
@@ -284,6 +312,7 @@ fn nft_makes_the_same_of_the_same_words() {
             &red,
             &masquerade(&DUAL),
             &Snapshot::default(),
+            None,
         ));
         let wanted = PortMaps {
             conditions_v4: vec!["ip daddr != 10.1.0.0/16 oifname != eth0 mark 0x10".into()],
@@ -703,10 +732,10 @@ fn many_at_once_leave_nothing() {
         Ok(())
     });
     let text = ruleset();
-    assert!(
-        !text.contains("comment \"c") && !text.contains("id: c"),
-        "{text}"
-    );
+    for n in 0..16 {
+        let id = format!("c{n}\"");
+        assert!(!text.contains(&id), "{id} in {text}");
+    }
     assert!(!text.contains("cni-br-iface"), "{text}");
 }
 
@@ -814,13 +843,212 @@ fn an_add_to_a_table_in_order_adds_rules_only() {
         .ensure_masquerade(&red, &masquerade(&DUAL))
         .unwrap();
     Nftables.ensure_port_maps(&red, &maps).unwrap();
+    let mut changes = masquerade::first(&blue, &masquerade(&DUAL));
+    let plans = plans(&blue, &port_maps(&DUAL, &["tcp 8081:80"])).unwrap();
     let socket = Socket::open().unwrap();
-    let there = look(&socket, masquerade::TABLE, &masquerade::shared(), &[]).unwrap();
-    let mut changes = masquerade::ensure(&blue, &masquerade(&DUAL), &there);
-    for plan in plans(&blue, &maps).unwrap() {
-        changes.extend(plan.ensure(&blue, &plan.look(&blue, &socket).unwrap()));
-    }
-    let adds = |change: &Change| matches!(change, Change::AddTable(_) | Change::Insert(..));
+    changes.extend(port_maps::first(&blue, &plans, &socket).unwrap().unwrap());
+    let adds = |change: &Change| matches!(change, Change::CreateElements(..) | Change::Insert(..));
     assert!(changes.iter().all(adds), "{changes:?}");
-    assert_eq!(changes.len(), 3 + 2 + 2 + 5, "{changes:?}");
+    // Elements for the attachment, twice, and for its port.
+    assert_eq!(changes.len(), 1 + 2 + 1 + 1 + 2 + 5, "{changes:?}");
+}
+
+#[test]
+fn the_registry_reads_well_and_can_be_loaded_again() {
+    node();
+    for (container_id, port) in [("c1", "tcp 8080:80"), ("c2", "udp 53:53")] {
+        let owner = owner("net1", container_id, "eth0");
+        let (net, maps) = (masquerade(&DUAL), port_maps(&DUAL, &[port]));
+        Nftables.ensure_masquerade(&owner, &net).unwrap();
+        Nftables.ensure_port_maps(&owner, &maps).unwrap();
+        localnet::open(&owner, "lo").unwrap();
+    }
+    let before = ruleset();
+    let tables: Vec<&str> = before.split_inclusive("\n}\n").collect();
+    let ours = |table: &&&str| table.contains(" cnibox");
+    let ours: String = tables.iter().filter(ours).copied().collect();
+    assert_golden("registry", &ours);
+    let dump = sh("nft list ruleset");
+    sh("nft flush ruleset");
+    feed("nft -f -", &dump);
+    assert_eq!(ruleset(), before);
+    // And it is understood again.
+    for container_id in ["c1", "c2"] {
+        let owner = owner("net1", container_id, "eth0");
+        Nftables.remove_masquerade(&owner, &[]).unwrap();
+        Nftables.remove_port_maps(&owner).unwrap();
+        localnet::close(&owner).unwrap();
+    }
+    let text = ruleset();
+    for gone in ["c1", "c2", "8080", "was 0"] {
+        assert!(!text.contains(gone), "{gone} in {text}");
+    }
+}
+
+/// Which elements there are, comments left out.
+fn keys(set: &set::Set) -> Vec<String> {
+    let elements = set.elements(&Socket::open().unwrap()).unwrap();
+    let keys = elements.unwrap_or_default().into_keys();
+    keys.map(|key| key.to_string()).collect()
+}
+
+#[test]
+fn the_registry_follows_the_rules() {
+    node();
+    let (red, blue) = (owner("net1", "red", "eth0"), owner("net1", "blue", "eth0"));
+    let maps = |mappings| port_maps(&["10.9.0.2/24"], mappings);
+    let ensure = |owner, mappings| Nftables.ensure_port_maps(owner, &maps(mappings)).unwrap();
+    ensure(&red, &["tcp 192.0.2.1 8080:80", "tcp 81:81"]);
+    // The same port of another address is no conflict, but one element.
+    ensure(&blue, &["tcp 192.0.2.2 8080:80"]);
+    assert_eq!(keys(&registry::HOST_PORTS), ["tcp . 81", "tcp . 8080"]);
+    assert_eq!(keys(&registry::MAPPED).len(), 2);
+    assert!(ruleset().contains("tcp . 8080 comment \"blue\""));
+    // It is red's again when blue goes.
+    Nftables.remove_port_maps(&blue).unwrap();
+    assert!(ruleset().contains("tcp . 8080 comment \"red\""));
+    assert_eq!(keys(&registry::MAPPED).len(), 1);
+    // Other mappings replace the old ones, here too.
+    ensure(&red, &["tcp 82:82"]);
+    assert_eq!(keys(&registry::HOST_PORTS), ["tcp . 82"]);
+    assert_eq!(ruleset().matches("dnat to").count(), 1);
+    Nftables
+        .ensure_masquerade(&red, &masquerade(&DUAL))
+        .unwrap();
+    Nftables.collect_port_maps("net1", &[]).unwrap();
+    Nftables.collect_masquerade("net1", &[]).unwrap();
+    let sets = [
+        registry::HOST_PORTS,
+        registry::MAPPED,
+        registry::MASQUERADED,
+    ];
+    for set in sets {
+        assert_eq!(keys(&set), [""; 0], "{set}");
+    }
+}
+
+#[test]
+fn what_the_registry_has_too_much_is_no_obstacle() {
+    node();
+    let red = owner("net1", "red", "eth0");
+    let (net, maps) = (masquerade(&DUAL), port_maps(&DUAL, &["tcp 8080:80"]));
+    let ensure = || {
+        Nftables.ensure_masquerade(&red, &net).unwrap();
+        Nftables.ensure_port_maps(&red, &maps).unwrap();
+        Nftables.check_masquerade(&red, &net).unwrap();
+        Nftables.check_port_maps(&red, &maps).unwrap();
+    };
+    let remove = || {
+        Nftables.remove_masquerade(&red, &[]).unwrap();
+        Nftables.remove_port_maps(&red).unwrap();
+        assert!(!ruleset().contains("red"), "{}", ruleset());
+    };
+    for damage in [
+        // As the reference removes the rules, or an operator.
+        "flush chain ip cni_hostport hostports; flush chain ip6 cni_hostport hostports; \
+         flush chain inet cni_plugins_masquerade masq_checks",
+        "flush table inet cni_plugins_masquerade; flush table ip cni_hostport; \
+         flush table ip6 cni_hostport",
+        "delete table inet cni_plugins_masquerade; delete table ip cni_hostport",
+        // The registry itself.
+        "delete table inet cnibox",
+        "flush set inet cnibox mapped; flush set inet cnibox masqueraded",
+        "flush set inet cnibox host_ports",
+        "delete set inet cnibox host_ports",
+    ] {
+        ensure();
+        sh(&format!("nft '{damage}'"));
+        if damage.contains("flush set inet cnibox mapped") {
+            // Nobody can know better then: it is DEL that cleans up.
+            remove();
+        }
+        ensure();
+        assert_eq!(ruleset().matches("dnat to").count(), 2, "{damage}");
+        sh(&format!("nft '{damage}'"));
+        remove();
+    }
+}
+
+#[test]
+fn an_upgrade_finds_the_rules_that_are_there() {
+    node();
+    let (red, blue) = (owner("net1", "red", "eth0"), owner("net1", "blue", "eth0"));
+    let (net, maps) = (masquerade(&DUAL), port_maps(&DUAL, &["tcp 8080:80"]));
+    for owner in [&red, &blue] {
+        Nftables.ensure_masquerade(owner, &net).unwrap();
+        Nftables.ensure_port_maps(owner, &maps).unwrap();
+    }
+    // Earlier versions had no registry.
+    sh("nft delete table inet cnibox");
+    let white = owner("net1", "white", "eth0");
+    Nftables.ensure_masquerade(&white, &net).unwrap();
+    let other = port_maps(&DUAL, &["tcp 8081:80"]);
+    Nftables.ensure_port_maps(&white, &other).unwrap();
+    assert_eq!(keys(&registry::HOST_PORTS), ["tcp . 8080", "tcp . 8081"]);
+    assert_eq!(keys(&registry::MASQUERADED).len(), 3);
+    Nftables.ensure_masquerade(&red, &net).unwrap();
+    Nftables.ensure_port_maps(&red, &maps).unwrap();
+    assert_eq!(ruleset().matches("dnat to").count(), 6, "{}", ruleset());
+}
+
+#[test]
+fn route_localnet_goes_off_with_its_last_user() {
+    node();
+    sh("ip link add br0 type bridge; ip link add br1 type bridge");
+    let value = |device| {
+        sysctl::read(&localnet::sysctl_key(device))
+            .unwrap()
+            .unwrap()
+    };
+    let (red, blue) = (owner("net1", "red", "eth0"), owner("net2", "blue", "eth0"));
+    for owner in [&red, &blue, &blue] {
+        localnet::open(owner, "br0").unwrap();
+    }
+    assert_eq!(localnet::missing_guard().unwrap(), Vec::<String>::new());
+    assert_eq!(value("br0"), "1");
+    localnet::close(&red).unwrap();
+    localnet::close(&red).unwrap();
+    localnet::collect("net1", &[]).unwrap();
+    localnet::collect("net2", std::slice::from_ref(&blue.attachment)).unwrap();
+    assert_eq!(value("br0"), "1");
+    localnet::collect("net2", &[]).unwrap();
+    assert_eq!(value("br0"), "0");
+    assert_eq!(keys(&guard::USERS), [""; 0]);
+
+    // An administrator's choice stays.
+    sysctl::set(&localnet::sysctl_key("br1"), "1").unwrap();
+    localnet::open(&red, "br1").unwrap();
+    localnet::close(&red).unwrap();
+    assert_eq!(value("br1"), "1");
+
+    // A link that is gone needs nothing.
+    localnet::open(&red, "br0").unwrap();
+    sh("ip link del br0");
+    localnet::close(&red).unwrap();
+    assert_eq!(keys(&guard::USERS), [""; 0]);
+    // Nor does one whose set is gone: DEL has no way to know.
+    localnet::open(&red, "br1").unwrap();
+    sh("nft delete table ip cnibox_localnet");
+    localnet::close(&red).unwrap();
+}
+
+#[test]
+fn route_localnet_is_on_while_anybody_needs_it() {
+    node();
+    sh("ip link add br0 type bridge");
+    let value = || sysctl::read(&localnet::sysctl_key("br0")).unwrap().unwrap();
+    std::thread::scope(|scope| {
+        for n in 0..6 {
+            scope.spawn(move || {
+                let owner = owner("net1", &format!("c{n}"), "eth0");
+                for _ in 0..5 {
+                    localnet::open(&owner, "br0").unwrap();
+                    assert_eq!(value(), "1");
+                    localnet::close(&owner).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(value(), "0");
+    assert_eq!(keys(&guard::USERS), [""; 0]);
 }

@@ -57,18 +57,28 @@ pub fn chains(family: Family, table: &str) -> Result<Vec<String>> {
 
 /// As [`has_chain`], over an open socket.
 pub fn look_up_chain(socket: &Socket, family: Family, table: &str, chain: &str) -> Result<bool> {
+    Ok(chain_use(socket, family, table, chain)?.is_some())
+}
+
+/// How many rules the chain has and how many lead to it, together; `None` when there is
+/// no such chain.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn chain_use(socket: &Socket, family: Family, table: &str, chain: &str) -> Result<Option<u32>> {
+    const USE: u16 = 6;
     let message = NfTablesMessage::GetChain(ChainMessage {
         attributes: vec![
             ChainAttribute::Table(table.to_owned()),
             ChainAttribute::Name(chain.to_owned()),
         ],
     });
-    match socket.request(with_family(family, message)) {
-        Err(error) if is_absent(&error) => Ok(false),
-        answers => {
-            let answers =
-                answers.with_context(|| format!("look up chain {family} {table} {chain}"))?;
-            Ok(!answers.is_empty())
-        }
-    }
+    let answers = match socket.request(with_family(family, message)) {
+        Err(error) if is_absent(&error) => Vec::new(),
+        answers => answers.with_context(|| format!("look up chain {family} {table} {chain}"))?,
+    };
+    Ok(answers.first().map(|answer| {
+        let number = attribute(answer, USE).and_then(|value| value.try_into().ok());
+        number.map_or(0, u32::from_be_bytes)
+    }))
 }

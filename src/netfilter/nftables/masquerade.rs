@@ -4,8 +4,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::identity::{self, Tag, masquerade_comment};
+use super::identity::{self, Tag, attachment_comment_from, masquerade_comment};
+use super::registry::{self, MASQUERADED, settle};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
+use super::set::{Elements, Key};
 use super::shared::{Shared, Snapshot, command, ensure_shared, in_chain, missing_shared};
 use super::transaction::{Change, Found};
 use crate::netfilter::{Masquerade, Owner};
@@ -91,23 +93,61 @@ pub fn tag(found: &Found) -> Option<Tag> {
     Tag::at_start(found.comment.as_deref()?)
 }
 
-/// What makes exactly `wanted` exist for `owner`, given all rules of the table.
-pub fn ensure(owner: &Owner, wanted: &Masquerade, there: &Snapshot) -> Vec<Change> {
-    let mut changes = ensure_shared(TABLE, &shared(), there);
-    let own = Tag::of(owner);
-    changes.extend(remove(&there.rules, |tag| *tag == own));
-    let wanted = rules(owner, wanted).into_iter().rev();
-    changes.extend(wanted.map(|rule| Change::Insert(checks(), rule)));
+/// What makes `wanted` exist for an owner that has no rules yet; refused otherwise.
+pub fn first(owner: &Owner, wanted: &Masquerade) -> Vec<Change> {
+    let mut changes = MASQUERADED.create(Elements::from([registry::attachment(owner)]));
+    changes.extend(insertions(owner, wanted));
     changes
 }
 
-/// What removes the rules whose tag is `unwanted`.
-pub fn remove(found: &[Found], unwanted: impl Fn(&Tag) -> bool) -> Vec<Change> {
-    found
-        .iter()
-        .filter(|rule| rule.handle.chain == CHECKS && tag(rule).is_some_and(|tag| unwanted(&tag)))
+/// What makes exactly `wanted` exist for `owner`, given all rules of the table, and the
+/// registry if there is one.
+pub fn ensure(
+    owner: &Owner,
+    wanted: &Masquerade,
+    there: &Snapshot,
+    registry: Option<&Elements>,
+) -> Vec<Change> {
+    let mut changes = ensure_shared(TABLE, &shared(), there);
+    let own = Tag::of(owner);
+    changes.extend(remove(&there.rules, None, |tag| tag == own));
+    changes.extend(insertions(owner, wanted));
+    let mut attachments: Elements = there.rules.iter().filter_map(attachment).collect();
+    attachments.extend([registry::attachment(owner)]);
+    changes.extend(settle(&MASQUERADED, registry, &attachments, |key| {
+        *key == Key::Attachment(own)
+    }));
+    changes
+}
+
+fn insertions(owner: &Owner, wanted: &Masquerade) -> impl Iterator<Item = Change> {
+    let wanted = rules(owner, wanted).into_iter().rev();
+    wanted.map(|rule| Change::Insert(checks(), rule))
+}
+
+/// Whose a rule is, as the registry has it.
+fn attachment(found: &Found) -> Option<(Key, String)> {
+    let comment = found.comment.as_deref()?;
+    let tag = Tag::at_start(comment)?;
+    Some((Key::Attachment(tag), attachment_comment_from(comment)))
+}
+
+/// What removes the rules whose tag is `unwanted`, and their owners from the registry.
+pub fn remove(
+    found: &[Found],
+    registry: Option<&Elements>,
+    unwanted: impl Fn(Tag) -> bool,
+) -> Vec<Change> {
+    let stale = |rule: &&Found| rule.handle.chain == CHECKS && tag(rule).is_some_and(&unwanted);
+    let rules = found.iter().filter(stale);
+    let mut changes: Vec<Change> = rules
         .map(|rule| Change::DeleteRule(TABLE, rule.handle.clone()))
-        .collect()
+        .collect();
+    if registry.is_some() {
+        let touched = |key: &Key| matches!(key, Key::Attachment(tag) if unwanted(*tag));
+        changes.extend(settle(&MASQUERADED, registry, &Elements::new(), touched));
+    }
+    changes
 }
 
 /// Whose the rules are whose tag is `unwanted`.

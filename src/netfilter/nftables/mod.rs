@@ -1,9 +1,9 @@
 //! The nftables backend: rules as the reference lays them out, spoken to the kernel
 //! directly. No `nft` is needed, and none is run.
 //!
-//! An operation looks once at the table it is about and then changes it in one
-//! transaction, over both address families. ADD looks too: a repeated one must replace
-//! its rules instead of doubling them, and a rule has no name to be found by.
+//! Each operation is one transaction over both address families. ADD lists no rules: what
+//! it must know of them (a repeated one replaces its rules instead of doubling them) it
+//! asks a registry of our own, in that transaction. DEL finds its rules by their comment.
 
 mod condition;
 mod decode;
@@ -12,10 +12,13 @@ mod guard;
 mod identity;
 #[cfg(test)]
 mod kernel_tests;
+pub mod localnet;
 mod lookup;
 mod masquerade;
 mod port_maps;
+mod registry;
 mod ruleset;
+mod set;
 mod shared;
 mod spoof_check;
 mod transaction;
@@ -31,8 +34,8 @@ use self::lookup::look_up_chain;
 pub use self::lookup::{chains, has_chain, is_usable};
 pub use self::ruleset::Family;
 use self::ruleset::{Statement, Table};
-use self::shared::{command, ensure_shared, look, missing_shared};
-use self::transaction::{Change, Found, apply, rules};
+use self::shared::{command, is_in_order, look};
+use self::transaction::{Change, Found, apply, rules, try_apply};
 use super::socket::Socket;
 use super::{Backend, Masquerade, Owner, PortMaps, conntrack};
 use crate::cni::invocation::Attachment;
@@ -64,19 +67,23 @@ fn clean(plan: impl Fn(&Socket) -> Result<Vec<Change>>) -> Result<()> {
 impl Backend for Nftables {
     fn ensure_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()> {
         let socket = Socket::open()?;
+        let shared = masquerade::shared();
+        if registry::MASQUERADED.is_there(&socket)?
+            && is_in_order(&socket, masquerade::TABLE, &shared)?
+            && try_apply(&socket, &masquerade::first(owner, wanted))?
+        {
+            return Ok(());
+        }
         apply(&socket, || {
-            let shared = masquerade::shared();
             let there = look(&socket, masquerade::TABLE, &shared, &[masquerade::CHECKS])?;
-            Ok(masquerade::ensure(owner, wanted, &there))
+            let registry = registry::MASQUERADED.elements(&socket)?;
+            Ok(masquerade::ensure(owner, wanted, &there, registry.as_ref()))
         })
     }
 
     fn remove_masquerade(&self, owner: &Owner, _known: &[IpNet]) -> Result<()> {
         let own = Tag::of(owner);
-        clean(|socket| {
-            let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
-            Ok(masquerade::remove(&found, |tag| *tag == own))
-        })
+        remove_masquerade(|tag| tag == own)
     }
 
     fn missing_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<Vec<String>> {
@@ -94,27 +101,38 @@ impl Backend for Nftables {
     }
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
-        clean(|socket| {
-            let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
-            Ok(masquerade::remove(&found, |tag| {
-                tag.is_stale(network, valid)
-            }))
-        })
+        remove_masquerade(|tag| tag.is_stale(network, valid))
     }
 
     fn ensure_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
         let plans = plans(owner, wanted)?;
         let socket = Socket::open()?;
+        if let Some(changes) = port_maps::first(owner, &plans, &socket)?
+            && try_apply(&socket, &changes)?
+        {
+            return Ok(());
+        }
         let taken_over = RefCell::new(BTreeSet::new());
+        let own = Tag::of(owner);
         apply(&socket, || {
             let mut changes = Vec::new();
+            let mut found = Vec::new();
             taken_over.borrow_mut().clear();
             for plan in &plans {
                 let there = plan.look(owner, &socket)?;
                 changes.extend(plan.ensure(owner, &there));
                 let sentences = plan.taken_over(owner, &there.rules);
                 taken_over.borrow_mut().extend(sentences);
+                found.extend(there.rules);
             }
+            let effect = port_maps::Effect {
+                found: &found,
+                gone: &|rule| port_maps::is_own(owner, rule),
+                touched: &|tag| tag == own,
+                owner: Some(owner),
+                plans: &plans,
+            };
+            changes.extend(effect.register(&socket)?);
             Ok(changes)
         })?;
         taken_over
@@ -125,7 +143,9 @@ impl Backend for Nftables {
     }
 
     fn remove_port_maps(&self, owner: &Owner) -> Result<()> {
-        remove_port_maps(|rule| port_maps::is_own(owner, rule))
+        let own = Tag::of(owner);
+        let is_own = |rule: &Found| port_maps::is_own(owner, rule);
+        remove_port_maps(Some(owner), is_own, |tag| tag == own)
     }
 
     fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
@@ -152,11 +172,8 @@ impl Backend for Nftables {
     }
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
-        remove_port_maps(|rule| {
-            rule.tag
-                .as_ref()
-                .is_some_and(|tag| tag.is_stale(network, valid))
-        })
+        let stale = |tag: Tag| tag.is_stale(network, valid);
+        remove_port_maps(None, |rule| rule.tag.is_some_and(stale), stale)
     }
 }
 
@@ -182,19 +199,43 @@ fn plans(owner: &Owner, wanted: &PortMaps) -> Result<Vec<port_maps::Plan>> {
         .collect()
 }
 
-/// Removes mappings, and forgets the connections through them that nobody closes.
-fn remove_port_maps(unwanted: impl Fn(&Found) -> bool) -> Result<()> {
+/// Removes the masquerade rules of attachments that are `unwanted`.
+fn remove_masquerade(unwanted: impl Fn(Tag) -> bool) -> Result<()> {
+    clean(|socket| {
+        let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
+        let registry = registry::MASQUERADED.elements(socket)?;
+        Ok(masquerade::remove(&found, registry.as_ref(), &unwanted))
+    })
+}
+
+/// Removes the mappings `gone`, which are those of the attachments `touched`, or of one
+/// `owner`, and forgets the connections through them that nobody closes.
+fn remove_port_maps(
+    owner: Option<&Owner>,
+    gone: impl Fn(&Found) -> bool,
+    touched: impl Fn(Tag) -> bool,
+) -> Result<()> {
     let removed = RefCell::new(Vec::new());
     clean(|socket| {
         removed.borrow_mut().clear();
         let mut changes = Vec::new();
+        let mut all = Vec::new();
         for table in port_maps::TABLES {
             let found = rules(socket, &table, None)?;
-            changes.extend(port_maps::remove(table, &found, &unwanted));
-            let gone = found.iter().filter(|rule| unwanted(rule));
-            let destinations = gone.filter_map(|rule| port_maps::destination(&rule.statements()?));
-            removed.borrow_mut().extend(destinations);
+            changes.extend(port_maps::remove(table, &found, &gone));
+            all.extend(found);
         }
+        let lost = all.iter().filter(|rule| gone(rule));
+        let destinations = lost.filter_map(|rule| port_maps::destination(&rule.statements()?));
+        removed.borrow_mut().extend(destinations);
+        let effect = port_maps::Effect {
+            found: &all,
+            gone: &gone,
+            touched: &touched,
+            owner,
+            plans: &[],
+        };
+        changes.extend(effect.register(socket)?);
         Ok(changes)
     })?;
     conntrack::forget_removed(&removed.into_inner());
@@ -202,30 +243,6 @@ fn remove_port_maps(unwanted: impl Fn(&Found) -> bool) -> Result<()> {
 }
 
 impl Nftables {
-    /// Keeps neighbours away from services on 127.0.0.1, which sysctl `route_localnet`
-    /// alone would open to them (CVE-2020-8558): what comes in from outside and claims to
-    /// be from or for 127.0.0.0/8 is dropped. Serves next to either backend.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn ensure_localnet_guard() -> Result<()> {
-        let socket = Socket::open()?;
-        let shared = guard::shared();
-        apply(&socket, || {
-            let there = look(&socket, guard::TABLE, &shared, &[])?;
-            Ok(ensure_shared(guard::TABLE, &shared, &there))
-        })
-    }
-
-    /// The rules of the guard that are missing, each as the command that would add it.
-    ///
-    /// # Errors
-    /// When the kernel refuses to tell.
-    pub fn missing_localnet_guard() -> Result<Vec<String>> {
-        let found = rules(&Socket::open()?, &guard::TABLE, None)?;
-        Ok(missing_shared(&guard::shared(), &found))
-    }
-
     /// Whether there can be a spoof check for the owner: a pure check, for before anything
     /// is made.
     ///

@@ -7,8 +7,12 @@ use anyhow::Result;
 use ipnet::IpNet;
 
 use super::identity::{Tag, port_map_comment};
+use super::registry::{self, HOST_PORTS, MAPPED, settle};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of};
-use super::shared::{Shared, Snapshot, command, ensure_shared, in_chain, look, missing_shared};
+use super::set::{Elements, Key};
+use super::shared::{
+    Shared, Snapshot, command, ensure_shared, in_chain, is_in_order, look, missing_shared,
+};
 use super::transaction::{Change, Found, rules};
 use crate::netfilter::socket::Socket;
 use crate::netfilter::{Mapping, Owner, PortMaps, Protocol};
@@ -118,16 +122,29 @@ impl Plan {
         }
         let is_own = |rule: &Found| is_own(owner, rule);
         changes.extend(remove(self.table, &there.rules, is_own));
-        for (name, rules) in [
+        changes.extend(self.insertions());
+        changes
+    }
+
+    fn insertions(&self) -> Vec<Change> {
+        let chains = [
             (HOSTPORTS, &self.hostports),
             (MASQUERADING, &self.masquerading),
-        ] {
+        ];
+        let mut changes = Vec::new();
+        for (name, rules) in chains {
             let chain = chain(self.table, name);
             // Each goes in front of the one before it.
             let insert = |rule: &Rule| Change::Insert(chain.clone(), rule.clone());
             changes.extend(rules.iter().rev().map(insert));
         }
         changes
+    }
+
+    /// Whether the shared chains that the plan needs are there.
+    fn has_shared(&self, socket: &Socket) -> Result<bool> {
+        Ok(self.hostports.is_empty()
+            || is_in_order(socket, self.table, &shared(self.table, self.snat))?)
     }
 
     /// The rules of the plan that are missing, each as the command that would add it.
@@ -176,10 +193,7 @@ impl Plan {
             .filter_map(|rule| endpoint(&rule.statements))
             .collect();
         let mut sentences = BTreeSet::new();
-        for rule in found
-            .iter()
-            .filter(|rule| rule.handle.chain != MASQUERADING)
-        {
+        for rule in found.iter().filter(|rule| is_mapping(rule)) {
             let Some(other) = rule.comment.as_ref().filter(|other| **other != comment) else {
                 continue;
             };
@@ -200,6 +214,124 @@ impl Plan {
         }
         sentences
     }
+}
+
+/// What makes the rules of `plans` exist for an owner that has none, on ports that nobody
+/// has: refused otherwise. `None` when there is more to do than that.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn first(owner: &Owner, plans: &[Plan], socket: &Socket) -> Result<Option<Vec<Change>>> {
+    let ports = ports_of(owner, plans);
+    if ports.is_empty() || !MAPPED.is_there(socket)? {
+        return Ok(None);
+    }
+    for plan in plans {
+        if !plan.has_shared(socket)? {
+            return Ok(None);
+        }
+    }
+    let mut changes = MAPPED.create(Elements::from([registry::attachment(owner)]));
+    changes.extend(HOST_PORTS.create(ports));
+    changes.extend(plans.iter().flat_map(Plan::insertions));
+    Ok(Some(changes))
+}
+
+/// The ports of a plan's mappings, all the owner's.
+fn ports_of(owner: &Owner, plans: &[Plan]) -> Elements {
+    let rules = plans.iter().flat_map(|plan| &plan.hostports);
+    let keys = rules.filter_map(|rule| port(&rule.statements));
+    keys.map(|key| (key, port_map_comment(owner))).collect()
+}
+
+/// What an operation does to the rules of both tables.
+pub struct Effect<'a> {
+    /// The rules that there are.
+    pub found: &'a [Found],
+    /// Those of them that go.
+    pub gone: &'a dyn Fn(&Found) -> bool,
+    /// The attachments that this is about.
+    pub touched: &'a dyn Fn(Tag) -> bool,
+    /// The one attachment, if it is one.
+    pub owner: Option<&'a Owner>,
+    /// What is added, for the owner.
+    pub plans: &'a [Plan],
+}
+
+impl Effect<'_> {
+    /// What makes the registry follow.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn register(&self, socket: &Socket) -> Result<Vec<Change>> {
+        let (mapped, host_ports) = (MAPPED.elements(socket)?, HOST_PORTS.elements(socket)?);
+        let mut ports = Elements::new();
+        let mut attachments = Elements::new();
+        if let Some(owner) = self.owner {
+            ports = ports_of(owner, self.plans);
+            if !ports.is_empty() {
+                attachments.extend([registry::attachment(owner)]);
+            }
+        }
+        let mappings = self.found.iter().filter(|rule| is_mapping(rule));
+        let (gone, stay): (Vec<&Found>, Vec<&Found>) = mappings.partition(|rule| (self.gone)(rule));
+        let mut touched: BTreeSet<Key> = ports.keys().cloned().collect();
+        touched.extend(gone.iter().filter_map(|rule| port(&rule.statements()?)));
+        // And what is left over from rules that somebody flushed.
+        let own = self.owner.map(port_map_comment);
+        let elements = host_ports.iter().flatten();
+        let left_over = elements.filter(|(_, comment)| own.as_ref() == Some(*comment));
+        touched.extend(left_over.map(|(key, _)| key.clone()));
+        let numbers: BTreeSet<u16> = touched.iter().filter_map(number).collect();
+        for rule in stay {
+            let comment = || rule.comment.clone().unwrap_or_default();
+            if let Some(tag) = rule.tag.filter(|_| mapped.is_none()) {
+                attachments
+                    .entry(Key::Attachment(tag))
+                    .or_insert_with(comment);
+            }
+            // To understand a rule takes far longer than to see its port.
+            let is_touched = rule.port().is_some_and(|port| numbers.contains(&port));
+            if (is_touched || host_ports.is_none())
+                && let Some(port) = rule.statements().and_then(|says| port(&says))
+            {
+                // The foremost has the port.
+                ports.entry(port).or_insert_with(comment);
+            }
+        }
+        let is_touched = |key: &Key| match key {
+            Key::Attachment(tag) => (self.touched)(*tag),
+            port => touched.contains(port),
+        };
+        let sets = [
+            (MAPPED, mapped, attachments),
+            (HOST_PORTS, host_ports, ports),
+        ];
+        let mut changes = Vec::new();
+        for (set, there, wanted) in sets {
+            // Only who adds makes a set.
+            if there.is_some() || !self.plans.is_empty() {
+                changes.extend(settle(&set, there.as_ref(), &wanted, is_touched));
+            }
+        }
+        Ok(changes)
+    }
+}
+
+fn number(key: &Key) -> Option<u16> {
+    match key {
+        Key::Port(_, port) => Some(*port),
+        _ => None,
+    }
+}
+
+fn is_mapping(rule: &Found) -> bool {
+    [HOSTPORTS, HOSTIP_HOSTPORTS].contains(&rule.handle.chain.as_str())
+}
+
+fn port(statements: &[Statement]) -> Option<Key> {
+    let Endpoint { protocol, port, .. } = endpoint(statements)?;
+    Some(Key::Port(protocol, port))
 }
 
 /// What a mapping listens on.

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use super::lookup::look_up_chain;
-use super::ruleset::{Chain, Rule, Table};
+use super::lookup::{chain_use, look_up_chain};
+use super::ruleset::{Chain, Rule, Statement, Table};
 use super::transaction::{Change, Found, rules};
 use crate::netfilter::socket::Socket;
 
@@ -22,6 +22,34 @@ impl Shared {
             Self::Open(chain) | Self::Fixed(chain, _) => chain,
         }
     }
+}
+
+/// Whether the fixed chains are as [`ensure_shared`] makes them, as far as their size
+/// tells: the kernel counts the rules in a chain and those that lead to it. Nothing is
+/// listed.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn is_in_order(socket: &Socket, table: Table, shared: &[Shared]) -> Result<bool> {
+    let fixed = || {
+        shared.iter().filter_map(|shared| match shared {
+            Shared::Fixed(chain, rules) => Some((chain, rules)),
+            Shared::Open(_) => None,
+        })
+    };
+    for (chain, rules) in fixed() {
+        let leads_here = |rule: &&Rule| {
+            let verdict = rule.statements.last();
+            matches!(verdict, Some(Statement::Jump(to) | Statement::Goto(to)) if *to == chain.name)
+        };
+        let leading = fixed().flat_map(|(_, rules)| rules).filter(leads_here);
+        let expected = rules.len() + leading.count();
+        let found = chain_use(socket, table.family, table.name, &chain.name)?;
+        if found.and_then(|found| usize::try_from(found).ok()) != Some(expected) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What there is of a table, as far as an operation needs to know.

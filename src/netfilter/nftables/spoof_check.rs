@@ -146,11 +146,9 @@ fn stale_interfaces(
     valid: &[Attachment],
     found: &[Found],
 ) -> impl Iterator<Item = String> {
-    let stale = found.iter().filter(|rule| {
-        rule.tag
-            .as_ref()
-            .is_some_and(|tag| tag.is_stale(network, valid))
-    });
+    let stale = found
+        .iter()
+        .filter(|rule| rule.tag.is_some_and(|tag| tag.is_stale(network, valid)));
     stale
         .filter_map(jump_target)
         .filter(|interface| interface.starts_with(INTERFACE_PREFIX))

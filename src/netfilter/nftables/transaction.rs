@@ -15,10 +15,11 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use super::decode::{decode, decode_known};
+use super::decode::{decode, decode_known, destination_port};
 use super::expression::encode;
 use super::identity::{self, Tag};
 use super::ruleset::{Chain, Family, Place, Rule, Statement, Table};
+use super::set::{Key, Set};
 use crate::net::netlink::errno;
 use crate::netfilter::socket::{BatchRefused, Socket, attributes};
 
@@ -43,6 +44,12 @@ pub enum Change {
     /// Adds a rule in front of all others.
     Insert(Chain, Rule),
     DeleteRule(Table, Handle),
+    /// Adds the set unless it exists.
+    AddSet(Set),
+    /// Adds elements; refused if there is one of them.
+    CreateElements(Set, Vec<(Key, String)>),
+    /// Removes elements; refused if one is not there.
+    DeleteElements(Set, Vec<Key>),
 }
 
 /// How the kernel names a rule.
@@ -75,6 +82,20 @@ impl fmt::Display for Change {
             Self::Insert(chain, rule) => write!(f, "insert rule {chain} {rule}"),
             Self::DeleteRule(table, Handle { chain, number }) => {
                 write!(f, "delete rule {table} {chain} handle {number}")
+            }
+            Self::AddSet(set) => {
+                let Set { keys, comment, .. } = set;
+                write!(f, "add set {set} {{ type {keys}; comment \"{comment}\"; }}")
+            }
+            Self::CreateElements(set, elements) => {
+                let elements = elements.iter();
+                let elements = elements.map(|(key, text)| format!("{key} comment \"{text}\""));
+                let elements = elements.collect::<Vec<_>>().join(", ");
+                write!(f, "create element {set} {{ {elements} }}")
+            }
+            Self::DeleteElements(set, keys) => {
+                let keys: Vec<_> = keys.iter().map(ToString::to_string).collect();
+                write!(f, "delete element {set} {{ {} }}", keys.join(", "))
             }
         }
     }
@@ -124,6 +145,12 @@ impl Change {
                 let message = NfTablesMessage::DeleteRule(RuleMessage { attributes });
                 (table, message, 0)
             }
+            Self::AddSet(set) => (&set.table, set.message(), NLM_F_CREATE),
+            Self::CreateElements(set, elements) => {
+                let (message, flags) = set.creation(elements);
+                (&set.table, message, flags)
+            }
+            Self::DeleteElements(set, keys) => (&set.table, set.deletion(keys), 0),
         };
         (with_family(table.family, message), flags)
     }
@@ -202,6 +229,11 @@ impl Found {
         decode(self.family, &self.expressions)
     }
 
+    /// The destination port that it asks for, if any.
+    pub fn port(&self) -> Option<u16> {
+        destination_port(&self.expressions)
+    }
+
     /// That part of it that is understood.
     pub fn known_statements(&self) -> Vec<Statement> {
         decode_known(self.family, &self.expressions)
@@ -277,6 +309,19 @@ pub fn is_absent(error: &anyhow::Error) -> bool {
     errno(error).is_some_and(|errno| ABSENT.contains(&errno))
 }
 
+/// Makes the changes in one transaction; `false` when one was refused, and none made.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn try_apply(socket: &Socket, changes: &[Change]) -> Result<bool> {
+    Ok(send(socket, changes)?.is_ok())
+}
+
+fn send(socket: &Socket, changes: &[Change]) -> Result<std::result::Result<(), BatchRefused>> {
+    let messages = changes.iter().map(Change::message).collect();
+    socket.batch(NetfilterSubsystem::NfTables, messages)
+}
+
 /// Asks `plan` what to change and changes it, in one transaction. When others change
 /// the same things at the same time, it starts over: `plan` looks again.
 ///
@@ -289,16 +334,20 @@ pub fn apply(socket: &Socket, plan: impl Fn() -> Result<Vec<Change>>) -> Result<
         if changes.is_empty() {
             return Ok(());
         }
-        let messages = changes.iter().map(Change::message).collect();
-        let Err(refused) = socket.batch(NetfilterSubsystem::NfTables, messages)? else {
+        let Err(refused) = send(socket, &changes)? else {
             return Ok(());
         };
         let BatchRefused { message, cause } = refused;
         let change = message.and_then(|index| changes.get(index));
-        // ENOENT: what was there when the plan was made is gone.
+        // ENOENT: what was there when the plan was made is gone; EEXIST: what was not is.
         let raced = matches!(
             cause.errno,
-            Errno::EBUSY | Errno::EINTR | Errno::EAGAIN | Errno::ERESTART | Errno::ENOENT
+            Errno::EBUSY
+                | Errno::EINTR
+                | Errno::EAGAIN
+                | Errno::ERESTART
+                | Errno::ENOENT
+                | Errno::EEXIST
         );
         if !raced || left == 0 {
             let change = change.map_or_else(|| "change the ruleset".to_owned(), Change::to_string);

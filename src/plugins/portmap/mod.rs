@@ -11,14 +11,14 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, coded};
+use crate::cni::error::{Code, all, coded};
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::{Call, Plugin};
 use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{route, sysctl};
-use crate::netfilter::nftables::{self, Nftables};
+use crate::netfilter::nftables::{self, localnet};
 use crate::netfilter::{self, BackendName, Owner, PortMaps, conntrack};
 use crate::undo::Undo;
 
@@ -35,11 +35,19 @@ impl Plugin for Portmap {
         let Some(wanted) = wanted(call, &settings, &result) else {
             return Ok(result);
         };
+        if wanted.masquerade_all && !wanted.snat {
+            log::warn("masqAll has no effect: snat is false, so that nothing is masqueraded");
+        }
         let name = netfilter::choose(settings.backend)?;
         let owner = Owner::of(call);
         undo.push("remove the port mappings", {
             let owner = owner.clone();
-            move || name.backend().remove_port_maps(&owner)
+            move || {
+                all([
+                    name.backend().remove_port_maps(&owner),
+                    localnet::close(&owner),
+                ])
+            }
         });
         ensure(&owner, name, &wanted)?;
         hairpin::warn_if_needed(&result, &wanted);
@@ -50,7 +58,7 @@ impl Plugin for Portmap {
         let owner = Owner::of(call);
         let removed = netfilter::with_both(|backend| backend.remove_port_maps(&owner));
         forget_flows(call);
-        removed
+        all([removed, localnet::close(&owner)])
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -96,6 +104,10 @@ impl Plugin for Portmap {
                 || backend.collect_port_maps(network, &valid),
             );
         }
+        collector.remove_together(
+            || localnet::stale(network, &valid),
+            || localnet::collect(network, &valid),
+        );
         Ok(())
     }
 
@@ -131,7 +143,7 @@ fn ensure(owner: &Owner, name: BackendName, wanted: &PortMaps) -> Result<()> {
         .ensure_port_maps(owner, wanted)
         .with_context(|| format!("map ports with {}", name.as_str()))?;
     if must_route_localnet(wanted) {
-        route_localnet(wanted)?;
+        route_localnet(owner, wanted)?;
     }
     // Connections without an end, UDP above all, go on leading where they led when they
     // began.
@@ -220,19 +232,16 @@ fn must_route_localnet(wanted: &PortMaps) -> bool {
             .any(|mapping| mapping.is_for(container.addr()) && mapping.is_local())
 }
 
-/// Lets the link that leads to the container carry packets from 127.0.0.1. It stays that
-/// way: other containers are behind the same link.
-fn route_localnet(wanted: &PortMaps) -> Result<()> {
+/// Lets the link that leads to the container carry packets from 127.0.0.1.
+fn route_localnet(owner: &Owner, wanted: &PortMaps) -> Result<()> {
     if !nftables::is_usable() {
         log::warn(
             "the mapped ports do not answer on 127.0.0.1: this kernel has no nf_tables to guard it with",
         );
         return Ok(());
     }
-    // First, for not a moment may neighbours reach what listens on 127.0.0.1.
-    Nftables::ensure_localnet_guard().context("keep neighbours away from 127.0.0.1")?;
-    for key in localnet_sysctls(wanted)? {
-        sysctl::set(&key, "1").context("let 127.0.0.1 reach the container")?;
+    for device in links_to(wanted)? {
+        localnet::open(owner, &device)?;
     }
     Ok(())
 }
@@ -244,7 +253,8 @@ fn missing(owner: &Owner, settings: &Settings, wanted: &PortMaps) -> Result<Vec<
     let mut missing = backend.missing_port_maps(owner, wanted)?;
     // Without `nf_tables` ADD did nothing about it.
     if must_route_localnet(wanted) && nftables::is_usable() {
-        for key in localnet_sysctls(wanted)? {
+        for device in links_to(wanted)? {
+            let key = localnet::sysctl_key(&device);
             let value = sysctl::read(&key)?.unwrap_or_default();
             if value != "1" {
                 missing.push(format!("sysctl -w net/{key}=1 (it is {value})"));
@@ -257,20 +267,18 @@ fn missing(owner: &Owner, settings: &Settings, wanted: &PortMaps) -> Result<Vec<
 /// What is missing of what [`route_localnet`] made first.
 fn missing_guard(wanted: &PortMaps) -> Result<Vec<String>> {
     if must_route_localnet(wanted) && nftables::is_usable() {
-        Nftables::missing_localnet_guard()
+        localnet::missing_guard()
     } else {
         Ok(Vec::new())
     }
 }
 
-/// The sysctls that let packets from 127.0.0.1 out to the container.
-fn localnet_sysctls(wanted: &PortMaps) -> Result<Vec<String>> {
+/// The links over which packets from 127.0.0.1 go out to the container.
+fn links_to(wanted: &PortMaps) -> Result<Vec<String>> {
     let netlink = Netlink::open()?;
-    let mut keys = Vec::new();
+    let mut links = Vec::new();
     for container in wanted.container.iter().filter(|ip| ip.addr().is_ipv4()) {
-        if let Some(link) = route::link_to(&netlink, container.addr())? {
-            keys.push(format!("ipv4/conf/{link}/route_localnet"));
-        }
+        links.extend(route::link_to(&netlink, container.addr())?);
     }
-    Ok(keys)
+    Ok(links)
 }

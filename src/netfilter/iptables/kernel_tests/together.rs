@@ -253,8 +253,20 @@ fn what_cannot_be_removed_is_no_success() {
                 assert!(error.contains(word), "{error}");
             }
         }
+        for collected in [
+            without.collect_masquerade("net1", &[]),
+            without.collect_port_maps("net1", &[]),
+        ] {
+            let error = format!("{:#}", collected.unwrap_err());
+            for word in ["of iptables", &format!("iptables-{}-restore", node.variant)] {
+                assert!(error.contains(word), "{error}");
+            }
+        }
         node.iptables.remove_masquerade(&owner("c1"), &[]).unwrap();
         node.iptables.remove_port_maps(&owner("c1")).unwrap();
+        if node.variant == "nft" {
+            without.collect_port_maps("net1", &[]).unwrap();
+        }
         without.remove_masquerade(&owner("c1"), &[]).unwrap();
         without.remove_port_maps(&owner("c1")).unwrap();
     });

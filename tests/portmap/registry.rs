@@ -1,0 +1,119 @@
+//! What is remembered beside the rules: who has which port, who needs 127.0.0.1.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::common::run;
+use crate::lab::{Lab, mapping, on_every_backend};
+
+/// What a listing costs grows with the number of containers on the node; for ADD, nothing
+/// may.
+#[test]
+fn adding_lists_no_rules() {
+    let lab = Lab::new("nftables");
+    lab.configure(&json!({"macspoofchk": true}), &json!({}));
+    lab.add("c0", &json!([mapping("tcp", 8080, 80)]));
+    lab.node.netns("c1");
+    let caps = json!({"portMappings": [mapping("tcp", 8081, 80)]}).to_string();
+    let trace = lab.node.dir.path().join("trace");
+    let listings = |command: &str| {
+        let output = run(
+            Command::new("/usr/bin/strace")
+                .args(["-f", "-e", "trace=%network", "-o", trace.to_str().unwrap()])
+                .arg(lab.node.bin.join("cnitool"))
+                .args([command, "net1", "/run/netns/c1", "--cap", &caps])
+                .env("CNI_PATH", &lab.node.bin)
+                .env("NETCONFPATH", lab.conf())
+                .env("PATH", &lab.path),
+            "",
+        );
+        assert!(output.ok, "{output:?}");
+        let calls = fs::read_to_string(&trace).unwrap();
+        let sent =
+            |line: &&str| line.contains("nlmsg_type=NFNL_SUBSYS_NFTABLES<<8|NFT_MSG_NEWRULE");
+        let is_listing = |line: &&str| {
+            ["NFT_MSG_GETRULE", "NFT_MSG_GETSETELEM"]
+                .iter()
+                .any(|kind| line.contains(kind))
+        };
+        if command == "add" {
+            assert!(calls.lines().any(|line| sent(&line)), "{calls}");
+        }
+        calls.lines().filter(is_listing).count()
+    };
+    assert_eq!(listings("add"), 0);
+    // The rules are there all the same, and DEL looks for them.
+    assert!(lab.rules().contains("tcp dport 8081 dnat to 10.9.0."));
+    assert!(listings("del") > 0);
+    assert!(!lab.rules().contains("8081"), "{}", lab.rules());
+}
+
+#[test]
+fn a_displaced_owner_is_named_and_nobody_else() {
+    let lab = Lab::new("nftables");
+    let port = json!([mapping("tcp", 8080, 80)]);
+    let add = |name: &str, mappings: &Value| {
+        lab.node.netns(name);
+        let added = lab.cnitool("add", name, mappings);
+        assert!(added.ok, "{added:?}");
+        added.stderr
+    };
+    assert_eq!(add("c1", &port), "");
+    let other =
+        json!([{"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]);
+    assert_eq!(add("c2", &other), "");
+    // Any address of the host is that one too.
+    let any = add("c3", &json!([mapping("tcp", 8081, 80)]));
+    assert!(any.contains("8081/tcp was mapped to container"), "{any}");
+    assert!(add("c4", &port).contains("8080/tcp was mapped to container"));
+    for name in ["c1", "c2", "c3", "c4"] {
+        lab.cnitool("del", name, &json!([])).silent();
+    }
+    assert_eq!(add("c5", &port), "");
+    // What is only left over in our memory is nobody's.
+    lab.node.sh(
+        "nft flush chain ip cni_hostport hostports; nft flush chain ip6 cni_hostport hostports",
+    );
+    assert_eq!(add("c6", &port), "");
+    lab.cnitool("check", "c6", &port).silent();
+}
+
+#[test]
+fn localhost_is_routed_as_long_as_a_container_needs_it() {
+    on_every_backend(|mut lab| {
+        let backend = lab.backend;
+        let (one, two) = (
+            json!([mapping("tcp", 8081, 80)]),
+            json!([mapping("tcp", 8082, 80)]),
+        );
+        lab.add("c1", &one);
+        lab.add("c2", &two);
+        lab.serve("c2", "tcp", 80, "c2");
+        let value = |lab: &Lab| {
+            let text = lab
+                .node
+                .sh("cat /proc/sys/net/ipv4/conf/br1/route_localnet");
+            text.trim().to_owned()
+        };
+        lab.cnitool("del", "c1", &json!([])).silent();
+        assert!(lab.call("", "tcp", "127.0.0.1", 8082).starts_with("c2 "));
+        assert_eq!(value(&lab), "1", "{backend}");
+        lab.cnitool("del", "c2", &two).silent();
+        assert_eq!(value(&lab), "0", "{backend}");
+        // GC does it for the dead.
+        lab.add("c3", &one);
+        assert_eq!(value(&lab), "1", "{backend}");
+        lab.node.sh("ip netns del c3 && rm -r /var/lib/cni/results");
+        let gc = lab.cnitool("gc", "c3", &json!([]));
+        assert!(gc.ok, "{gc:?}");
+        assert_eq!(value(&lab), "0", "{backend}");
+        // What an administrator has switched on stays on.
+        lab.node
+            .sh("echo 1 > /proc/sys/net/ipv4/conf/br1/route_localnet");
+        lab.add("c4", &one);
+        lab.cnitool("del", "c4", &one).silent();
+        assert_eq!(value(&lab), "1", "{backend}");
+    });
+}
