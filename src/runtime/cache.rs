@@ -4,9 +4,7 @@
 //! The name of a file is ambiguous (`a-b` + `c` and `a` + `b-c` are one), so an entry
 //! is believed only if it says itself that it is the one asked for.
 
-use std::fs::DirBuilder;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -164,11 +162,7 @@ impl Cache {
             capability_args: &parameters.capability_args,
             result,
         })?;
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.results)
-            .with_context(context)?;
+        fsutil::create_directory(&self.results, 0o700).with_context(context)?;
         fsutil::replace_durably(&file, 0o600, &bytes).with_context(context)
     }
 

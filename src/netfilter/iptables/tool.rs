@@ -1,9 +1,8 @@
 //! Running `iptables-save` and `iptables-restore`.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::DirBuilder;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -241,11 +240,7 @@ fn section_lock() -> Result<PathBuf> {
     let inode = std::fs::metadata(namespace)
         .with_context(|| format!("look up {namespace}"))?
         .ino();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(LOCK_DIR)
-        .with_context(|| format!("create {LOCK_DIR}"))?;
+    fsutil::create_directory(Path::new(LOCK_DIR), 0o755)?;
     Ok(Path::new(LOCK_DIR).join(format!("cnibox-iptables-{inode}.lock")))
 }
 

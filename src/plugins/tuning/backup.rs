@@ -1,9 +1,7 @@
 //! What DEL restores: the link as it was before ADD, in a file of the reference's
 //! format (behaviour 8.2), so that either implementation can undo the other's ADD.
 
-use std::fs::DirBuilder;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -22,6 +20,8 @@ pub const DEFAULT_DIR: &str = "/run/cni/tuning";
 const FILE_MODE: u32 = 0o600;
 /// The reference makes it 0600, which nobody but root with all capabilities can use.
 const DIR_MODE: u32 = 0o700;
+/// Of the directories above it, where others keep their files too.
+const PARENT_MODE: u32 = 0o755;
 
 /// Properties of a link before they were changed; what is not changed is not told.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -64,7 +64,11 @@ impl Backup {
         }
     }
 
-    fn encode(&self) -> Result<Vec<u8>> {
+    /// The content of the file.
+    ///
+    /// # Errors
+    /// None that a backup can cause.
+    pub fn encode(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let formatter = PrettyFormatter::with_indent(b" ");
         self.serialize(&mut serde_json::Serializer::with_formatter(
@@ -127,12 +131,8 @@ impl File {
             return Ok(());
         };
         let parents = dir.parent().unwrap_or(dir);
-        let mut builder = DirBuilder::new();
-        builder
-            .recursive(true)
-            .create(parents)
-            .and_then(|()| builder.mode(DIR_MODE).create(dir))
-            .with_context(|| format!("create {}", dir.display()))
+        fsutil::create_directory(parents, PARENT_MODE)?;
+        fsutil::create_directory(dir, DIR_MODE)
     }
 
     /// Puts back what was kept before a `store`.
