@@ -223,6 +223,25 @@ fn message(is_ipv4: bool, message: ConntrackMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
 }
 
+#[cfg(any(test, fuzzing))]
+/// What holds for every answer of the kernel: an entry is named by what the kernel wrote,
+/// and read again from that name.
+pub fn fuzz(answer: &[u8]) {
+    let Some(entry) = Entry::parse(answer) else {
+        return;
+    };
+    for (kind, value) in &entry.key {
+        assert_eq!(
+            attribute(answer, kind & !NLA_F_NESTED),
+            Some(value.as_slice())
+        );
+    }
+    assert!(!entry.key.is_empty() && entry.key.len() <= 3);
+    let request = message(entry.destination.is_ipv4(), entry.delete());
+    let mut bytes = vec![0; request.buffer_len()];
+    request.emit(&mut bytes);
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(

@@ -321,6 +321,27 @@ fn read_record(file: &Path, network: &str, attachment: &Attachment) -> Result<Op
     }))
 }
 
+#[cfg(any(test, fuzzing))]
+/// What holds for every file in a cache: it is about one attachment, whose names are names,
+/// and only that one believes it.
+pub fn fuzz(content: &[u8]) {
+    let stored = json::parse_object("the file", content)
+        .and_then(|document| json::decode::<Stored>("", &Value::Object(document)));
+    let Ok(stored) = stored else { return };
+    let Ok(owner) = stored.owner() else { return };
+    assert_eq!(
+        Path::new(&file_name(&stored.network_name, &owner))
+            .components()
+            .count(),
+        1
+    );
+    let own = read(content, &stored.network_name, &owner, Version::NEWEST);
+    assert!(!matches!(own, Ok(Cached::Foreign(..) | Cached::Nothing)));
+    let foreign = read(content, "another", &owner, Version::NEWEST);
+    let is_foreign = matches!(foreign, Ok(Cached::Foreign(..)));
+    assert!(is_foreign || stored.network_name == "another");
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -308,6 +308,20 @@ fn name(owner: &Owner) -> String {
     sha512_hex(&owner.content(), 64)
 }
 
+#[cfg(any(test, fuzzing))]
+/// What holds for every file in the index: an entry says the same when it is written again,
+/// and one of `owner` is found as that.
+pub fn fuzz(content: &[u8], owner: &Owner) {
+    let entry = Entry::new(owner, BTreeMap::new());
+    let read = serde_json::from_slice::<Entry>(content);
+    for entry in std::iter::once(entry).chain(read) {
+        let written = serde_json::to_vec(&entry).unwrap_or_default();
+        let again = serde_json::from_slice::<Entry>(&written);
+        assert_eq!(again.ok(), Some(entry));
+    }
+    assert!(name(owner).bytes().all(|byte| byte.is_ascii_hexdigit()));
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -7,6 +7,8 @@
 
 mod allocator;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod index;
 mod lease_dir;
 mod owner;
