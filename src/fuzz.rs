@@ -82,16 +82,16 @@ fn leads_somewhere(value: &Value, path: &str) -> bool {
     }
     match value {
         Value::Object(members) => {
-            let path = path.strip_prefix('.').unwrap_or(path);
-            // Keys may have dots in them, and match in any case.
-            let is_member = members.iter().any(|(key, value)| {
-                let (Some(start), Some(rest)) = (path.get(..key.len()), path.get(key.len()..))
-                else {
-                    return false;
-                };
-                start.eq_ignore_ascii_case(key) && leads_somewhere(value, rest)
-            });
-            is_member || !path.contains(['.', '['])
+            // A dot separates keys, and may stand in them, which match in any case.
+            let forms = [Some(path), path.strip_prefix('.')];
+            forms.into_iter().flatten().any(|path| {
+                let is_member = members.iter().any(|(key, value)| {
+                    let (start, rest) = (path.get(..key.len()), path.get(key.len()..));
+                    start.is_some_and(|start| start.eq_ignore_ascii_case(key))
+                        && rest.is_some_and(|rest| leads_somewhere(value, rest))
+                });
+                is_member || !path.contains(['.', '['])
+            })
         }
         Value::Array(items) => {
             let index = path.strip_prefix('[').and_then(|path| path.split_once(']'));

@@ -7,7 +7,7 @@ use crate::netfilter::{Owner, PortMaps};
 use super::masquerade;
 use super::owned;
 use super::port_maps;
-use super::rule::{Script, Table};
+use super::rule::{Rule, Script, Table};
 use super::tool::Family;
 
 /// Every command of a script is one line: nothing in a rule can end it and begin another.
@@ -52,7 +52,12 @@ pub fn table(saved: &[u8]) {
                 let chain = ["-X ", "-F "]
                     .iter()
                     .find_map(|verb| line.strip_prefix(verb));
-                assert!(chain.is_none_or(owned::is_private), "{line}");
+                let chain = chain.map(|chain| Table::parse(&format!("-A {chain}\n")).rules);
+                let is_private = |rules: Vec<Rule>| {
+                    let mut chains = rules.iter().map(|rule| rule.chain.as_str());
+                    chains.all(owned::is_private)
+                };
+                assert!(chain.is_none_or(is_private), "{line}");
             }
         }
     }
