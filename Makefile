@@ -15,7 +15,17 @@ SIZE_LIMIT := 4194304
 TOOLS := $(or $(CARGO_HOME),$(HOME)/.cargo)
 DENY  := 0.20.2
 
-.PHONY: build demo test bench lint install clean toolchain demo-packages test-packages nextest deny
+# Seconds of each fuzz target: `make fuzz`, and the short run that is part of `make test`.
+FUZZ_SECONDS       := 600
+FUZZ_SHORT_SECONDS := 10
+# What makes plain cargo build for libFuzzer: coverage of our code and the crates we use. There is
+# no unsafe code to look after, so no sanitizer, and the stable compiler will do.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 \
+	inline-8bit-counters pc-table trace-compares)
+FUZZ_HOST  := $(ARCH)-unknown-linux-gnu
+FUZZ       := $(TARGET_DIR)/fuzz
+
+.PHONY: build demo test bench fuzz fuzz-short fuzz-build lint install clean toolchain demo-packages test-packages nextest deny
 
 ## The static release binary, its size printed and checked.
 build: toolchain
@@ -30,13 +40,29 @@ demo: demo-packages build
 ## Everything: unit tests, and the release binary in private namespaces. Needs root.
 test: test-packages nextest build
 	CNIBOX=$(abspath $(BINARY)) $(CARGO) nextest run --locked
+	$(MAKE) fuzz-short
 
 ## cnibox and the reference plugins, measured side by side. Needs root.
 bench: test-packages build
 	sh tests/bench.sh $(BINARY)
 
+## Every fuzz target for FUZZ_SECONDS, one after the other; what they find goes to $(FUZZ)/corpus.
+## A failure leaves its input in $(FUZZ): mend it, and keep the input in fuzz/corpus.
+fuzz: fuzz-build
+	@sh fuzz/run.sh $(FUZZ) $(FUZZ)/$(FUZZ_HOST)/release -max_total_time=$(FUZZ_SECONDS)
+
+## The same for a moment, from the committed corpus with a fixed seed, leaving nothing behind.
+fuzz-short: fuzz-build
+	@sh fuzz/run.sh "" $(FUZZ)/$(FUZZ_HOST)/release -seed=1 -max_total_time=$(FUZZ_SHORT_SECONDS)
+
+fuzz-build: toolchain
+	@sh tests/packages.sh c++=g++
+	@rustup target list --installed 2>/dev/null | grep -qx $(FUZZ_HOST) || rustup target add $(FUZZ_HOST)
+	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --manifest-path fuzz/Cargo.toml --locked --release --target $(FUZZ_HOST) --target-dir $(FUZZ)
+
 lint: toolchain deny
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(TOOLS)/bin/cargo-deny check licenses bans sources
 

@@ -169,7 +169,7 @@ const MODE: u32 = 0o755;
 /// Installs into a directory that runtimes are using: every name is replaced in one
 /// step by something complete, the binary first. Answers what was done.
 fn install(args: &InstallArgs) -> Result<String> {
-    fs::create_dir_all(&args.dir).with_context(|| format!("create {}", args.dir.display()))?;
+    fsutil::create_directory(&args.dir, MODE)?;
     // The lock is not taken through a symlink.
     let dir =
         fs::canonicalize(&args.dir).with_context(|| format!("look up {}", args.dir.display()))?;

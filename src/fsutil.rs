@@ -1,13 +1,13 @@
 //! Files that other programs see only whole, and the lock they agree on.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::statfs;
@@ -189,16 +189,56 @@ pub fn remove(path: &Path) -> Result<bool> {
     }
 }
 
-/// What the file holds; `None` when it is not there.
+/// What the file holds; `None` when it is not there. A symlink is not followed, and a pipe
+/// not waited for: whoever may write in the directory could have put one there.
 ///
 /// # Errors
 /// Says which file could not be read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
+    let read = || -> std::io::Result<_> {
+        let mut bytes = Vec::new();
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+            .open(path)?
+            .read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read() {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
+}
+
+/// Makes the directory `path` and its parents, with `mode` less the umask, unless they exist.
+///
+/// # Errors
+/// Names the directory.
+pub fn create_directory(path: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .with_context(|| format!("create {}", path.display()))
+}
+
+/// Refuses `path` if it is a symlink that another user made: from a directory in which
+/// anybody may write, that would lead us wherever they like. An administrator's own link
+/// is followed.
+///
+/// # Errors
+/// Names the link and its owner.
+pub fn refuse_foreign_link(path: &Path) -> Result<()> {
+    if let Ok(meta) = fs::symlink_metadata(path) {
+        ensure!(
+            !meta.is_symlink() || meta.uid() == nix::unistd::geteuid().as_raw(),
+            "{} is a symlink that belongs to user {}: it is not followed",
+            path.display(),
+            meta.uid()
+        );
+    }
+    Ok(())
 }
 
 /// Whether both paths lead to one and the same file, however they are spelt.
@@ -260,12 +300,12 @@ pub fn lock_within(path: &Path, mode: u32, limit: Duration) -> Result<Option<Loc
 fn open_lock(path: &Path, mode: u32) -> Result<File> {
     // A directory can be locked too, but only opened without O_CREAT. A new file is made
     // in place: a lock is empty, and nobody can be stopped halfway. (std only creates
-    // what it can write; the flag itself it passes on.)
+    // what it can write; the flag itself it passes on.) A pipe is not waited for.
     let open = |flags| {
         OpenOptions::new()
             .read(true)
             .mode(mode)
-            .custom_flags(nix::libc::O_NOFOLLOW | flags)
+            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | flags)
             .open(path)
     };
     let file = match open(0) {
@@ -319,7 +359,7 @@ pub fn random_u32() -> Result<u32> {
 /// When /dev/urandom cannot be read.
 pub fn random(bytes: &mut [u8]) -> Result<()> {
     File::open("/dev/urandom")
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, bytes))
+        .and_then(|mut file| file.read_exact(bytes))
         .context("read /dev/urandom")
 }
 

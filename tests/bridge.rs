@@ -1253,46 +1253,6 @@ fn a_full_disk_leaves_no_interface() {
 }
 
 #[test]
-fn a_container_cannot_advertise_itself_as_the_hosts_router() {
-    let node = Node::new();
-    let call = node.plugin("bridge").netns(&node.netns("evil"));
-    call.run("ADD", &dual_stack()).json();
-    let before = node.sh("ip -6 route");
-    // A router advertisement (RFC 4861, section 4.2) with a prefix, to all nodes.
-    let advertisement = "86000000 40080e10 00000000 00000000 \
-                         0304 40c0 00015180 00003840 00000000 20010db8000000000000000000000000";
-    let hex: String = advertisement.split_whitespace().collect();
-    let script = format!(
-        "import socket;s=socket.socket(socket.AF_INET6,socket.SOCK_RAW,58);\
-         s.setsockopt(41,18,255);\
-         s.sendto(bytes.fromhex('{hex}'),('ff02::1',0,0,socket.if_nametoindex('eth0')))"
-    );
-    let mut capture = std::process::Command::new("timeout")
-        .args([
-            "5",
-            "tcpdump",
-            "-n",
-            "-i",
-            "br1",
-            "-c",
-            "1",
-            "icmp6[0] == 134",
-        ])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    while !node.sh("ip -d link show dev br1").contains("promiscuity 1") {}
-    node.sh(&format!("ip netns exec evil python3 -c \"{script}\""));
-    assert!(
-        capture.wait().unwrap().success(),
-        "the advertisement did not reach the bridge"
-    );
-    assert_eq!(node.sh("ip -6 route"), before);
-    assert!(!node.sh("ip -6 addr").contains("2001:db8"));
-}
-
-#[test]
 fn ipam_that_delegates_to_itself_is_refused() {
     let node = Node::new();
     let call = node.plugin("bridge").netns(&node.netns("c1"));

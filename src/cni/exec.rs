@@ -165,6 +165,18 @@ fn parse_failure(printed: &str) -> Result<ErrorObject> {
     json::decode("", &Value::Object(object)).context(coded(Code::Decode, "not an error object"))
 }
 
+#[cfg(any(test, fuzzing))]
+/// What holds for whatever a plugin prints when it fails: there is a code and a message.
+pub fn fuzz(printed: &[u8]) -> ErrorObject {
+    let object = failure(&Output {
+        status: std::process::ExitStatus::from_raw(1 << 8),
+        stdout: printed.to_vec(),
+        stderr: Vec::new(),
+    });
+    assert!(object.code != 0);
+    object
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::ExitStatus;

@@ -132,9 +132,9 @@ impl Call {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Call {
-    /// An ADD with this configuration and these `CNI_ARGS`, for tests of what plugins
+    /// An ADD with this configuration and these `CNI_ARGS`, for trying what plugins
     /// make of them.
     pub fn to_add(config: &str, args: &str) -> Result<Self> {
         let env = [

@@ -8,6 +8,8 @@ mod output;
 mod trace;
 mod validate;
 
+#[cfg(any(test, fuzzing))]
+pub use self::validate::fuzz;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -9,4 +9,5 @@ pub mod mac;
 pub mod netlink;
 pub mod netns;
 pub mod route;
+pub mod section;
 pub mod sysctl;

@@ -2,10 +2,12 @@
 //!
 //! Keys are paths below `/proc/sys/net`, so that interface names may contain dots.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
+
+use crate::cni::error::{Code, coded};
 
 /// Where the keys are paths.
 pub const ROOT: &str = "/proc/sys/net";
@@ -28,13 +30,27 @@ pub fn read(key: &str) -> Result<Option<String>> {
 /// `/proc/sys` is then no obstacle.
 ///
 /// # Errors
-/// Names the key and the cause.
+/// Code 5 naming the key and the cause; where `/proc/sys` is read-only, as on restricted
+/// hosts, what to do about it.
 pub fn set(key: &str, value: &str) -> Result<()> {
-    if read(key)?.is_some_and(|current| current == value) {
+    let current = read(key)?;
+    if current.as_ref().is_some_and(|current| current == value) {
         return Ok(());
     }
     let path = format!("{ROOT}/{key}");
-    fs::write(&path, value).with_context(|| format!("write {value} to {path}"))
+    // Nothing is ever created there.
+    OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|error| match error.kind() {
+            ErrorKind::ReadOnlyFilesystem => Error::new(error).context(format!(
+                "it is \"{}\" and read-only here: set it beforehand, or let the plugin write /proc/sys",
+                current.unwrap_or_default()
+            )),
+            _ => error.into(),
+        })
+        .with_context(|| coded(Code::Io, format!("write {value} to {path}")))
 }
 
 /// Makes the sysctl hold `value` if this kernel has it.
@@ -54,7 +70,7 @@ pub fn has_ipv6() -> bool {
 }
 
 /// Whether `error` says that there is no such sysctl, in this kernel or for this link.
-pub fn is_absent(error: &anyhow::Error) -> bool {
+pub fn is_absent(error: &Error) -> bool {
     error
         .downcast_ref::<std::io::Error>()
         .is_some_and(|error| error.kind() == ErrorKind::NotFound)

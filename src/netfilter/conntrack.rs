@@ -223,6 +223,27 @@ fn message(is_ipv4: bool, message: ConntrackMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
 }
 
+#[cfg(any(test, fuzzing))]
+/// What holds for every answer of the kernel: an entry is deleted by the very name that the
+/// kernel wrote.
+pub fn fuzz(answer: &[u8]) {
+    let Some(entry) = Entry::parse(answer) else {
+        return;
+    };
+    assert!(!entry.key.is_empty() && entry.key.len() <= 3);
+    let key = entry.key.clone();
+    let request = message(entry.destination.is_ipv4(), entry.delete());
+    let mut bytes = vec![0; request.buffer_len()];
+    request.emit(&mut bytes);
+    // Behind `struct nfgenmsg`.
+    let sent = bytes.get(4..).unwrap_or_default();
+    for (kind, value) in key {
+        let kind = kind & !NLA_F_NESTED;
+        assert_eq!(attribute(answer, kind), Some(value.as_slice()));
+        assert_eq!(attribute(sent, kind), Some(value.as_slice()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(

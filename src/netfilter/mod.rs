@@ -8,7 +8,6 @@
 pub mod conntrack;
 pub mod iptables;
 pub mod nftables;
-mod section;
 mod socket;
 
 use std::net::IpAddr;

@@ -4,9 +4,7 @@
 //! The name of a file is ambiguous (`a-b` + `c` and `a` + `b-c` are one), so an entry
 //! is believed only if it says itself that it is the one asked for.
 
-use std::fs::DirBuilder;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -164,11 +162,7 @@ impl Cache {
             capability_args: &parameters.capability_args,
             result,
         })?;
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.results)
-            .with_context(context)?;
+        fsutil::create_directory(&self.results, 0o700).with_context(context)?;
         fsutil::replace_durably(&file, 0o600, &bytes).with_context(context)
     }
 
@@ -333,6 +327,27 @@ fn read_record(file: &Path, network: &str, attachment: &Attachment) -> Result<Op
         network,
         written,
     }))
+}
+
+#[cfg(any(test, fuzzing))]
+/// What holds for every file in a cache: it is about one attachment, whose names are names,
+/// and only that one believes it.
+pub fn fuzz(content: &[u8]) {
+    let stored = json::parse_object("the file", content)
+        .and_then(|document| json::decode::<Stored>("", &Value::Object(document)));
+    let Ok(stored) = stored else { return };
+    let Ok(owner) = stored.owner() else { return };
+    assert_eq!(
+        Path::new(&file_name(&stored.network_name, &owner))
+            .components()
+            .count(),
+        1
+    );
+    let own = read(content, &stored.network_name, &owner, Version::NEWEST);
+    assert!(!matches!(own, Ok(Cached::Foreign(..) | Cached::Nothing)));
+    let foreign = read(content, "another", &owner, Version::NEWEST);
+    let is_foreign = matches!(foreign, Ok(Cached::Foreign(..)));
+    assert!(is_foreign || stored.network_name == "another");
 }
 
 #[cfg(test)]

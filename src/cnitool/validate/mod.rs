@@ -161,3 +161,20 @@ fn inspect(file: &Path, directory: &Directory, look: &Look<'_>) -> Vec<Finding> 
     }
     findings
 }
+
+#[cfg(any(test, fuzzing))]
+/// What holds for every file: each finding has a place in it. Answers whether none of them is
+/// an error, all plugins taken for installed.
+pub fn fuzz(file: &Path, raw: &[u8]) -> bool {
+    let look = Look {
+        find: &|_| Ok(()),
+        plugin: crate::applets::plugin,
+    };
+    let Ok(Named { value, .. }) = document::parse(file, raw) else {
+        return false;
+    };
+    let findings = document::inspect(file, &value, &look);
+    let problems = findings.iter().map(|finding| &finding.problem);
+    crate::fuzz::assert_places(&value.into(), problems);
+    findings.iter().all(|f| f.severity != Severity::Error)
+}

@@ -8,6 +8,8 @@
 //!
 //! No library serves the look-ups: those there are run one process for each question.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod masquerade;
 mod owned;
 mod port_maps;

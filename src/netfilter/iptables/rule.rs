@@ -44,7 +44,7 @@ impl Rule {
 
 impl std::fmt::Display for Rule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.chain)?;
+        f.write_str(&quoted(&self.chain))?;
         for arg in &self.args {
             write!(f, " {}", quoted(arg))?;
         }
@@ -233,6 +233,13 @@ COMMIT
         assert_eq!(entry, [&table.rules[4]]);
         assert_eq!(entry[0].comment(), Some(r#"dnat name: "net1" id: "cont1""#));
         assert_eq!(entry[0].value("--dports"), Some("8080,8443"));
+    }
+
+    /// Found by fuzzing.
+    #[test]
+    fn a_chain_with_a_space_stays_one_word() {
+        let rules = Table::parse("-A \"a b\" -j c").rules;
+        assert_eq!(Table::parse(&format!("-A {}", rules[0])).rules, rules);
     }
 
     #[test]

@@ -13,7 +13,8 @@ use super::owned::is_private;
 use super::rule::{Script, Table};
 use crate::cni::error::{Code, detailed};
 use crate::fsutil::Lock;
-use crate::netfilter::{nftables, section};
+use crate::net::section;
+use crate::netfilter::nftables;
 
 /// Address families, each with tools and tables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

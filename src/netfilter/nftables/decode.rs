@@ -8,8 +8,9 @@ use ipnet::{IpNet, ip_mask_to_prefix};
 use netlink_packet_netfilter::nftables::MetaKey;
 
 use super::expression::{
-    CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, ETHER_SOURCE, FIB_FLAGS, FIB_RESULT, IPV4,
-    IPV6, LINK_HEADER, LOCAL, NETWORK_HEADER, TRANSPORT_HEADER, address_place,
+    CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, ETHER_SOURCE, FIB_FLAGS, FIB_RESULT,
+    INTERFACE_NAME, IPV4, IPV6, LINK_HEADER, LOCAL, NETWORK_HEADER, TRANSPORT_HEADER,
+    address_place,
 };
 use super::ruleset::{End, Family, Statement};
 use crate::net::mac::Mac;
@@ -189,6 +190,9 @@ impl Decoder {
                 };
                 // Without a zero byte it is the beginning of a name.
                 let length = value.iter().position(|byte| *byte == 0)?;
+                if value.len() != INTERFACE_NAME {
+                    return None;
+                }
                 let name = String::from_utf8(value.get(..length)?.to_vec()).ok()?;
                 Statement::Interface { end, is, name }
             }
@@ -247,7 +251,8 @@ impl Decoder {
                     None => u8::try_from(value.len().checked_mul(8)?).ok()?,
                 };
                 let net = IpNet::new(to_address(family, &address)?, prefix).ok()?;
-                Some(Statement::Address { end, is, net })
+                // Host bits behind a mask never match: not what we write.
+                (net == net.trunc()).then_some(Statement::Address { end, is, net })
             }
             _ => None,
         }

@@ -416,6 +416,41 @@ mod tests {
         }
     }
 
+    /// Found by fuzzing: rules of somebody else's that would change on the way back.
+    #[test]
+    fn what_we_would_not_write_is_not_understood() {
+        let bytes = |text: &str| -> Vec<u8> {
+            let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+            let pairs = digits
+                .chunks(2)
+                .map(|pair| std::str::from_utf8(pair).unwrap());
+            pairs
+                .map(|pair| u8::from_str_radix(pair, 16).unwrap())
+                .collect()
+        };
+        for (captured, change) in [
+            // 224.0.0.1/4
+            (
+                captured::TO_MULTICAST,
+                ("08000100e0000000", "08000100e0000001"),
+            ),
+            // A name that is longer than a register.
+            (
+                captured::NOT_FROM_ETH0,
+                (
+                    "3800018008000100636d70002c0002800800010000000001080002000000000118000380140001006574683000",
+                    "3c00018008000100636d700030000280080001000000000108000200000000011c0003801800010065746830ff00000000",
+                ),
+            ),
+        ] {
+            let captured: String = captured.split_whitespace().collect();
+            assert!(decode(Family::Ip, &bytes(&captured)).is_some());
+            let changed = captured.replace(change.0, change.1);
+            assert_ne!(captured, changed);
+            assert_eq!(decode(Family::Ip, &bytes(&changed)), None);
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn every_prefix_survives(

@@ -23,9 +23,9 @@ use super::shared::{ensure_shared, is_in_order, look, missing_shared};
 use super::transaction::{apply, rules, try_apply};
 use crate::cni::invocation::Attachment;
 use crate::fsutil::Lock;
-use crate::net::sysctl;
+use crate::net::{section, sysctl};
+use crate::netfilter::Owner;
 use crate::netfilter::socket::Socket;
-use crate::netfilter::{Owner, section};
 
 /// The comment of the element that stands for the link itself.
 const WAS_OFF: &str = "route_localnet was 0 and will be again";

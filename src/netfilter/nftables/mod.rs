@@ -8,6 +8,8 @@
 mod condition;
 mod decode;
 mod expression;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod guard;
 mod identity;
 #[cfg(test)]

@@ -239,7 +239,8 @@ impl Found {
         decode_known(self.family, &self.expressions)
     }
 
-    fn parse(family: Family, answer: &[u8]) -> Self {
+    /// The rule whose attributes are `answer`.
+    pub fn parse(family: Family, answer: &[u8]) -> Self {
         const CHAIN: u16 = 2;
         const HANDLE: u16 = 3;
         const EXPRESSIONS: u16 = 4;

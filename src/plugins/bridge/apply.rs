@@ -338,7 +338,7 @@ pub fn configure_container(
     let ipv6 = plan.has_ipv6();
     sides
         .netns
-        .inside(|| prepare_sysctls(&end.name, settings.detect_duplicates, ipv6))?;
+        .inside(|| prepare_sysctls(&end.name, settings, ipv6))?;
     for ip in &plan.ips {
         addr::add(
             &sides.container,
@@ -372,15 +372,23 @@ pub fn set_up(container: &Netlink, end: &Link) -> Result<()> {
 }
 
 /// Runs inside the container's namespace.
-fn prepare_sysctls(ifname: &str, detect_duplicates: bool, ipv6: bool) -> Result<()> {
-    let wanted: &[(&str, &str, &str)] = if detect_duplicates {
+fn prepare_sysctls(ifname: &str, settings: &Settings, ipv6: bool) -> Result<()> {
+    let wanted: &[(&str, &str, &str)] = if settings.detect_duplicates {
         &[("ipv6", "enhanced_dad", "1"), ("ipv6", "accept_dad", "1")]
     } else {
         &[("ipv6", "accept_dad", "0")]
     };
-    // The last two make the kernel announce the addresses, see `announce`.
-    let notify = [("ipv4", "arp_notify", "1"), ("ipv6", "ndisc_notify", "1")];
-    for (family, key, value) in wanted.iter().chain(&notify) {
+    let always = [
+        // These make the kernel announce the addresses, see `announce`.
+        ("ipv4", "arp_notify", "1"),
+        ("ipv6", "ndisc_notify", "1"),
+        // Without it a link that goes down for a moment loses its addresses.
+        ("ipv6", "keep_addr_on_down", "1"),
+    ];
+    // Where the host is the router or IPAM has said it all, a router advertisement can only
+    // be another container's (CVE-2020-10749).
+    let accept_ra = (settings.is_gateway || ipv6).then_some(("ipv6", "accept_ra", "0"));
+    for (family, key, value) in wanted.iter().chain(&always).chain(&accept_ra) {
         let done = sysctl::set_if_present(&format!("{family}/conf/{ifname}/{key}"), value);
         if let Err(error) = done {
             log::warn(&format!("{error:#}"));
@@ -399,8 +407,7 @@ fn prepare_sysctls(ifname: &str, detect_duplicates: bool, ipv6: bool) -> Result<
     for link in ["lo", ifname] {
         sysctl::set_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
     }
-    // Without it a link that goes down for a moment loses its addresses.
-    sysctl::set(&format!("ipv6/conf/{ifname}/keep_addr_on_down"), "1")
+    Ok(())
 }
 
 /// How long duplicate address detection may take.

@@ -172,7 +172,7 @@ impl Settings {
         let mac = [
             ("runtimeConfig.mac", wire.runtime_config.mac.as_str()),
             ("args.cni.mac", wire.args.cni.mac.as_str()),
-            ("CNI_ARGS MAC", cni_args.get("MAC").copied().unwrap_or("")),
+            (FROM_CNI_ARGS, cni_args.get("MAC").copied().unwrap_or("")),
         ]
         .into_iter()
         .find(|(_, text)| !text.is_empty())
@@ -301,10 +301,17 @@ impl WireDns {
     }
 }
 
+/// Where an address came from that the runtime asks for in a variable.
+const FROM_CNI_ARGS: &str = "CNI_ARGS MAC";
+
 fn parse_mac(source: &str, text: &str) -> Result<Mac> {
+    let code = match source {
+        FROM_CNI_ARGS => Code::Environment,
+        _ => Code::Config,
+    };
     Mac::parse(text).filter(|mac| mac.is_unicast()).ok_or_else(|| {
         detailed(
-            Code::Config,
+            code,
             format!("{source}: invalid MAC address \"{text}\""),
             format!("\"{text}\" is not the address of one Ethernet interface, like 02:00:00:00:00:01"),
         )
@@ -420,6 +427,8 @@ mod tests {
             settings.mac.unwrap().0[5]
         };
         assert_eq!(mac(json!({})), 1);
+        let error = Settings::resolve(&call(json!({}), "MAC=1")).unwrap_err();
+        assert_eq!(ErrorObject::from_error(&error).code, 4);
         assert_eq!(mac(json!({"args": all["args"]})), 2);
         assert_eq!(mac(all), 3);
     }

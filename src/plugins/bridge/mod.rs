@@ -6,6 +6,8 @@
 mod apply;
 mod check;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod host_end;
 mod plan;
 mod rules;

@@ -235,6 +235,10 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
                 ));
             }
         }
+    } else if found.iter().all(|problem| problem.is_unknown_key) {
+        // Not in one of the members above, but around them.
+        let around = json::problems::<Document>(root, document).into_iter();
+        found.extend(around.filter(|problem| !problem.is_unknown_key));
     }
     found
 }
@@ -646,6 +650,11 @@ mod tests {
                 json!({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.0.0/16"}]]}})
             ),
             ["plugins[0].ipam.ranges[1]"]
+        );
+        let around = json!({"ipam": {"subnet": "10.0.0.0/24"}, "args": "x", "runtimeConfig": 1});
+        assert_eq!(
+            paths(around),
+            ["plugins[0].args", "plugins[0].runtimeConfig"]
         );
     }
 }

@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, FileTimes, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -137,6 +137,9 @@ impl Index {
 
     /// Whether every lease is in the index, given when the lease directory changed last.
     pub fn is_complete(&self, changed_at: SystemTime) -> bool {
+        if self.directories().any(|dir| !is_own_directory(dir)) {
+            return false;
+        }
         fs::symlink_metadata(self.dir.join(COMPLETE))
             .and_then(|meta| meta.modified())
             .is_ok_and(|marked| marked == changed_at)
@@ -304,19 +307,22 @@ impl Index {
     }
 
     fn prepare(&self) -> Result<()> {
-        let parent = self.dir.parent().unwrap_or(&self.dir);
-        for dir in [parent, &self.dir] {
+        for dir in self.directories() {
             match DirBuilder::new().mode(DIR_MODE).create(dir) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    let meta = fs::symlink_metadata(dir);
-                    if !meta.is_ok_and(|meta| meta.is_dir()) {
-                        bail!("{} is no directory", dir.display());
+                    if !is_own_directory(dir) {
+                        bail!("{} is no directory of ours", dir.display());
                     }
                 }
                 created => created.with_context(|| format!("create {}", dir.display()))?,
             }
         }
         Ok(())
+    }
+
+    /// Those that are only ours: of all networks, and of this one.
+    fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.dir.parent().into_iter().chain([self.dir.as_path()])
     }
 
     fn put(&self, owner: &Owner, entry: &Entry) -> Result<()> {
@@ -355,6 +361,13 @@ impl Entries {
     }
 }
 
+/// Whether `dir` is a directory, and nobody else's: a symlink there, or what another user
+/// has made, would be believed.
+fn is_own_directory(dir: &Path) -> bool {
+    fs::symlink_metadata(dir)
+        .is_ok_and(|meta| meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw())
+}
+
 fn read(path: &Path) -> Result<Option<Entry>> {
     fsutil::read(path)?
         .map(|bytes| serde_json::from_slice(&bytes))
@@ -368,9 +381,22 @@ fn name(owner: &Owner) -> String {
     sha512_hex(&owner.content(), 64)
 }
 
+#[cfg(any(test, fuzzing))]
+/// What holds for every file in the index: an entry says the same when it is written again,
+/// and one of `owner` is found as that.
+pub fn fuzz(content: &[u8], owner: &Owner) {
+    let entry = Entry::new(owner, BTreeMap::new());
+    let read = serde_json::from_slice::<Entry>(content);
+    for entry in std::iter::once(entry).chain(read) {
+        let written = serde_json::to_vec(&entry).unwrap_or_default();
+        let again = serde_json::from_slice::<Entry>(&written);
+        assert_eq!(again.ok(), Some(entry));
+    }
+    assert!(name(owner).bytes().all(|byte| byte.is_ascii_hexdigit()));
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
     use std::time::Duration;
 
     use super::*;

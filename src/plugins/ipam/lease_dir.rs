@@ -7,10 +7,10 @@
 //! power cut is right, and one that was damaged counts as nobody's.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::{self, DirBuilder, File, FileTimes, Metadata, OpenOptions};
+use std::fs::{self, File, FileTimes, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -78,6 +78,7 @@ impl LeaseDir {
     /// # Errors
     /// When it cannot be told, or something else stands in its place.
     pub fn exists(&self) -> Result<bool> {
+        self.refuse_foreign_links()?;
         let found = match fs::metadata(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             Ok(meta) if !meta.is_dir() => Err(ErrorKind::NotADirectory.into()),
@@ -92,11 +93,16 @@ impl LeaseDir {
     /// # Errors
     /// Names the directory.
     pub fn create(&self) -> Result<()> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(DIR_MODE)
-            .create(&self.path)
-            .with_context(|| format!("create {}", self.path.display()))
+        self.refuse_foreign_links()?;
+        fsutil::create_directory(&self.path, DIR_MODE)
+    }
+
+    /// Neither the directory nor the one above it may be a symlink of somebody else's.
+    fn refuse_foreign_links(&self) -> Result<()> {
+        self.path
+            .parent()
+            .map_or(Ok(()), fsutil::refuse_foreign_link)?;
+        fsutil::refuse_foreign_link(&self.path)
     }
 
     /// Waits for the lock that all changes are made under. Where its file cannot be made

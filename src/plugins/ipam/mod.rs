@@ -8,6 +8,8 @@
 mod allocator;
 mod boots;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gc;
 mod index;
 mod lease_dir;

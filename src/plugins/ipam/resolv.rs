@@ -18,7 +18,7 @@ pub fn read(path: &Path) -> Result<Dns> {
 }
 
 /// Lists grow line by line, the last `domain` counts; everything else is skipped.
-fn parse(text: &str) -> Dns {
+pub fn parse(text: &str) -> Dns {
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim) {
         if line.starts_with(['#', ';']) {

@@ -4,6 +4,8 @@
 //! (`runtimeConfig.portMappings`). Without any, nothing is looked at or touched.
 
 mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hairpin;
 
 use anyhow::{Context, Result};

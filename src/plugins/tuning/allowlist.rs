@@ -5,13 +5,13 @@
 //! no comments. Without the file everything is allowed; a file without any expression
 //! allows nothing.
 
-use std::path::Path;
+use std::fs;
+use std::io::ErrorKind;
 
 use anyhow::{Context, Result};
 use regex_lite::Regex;
 
 use crate::cni::error::{Code, coded, detailed};
-use crate::fsutil;
 
 /// The same place as the reference's.
 pub const PATH: &str = "/etc/cni/tuning/allowlist.conf";
@@ -27,15 +27,19 @@ impl Allowlist {
     /// Code 5 when it is there and cannot be read; code 7 naming the line that is no
     /// regular expression.
     pub fn read() -> Result<Self> {
-        let bytes = fsutil::read(Path::new(PATH))
-            .with_context(|| coded(Code::Io, "read the list of allowed sysctls"))?;
-        match bytes {
-            Some(bytes) => Self::parse(&String::from_utf8_lossy(&bytes)),
-            None => Ok(Self(None)),
+        // The administrator's, who may use a symlink.
+        match fs::read(PATH) {
+            Ok(bytes) => Self::parse(&String::from_utf8_lossy(&bytes)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self(None)),
+            Err(error) => Err(error).context(coded(Code::Io, format!("read {PATH}"))),
         }
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// The rules in `text`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(text: &str) -> Result<Self> {
         let mut rules = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.trim();

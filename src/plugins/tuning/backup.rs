@@ -5,9 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::DirBuilder;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -28,6 +26,8 @@ pub const DEFAULT_DIR: &str = "/run/cni/tuning";
 const FILE_MODE: u32 = 0o600;
 /// The reference makes it 0600, which nobody but root with all capabilities can use.
 const DIR_MODE: u32 = 0o700;
+/// Of the directories above it, where others keep their files too.
+const PARENT_MODE: u32 = 0o755;
 
 /// Properties of a link before they were changed; what is not changed is not told.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -70,7 +70,11 @@ impl Backup {
         }
     }
 
-    fn encode(&self, network: &str) -> Result<Vec<u8>> {
+    /// The content of the file, for an attachment to `network`.
+    ///
+    /// # Errors
+    /// None that a backup can cause.
+    pub fn encode(&self, network: &str) -> Result<Vec<u8>> {
         #[derive(Serialize)]
         struct Written<'a> {
             #[serde(flatten)]
@@ -158,12 +162,8 @@ impl File {
             return Ok(());
         };
         let parents = dir.parent().unwrap_or(dir);
-        let mut builder = DirBuilder::new();
-        builder
-            .recursive(true)
-            .create(parents)
-            .and_then(|()| builder.mode(DIR_MODE).create(dir))
-            .with_context(|| format!("create {}", dir.display()))
+        fsutil::create_directory(parents, PARENT_MODE)?;
+        fsutil::create_directory(dir, DIR_MODE)
     }
 
     /// Puts back what was kept before a `store`.

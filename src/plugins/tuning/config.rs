@@ -106,7 +106,7 @@ impl Settings {
         let mac = [
             ("args.cni.mac", over.mac.as_str()),
             ("runtimeConfig.mac", &wire.runtime_config.mac),
-            ("CNI_ARGS MAC", cni_args.get("MAC").copied().unwrap_or("")),
+            (FROM_CNI_ARGS, cni_args.get("MAC").copied().unwrap_or("")),
             ("mac", &wire.mac),
         ]
         .into_iter()
@@ -164,10 +164,17 @@ fn refuse_duplicates(config: &Config) -> Result<()> {
     Ok(())
 }
 
+/// Where an address came from that the runtime asks for in a variable.
+const FROM_CNI_ARGS: &str = "CNI_ARGS MAC";
+
 fn parse_mac(source: &str, text: &str) -> Result<WantedMac> {
     let Some(mac) = Mac::parse(text).filter(|mac| mac.is_unicast()) else {
+        let code = match source {
+            FROM_CNI_ARGS => Code::Environment,
+            _ => Code::Config,
+        };
         return Err(coded(
-            Code::Config,
+            code,
             format!(
                 "{source}: \"{text}\" is not the address of one Ethernet interface, like 02:00:00:00:00:01"
             ),
@@ -344,7 +351,7 @@ mod tests {
             (
                 json!({}),
                 "MAC=1",
-                7,
+                4,
                 format!("CNI_ARGS MAC: \"1\" {advice}"),
             ),
             (json!({}), "A=1", 4, "ARGS: unknown args [\"A=1\"]".into()),

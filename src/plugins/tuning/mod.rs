@@ -9,6 +9,8 @@ mod apply;
 mod backup;
 mod config;
 mod duplicates;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod plan;
 mod sysctl;
 

@@ -1,7 +1,6 @@
-//! Sections of a network namespace's packet filter that one process at a time may be in.
+//! Sections of the work in one network namespace that one process at a time may be in.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,11 +42,7 @@ fn lock_file(name: &str) -> Result<PathBuf> {
     let inode = std::fs::metadata(namespace)
         .with_context(|| format!("look up {namespace}"))?
         .ino();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(LOCK_DIR)
-        .with_context(|| format!("create {LOCK_DIR}"))?;
+    fsutil::create_directory(Path::new(LOCK_DIR), 0o755)?;
     Ok(Path::new(LOCK_DIR).join(format!("cnibox-{name}-{inode}.lock")))
 }
 

@@ -1,0 +1,88 @@
+//! cnibox: every CNI plugin a Linux node needs, in one binary.
+//!
+//! The last path component of `argv[0]` says which applet this is; called as `cnibox`,
+//! the first argument does.
+//!
+//! A library only so that the fuzz targets have something to link with: [`main`] is all
+//! there is to it, and the compiler goes on seeing everything unused.
+
+mod applets;
+mod cli;
+mod cni;
+mod cnitool;
+mod fsutil;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+mod hash;
+mod log;
+mod net;
+mod netfilter;
+mod plugins;
+mod runtime;
+mod undo;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use applets::{Applet, Entry};
+use cni::error::{Code, ErrorObject};
+
+/// Runs the applet that this process was called as.
+pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(report_panic));
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let called = args
+        .first()
+        .and_then(|path| Path::new(path).file_name())
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    if called != cli::NAME {
+        return match applets::find(&called) {
+            Some(applet) => run(applet, &called, args),
+            None => cli::unknown_applet(&called),
+        };
+    }
+    let wanted = args.get(1).map(|arg| arg.to_string_lossy().into_owned());
+    match wanted.as_deref().and_then(applets::find) {
+        Some(applet) => run(applet, &wanted.unwrap_or_default(), args.split_off(1)),
+        None => cli::main(args),
+    }
+}
+
+/// Runs `applet` under the `name` it was called by: its own or an alias.
+fn run(applet: &Applet, name: &str, args: Vec<OsString>) -> ExitCode {
+    match applet.entry {
+        Entry::Plugin(plugin) => cni::skel::main(
+            name,
+            plugin,
+            applets::plugin,
+            &cni::invocation::environment(),
+            &mut std::io::stdin().lock(),
+            // Not locked: the panic hook must be able to write, from any thread.
+            &mut std::io::stdout(),
+        ),
+        Entry::Tool(tool) => tool(args),
+    }
+}
+
+/// A bug must reach the operator as the one JSON document a runtime expects. The
+/// runtime then owes a DEL, which cleans up: no undo runs here.
+#[expect(
+    clippy::exit,
+    reason = "nothing may run or print after a panic, and abort would hide the message"
+)]
+fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let object = ErrorObject {
+        code: Code::Internal.number(),
+        msg: "internal error: cnibox panicked, which is a bug; please report it".into(),
+        details: panic.to_string(),
+        ..ErrorObject::default()
+    };
+    if let Ok(bytes) = cni::json::pretty(&object) {
+        drop(std::io::stdout().write_all(&bytes));
+    }
+    log::warn(&panic.to_string());
+    std::process::exit(1);
+}
