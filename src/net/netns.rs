@@ -1,13 +1,14 @@
 //! Network namespaces, named by a path (`network_namespaces(7)`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::cni::error::{Code, coded, detailed};
@@ -18,6 +19,29 @@ use crate::log;
 pub struct Netns {
     file: File,
     path: String,
+}
+
+/// The namespace of this thread.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// Where [`lock_file`] puts its files.
+const LOCK_DIR: &str = "/run/cni";
+
+/// The file to lock for `purpose` in the network namespace of this thread. Not the
+/// namespace's own file: anybody may open that one, and lock it for ever.
+///
+/// # Errors
+/// When its directory cannot be made.
+pub fn lock_file(purpose: &str) -> Result<PathBuf> {
+    let inode = std::fs::metadata(OWN)
+        .with_context(|| format!("look up {OWN}"))?
+        .ino();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(LOCK_DIR)
+        .with_context(|| format!("create {LOCK_DIR}"))?;
+    Ok(Path::new(LOCK_DIR).join(format!("cnibox-{purpose}-{inode}.lock")))
 }
 
 /// Where files that name namespaces live: `nsfs`, or `proc` on kernels before 3.19.
@@ -36,6 +60,26 @@ impl Netns {
                 "CNI_NETNS must be the path of a network namespace, like /run/netns/NAME or /proc/PID/ns/net",
             )
         })
+    }
+
+    /// A new namespace that nobody else knows: for a look at what the kernel can do. It
+    /// goes with everything in it when the value does. About 1 ms.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn throwaway() -> Result<Self> {
+        let made = || {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "this is the module that enters namespaces"
+            )]
+            unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+            Ok(Self {
+                file: File::open(OWN).with_context(|| format!("open {OWN}"))?,
+                path: "a namespace of our own".to_owned(),
+            })
+        };
+        on_a_thread(made)
     }
 
     /// For DEL: the namespace if there is one. A path that does not exist, or names
@@ -136,13 +180,19 @@ impl Netns {
             })?;
             work()
         };
-        std::thread::scope(|scope| {
-            std::thread::Builder::new()
-                .spawn_scoped(scope, entered)
-                .context("start a thread for the container's namespace")?
-                .join()
-                // Unreachable: a panic ends the process in its hook.
-                .unwrap_or_else(|_panic| Err(anyhow::anyhow!("the thread in {} died", self.path)))
-        })
+        on_a_thread(entered)
     }
+}
+
+/// Runs `work` on a thread that ends with it: the namespace that it is in then is nobody
+/// else's concern.
+fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .spawn_scoped(scope, work)
+            .context("start a thread for another namespace")?
+            .join()
+            // Unreachable: a panic ends the process in its hook.
+            .unwrap_or_else(|_panic| Err(anyhow::anyhow!("the thread in another namespace died")))
+    })
 }

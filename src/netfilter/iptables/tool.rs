@@ -1,9 +1,8 @@
 //! Running `iptables-save` and `iptables-restore`.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::DirBuilder;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use super::owned::is_private;
 use super::rule::{Script, Table};
 use crate::cni::error::{Code, coded, detailed};
 use crate::fsutil::{self, Lock};
+use crate::net::netns;
 use crate::netfilter::nftables;
 
 /// Address families, each with tools and tables of its own.
@@ -97,9 +97,6 @@ impl Refusal {
     }
 }
 
-/// Where only root can lock something.
-const LOCK_DIR: &str = "/run/cni";
-
 /// The file that the tools of the legacy variant lock.
 const LOCK: &str = "/run/xtables.lock";
 
@@ -144,7 +141,7 @@ impl Tool {
         if self.variant == Variant::Legacy {
             return Ok(None);
         }
-        let path = section_lock()?;
+        let path = netns::lock_file("iptables")?;
         let limit = Duration::from_secs(self.lock_wait.into());
         if let Some(lock) = fsutil::lock_within(&path, 0o600, limit)? {
             return Ok(Some(lock));
@@ -231,22 +228,6 @@ impl Tool {
         };
         run().with_context(|| format!("run {}", program.display()))
     }
-}
-
-/// The file to lock for the network namespace of this thread, which is what the tables
-/// belong to. Not the namespace's own file: anybody may open that one, and lock it for
-/// ever.
-fn section_lock() -> Result<PathBuf> {
-    let namespace = "/proc/thread-self/ns/net";
-    let inode = std::fs::metadata(namespace)
-        .with_context(|| format!("look up {namespace}"))?
-        .ino();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(LOCK_DIR)
-        .with_context(|| format!("create {LOCK_DIR}"))?;
-    Ok(Path::new(LOCK_DIR).join(format!("cnibox-iptables-{inode}.lock")))
 }
 
 fn variant_of(program: &Path) -> Variant {
