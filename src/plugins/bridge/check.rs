@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::apply::{self, Sides};
-use super::config::{Settings, vlan_gateway};
+use super::config::Settings;
 use super::plan::Plan;
 use super::rules::Wanted;
-use super::vlan;
+use super::{vlan, vlan_gateway};
 use crate::cni::error::{Code, coded};
 use crate::cni::result::{CniResult, Interface, Ip};
 use crate::cni::skel::Call;
@@ -140,7 +140,7 @@ fn observe(
         ..Observed::default()
     };
     observed.gateway = match settings.gateway_vlan() {
-        Some(vlan) => link::by_name(&sides.host, &vlan_gateway(&settings.bridge, vlan))?,
+        Some(vlan) => link::by_name(&sides.host, &vlan_gateway::name(&settings.bridge, vlan))?,
         None => observed.bridge.clone(),
     };
     if let Some(gateway) = &observed.gateway {
@@ -257,7 +257,7 @@ fn compare_gateway(
         if let Some(vlan) = settings.gateway_vlan() {
             differences.push(format!(
                 "gateway of VLAN {vlan}: expected interface {}, found no such link",
-                vlan_gateway(&settings.bridge, vlan)
+                vlan_gateway::name(&settings.bridge, vlan)
             ));
         }
         return;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::vlan_gateway;
 use crate::cni::args;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::invocation::check_ifname;
@@ -269,7 +270,7 @@ impl Wire {
             add("bridge", format!("{error}: \"{}\"", self.bridge));
         } else if self.vlan != 0
             && (self.is_gateway || self.is_default_gateway)
-            && let gateway = vlan_gateway(&self.bridge, self.vlan)
+            && let gateway = vlan_gateway::name(&self.bridge, self.vlan)
             && let Err(error) = check_ifname(&gateway)
         {
             add(
@@ -331,11 +332,6 @@ impl Wire {
 
 /// The highest VLAN number that IEEE 802.1Q allows.
 const LAST_VLAN: i64 = 4094;
-
-/// What the interface is called that has the gateway's addresses of a VLAN.
-pub fn vlan_gateway(bridge: &str, vlan: impl std::fmt::Display) -> String {
-    format!("{bridge}.{vlan}")
-}
 
 impl WireTrunk {
     /// Members that are wrong by themselves or together.

@@ -10,6 +10,7 @@ mod host_end;
 mod plan;
 mod rules;
 mod vlan;
+mod vlan_gateway;
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -65,9 +66,9 @@ impl Plugin for Bridge {
 
         let bridge = apply::ensure_bridge(&sides.host, &settings)?;
         let vlan = settings.gateway_vlan();
-        let lock = vlan.map(|_| vlan::lock()).transpose()?;
+        let lock = vlan.map(|_| vlan_gateway::lock()).transpose()?;
         let gateway = match vlan {
-            Some(vlan) => vlan::ensure_gateway(&sides.host, &settings, &bridge, vlan, undo)?,
+            Some(vlan) => vlan_gateway::ensure(&sides.host, &settings, &bridge, vlan, undo)?,
             None => bridge.clone(),
         };
         apply::ensure_gateways(
@@ -80,7 +81,7 @@ impl Plugin for Bridge {
         let pair = apply::create_pair(&sides, call, &settings, undo)?;
         let bridge = apply::attach(&sides, call, &settings, &bridge, &pair)?;
         if vlan.is_some() {
-            vlan::fit_mtu(&sides.host, &bridge, &gateway)?;
+            vlan_gateway::fit_mtu(&sides.host, &bridge, &gateway)?;
         }
         drop(lock);
         if settings.spoof_check {
@@ -161,7 +162,7 @@ impl Plugin for Bridge {
             done.extend(cleaner.and_then(|cleaner| cleaner.join().ok()));
         });
         if let Ok(settings) = Settings::resolve(call) {
-            done.push(vlan::remove_unused_gateways(&host, &settings));
+            done.push(vlan_gateway::remove_unused(&host, &settings));
         }
         all(done)
     }
@@ -207,7 +208,7 @@ impl Plugin for Bridge {
             None => Ok(()),
         });
         let gateways = Settings::resolve(call)
-            .and_then(|settings| vlan::remove_unused_gateways(&Netlink::open()?, &settings));
+            .and_then(|settings| vlan_gateway::remove_unused(&Netlink::open()?, &settings));
         all([
             released,
             rules::collect(&call.config.network, &valid),
