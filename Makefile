@@ -25,7 +25,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sani
 FUZZ_HOST  := $(ARCH)-unknown-linux-gnu
 FUZZ       := $(TARGET_DIR)/fuzz
 
-.PHONY: build demo test bench fuzz fuzz-short fuzz-build lint install clean toolchain demo-packages test-packages nextest deny
+.PHONY: build demo test test-host test-vm bench fuzz fuzz-short fuzz-build lint install clean toolchain demo-packages test-packages vm-packages nextest deny
 
 ## The static release binary, its size printed and checked.
 build: toolchain
@@ -37,10 +37,22 @@ build: toolchain
 demo: demo-packages build
 	sh tests/demo.sh $(BINARY)
 
-## Everything: unit tests, and the release binary in private namespaces. Needs root.
-test: test-packages nextest build
+## Everything: unit tests, and the release binary in private namespaces, on this kernel and on
+## Debian's. Needs root.
+test: test-host test-vm
+
+## On this kernel. Tests that need a feature it may lack say so and are skipped.
+test-host: test-packages nextest build
 	CNIBOX=$(abspath $(BINARY)) $(CARGO) nextest run --locked
 	$(MAKE) fuzz-short
+
+## On Debian's kernel, which filters VLANs, in QEMU without KVM. Its processor is emulated: only
+## the tests that make the kernel work go there. ipam, cnitool and install work on files and
+## processes, and show the same on any kernel.
+test-vm: test-packages vm-packages nextest build
+	$(CARGO) nextest archive --locked $(foreach test,$(VM_TESTS),--test $(test)) --archive-file $(TARGET_DIR)/vm/tests.tar.zst
+	sh tests/vm/boot.sh $(abspath $(TARGET_DIR))/vm $(abspath $(BINARY))
+VM_TESTS := vlan bridge portmap tuning conf
 
 ## cnibox and the reference plugins, measured side by side. Needs root.
 bench: test-packages build
@@ -85,6 +97,9 @@ demo-packages:
 
 test-packages: demo-packages
 	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat python3=python3 nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins
+
+vm-packages:
+	@sh tests/packages.sh qemu-system-x86_64=qemu-system-x86 kmod=kmod busybox=busybox-static strings=binutils pip3=python3-pip
 
 nextest:
 	@cargo-nextest nextest --version 2>/dev/null | grep -q '^release: 0\.9\.' || $(CARGO) install --locked --force cargo-nextest@0.9.143

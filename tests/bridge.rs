@@ -339,7 +339,7 @@ fn an_add_that_fails_leaves_nothing() {
         (json!({"bridge": "lo"}), 7),
         (json!({"mtu": 10}), 7),
         (json!({"hairpinMode": true, "promiscMode": true}), 7),
-        (json!({"vlan": 5}), 2),
+        (json!({"vlan": 4095}), 7),
         (json!({"ipMasq": true, "ipMasqBackend": "ebtables"}), 7),
     ];
     for (change, code) in failures {

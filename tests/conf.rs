@@ -41,12 +41,26 @@ fn state(node: &Node) -> String {
     node.sh("find /var/lib/cni -type f ! -name 'last_reserved_ip.*' ! -name lock ! -name complete")
 }
 
+/// The network that needs bridge VLAN filtering, which not every kernel has.
+const VLAN: &str = "vlan";
+
 #[test]
 fn every_network_goes_through_its_whole_life() {
-    let node = Node::new();
-    let all = networks();
+    let mut all = networks();
+    all.retain(|network| network != VLAN);
     assert!(all.len() >= 3);
-    for (index, network) in all.iter().enumerate() {
+    whole_life_of(&all);
+}
+
+#[test]
+#[ignore = "needs bridge VLAN filtering: make test-vm"]
+fn a_network_in_a_vlan_goes_through_its_whole_life() {
+    whole_life_of(&[VLAN.to_owned()]);
+}
+
+fn whole_life_of(networks: &[String]) {
+    let node = Node::new();
+    for (index, network) in networks.iter().enumerate() {
         let netns = node.netns(&format!("c{index}"));
         let result = cnitool(&node, &["add", network, &netns]).json();
         assert_eq!(result["cniVersion"], "1.1.0");

@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage, State,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
@@ -51,6 +51,18 @@ pub struct Link {
     pub tx_queue_len: u32,
     /// Of a bridge port: whether frames may leave by the port they came in by.
     pub hairpin: Option<bool>,
+    /// Of a bridge: how it treats VLANs; `None` where the kernel was built without VLAN
+    /// filtering (`CONFIG_BRIDGE_VLAN_FILTERING`).
+    pub vlans: Option<VlanFiltering>,
+}
+
+/// How a bridge treats VLANs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VlanFiltering {
+    /// Whether the ports' VLANs decide where frames go.
+    pub is_on: bool,
+    /// The VLAN that a new port is made a member of; 0 for none.
+    pub default: u16,
 }
 
 impl Link {
@@ -82,6 +94,9 @@ impl Link {
                             LinkInfo::PortData(InfoPortData::BridgePort(flags)) => {
                                 link.hairpin = hairpin(&flags);
                             }
+                            LinkInfo::Data(InfoData::Bridge(data)) => {
+                                link.vlans = VlanFiltering::from_data(&data);
+                            }
                             _ => {}
                         }
                     }
@@ -99,6 +114,18 @@ fn hairpin(flags: &[InfoBridgePort]) -> Option<bool> {
         InfoBridgePort::HairpinMode(on) => Some(*on),
         _ => None,
     })
+}
+
+impl VlanFiltering {
+    /// Kernels without VLAN filtering tell that it is off, but no default.
+    fn from_data(data: &[InfoBridge]) -> Option<Self> {
+        let default = data.iter().find_map(|member| match member {
+            InfoBridge::VlanDefaultPvid(vlan) => Some(*vlan),
+            _ => None,
+        })?;
+        let is_on = data.contains(&InfoBridge::VlanFiltering(true));
+        Some(Self { is_on, default })
+    }
 }
 
 /// The link called `name` (`ip link show dev NAME`).
@@ -133,6 +160,24 @@ pub fn all(netlink: &Netlink, kind: &str) -> Result<Vec<Link>> {
     Ok(links.filter(|link| link.kind == kind).collect())
 }
 
+/// Whether a bridge has any port.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn has_ports(netlink: &Netlink, bridge: &Link) -> Result<bool> {
+    // Kernels before 4.4 list every link.
+    let request = change_of(0).controller(bridge.index).build();
+    let found = netlink
+        .dump(&RouteNetlinkMessage::GetLink(request))
+        .with_context(|| format!("list the ports of bridge {}", bridge.name))?;
+    Ok(found.into_iter().any(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => {
+            Link::from_message(link).controller == Some(bridge.index)
+        }
+        _ => false,
+    }))
+}
+
 fn look_up(netlink: &Netlink, message: LinkMessage) -> Result<Option<Link>> {
     let found = netlink.get(RouteNetlinkMessage::GetLink(message))?;
     Ok(found.and_then(|message| match message {
@@ -141,20 +186,47 @@ fn look_up(netlink: &Netlink, message: LinkMessage) -> Result<Option<Link>> {
     }))
 }
 
-/// Creates a bridge, not yet up (`ip link add NAME address MAC [mtu MTU] type bridge`).
-/// The hardware address is part of the request: one that the kernel picks changes with
-/// the bridge's ports, and udev may rewrite it.
+/// Creates a bridge, not yet up (`ip link add NAME address MAC [mtu MTU] type bridge
+/// [vlan_filtering 1]`). The hardware address is part of the request: one that the kernel
+/// picks changes with the bridge's ports, and udev may rewrite it.
 ///
 /// # Errors
-/// `EEXIST` when the name is taken.
-pub fn create_bridge(netlink: &Netlink, name: &str, mac: Mac, mtu: Option<u32>) -> Result<()> {
+/// `EEXIST` when the name is taken. A kernel without VLAN filtering ignores the wish.
+pub fn create_bridge(
+    netlink: &Netlink,
+    name: &str,
+    mac: Mac,
+    mtu: Option<u32>,
+    vlan_filtering: bool,
+) -> Result<()> {
     let mut bridge = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Bridge)
         .name(name)
         .address(mac.0.to_vec());
     if let Some(mtu) = mtu {
         bridge = bridge.mtu(mtu);
     }
+    if vlan_filtering {
+        bridge = bridge.set_info_data(vlan_filtering_on());
+    }
     create(netlink, bridge.build()).with_context(|| format!("create bridge {name}"))
+}
+
+/// Lets the ports' VLANs decide where frames go (`ip link set dev … type bridge
+/// vlan_filtering 1`).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn filter_vlans(netlink: &Netlink, bridge: &Link) -> Result<()> {
+    let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Bridge)
+        .index(bridge.index)
+        .set_info_data(vlan_filtering_on());
+    let what = format!("switch VLAN filtering on for bridge {}", bridge.name);
+    change(netlink, message, &what)
+}
+
+/// The part of a request that does.
+fn vlan_filtering_on() -> InfoData {
+    InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])
 }
 
 /// One end of a veth pair to be.
@@ -166,8 +238,9 @@ pub struct End<'a> {
     pub mac: Mac,
 }
 
-/// Creates a veth pair with one end here and the other in `netns`, in one request: moving
-/// a link between namespaces later costs a grace period of the kernel. Neither is up.
+/// Creates a veth pair with one end here and the other in `netns`, or here too, in one
+/// request: moving a link between namespaces later costs a grace period of the kernel.
+/// Neither is up.
 ///
 /// # Errors
 /// `EEXIST` when either name is taken.
@@ -175,7 +248,7 @@ pub fn create_veth(
     netlink: &Netlink,
     here: End<'_>,
     there: End<'_>,
-    netns: &Netns,
+    netns: Option<&Netns>,
     mtu: Option<u32>,
 ) -> Result<()> {
     let end = |end: End<'_>, message: LinkMessageBuilder<LinkUnspec>| {
@@ -185,21 +258,22 @@ pub fn create_veth(
             None => message,
         }
     };
-    let peer = end(there, LinkMessageBuilder::default())
-        .setns_by_fd(netns.fd())
-        .build();
+    let mut peer = end(there, LinkMessageBuilder::default());
+    if let Some(netns) = netns {
+        peer = peer.setns_by_fd(netns.fd());
+    }
     let pair = end(
         here,
         LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth),
     )
-    .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+    .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
     .build();
     create(netlink, pair).with_context(|| {
         format!(
             "create veth {} with its other end {} in {}",
             here.name,
             there.name,
-            netns.path()
+            netns.map_or("the same namespace", Netns::path)
         )
     })
 }

@@ -4,6 +4,7 @@
 //! and usable from anywhere. Nothing here knows a plugin.
 
 pub mod addr;
+pub mod bridge_vlan;
 pub mod link;
 pub mod mac;
 pub mod netlink;

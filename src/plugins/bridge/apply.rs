@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use super::config::Settings;
 use super::host_end::Identity;
 use super::plan::{self, Plan};
+use super::vlan;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::skel::Call;
 use crate::log;
@@ -50,12 +51,14 @@ impl Sides {
 /// twice.
 ///
 /// # Errors
-/// Code 7 when the name belongs to something that is no bridge.
+/// Code 7 when the name belongs to something that is no bridge, or to one that cannot be
+/// made to filter VLANs.
 pub fn ensure_bridge(host: &Netlink, settings: &Settings) -> Result<Link> {
     let name = &settings.bridge;
     let mut bridge = find_bridge(host, name)?;
     if bridge.is_none() {
-        let created = link::create_bridge(host, name, Mac::random()?, settings.mtu);
+        let filtering = settings.vlans.is_some();
+        let created = link::create_bridge(host, name, Mac::random()?, settings.mtu, filtering);
         tolerate(created, &[Errno::EEXIST])?;
         bridge = find_bridge(host, name)?;
         // A random hardware address needs no asking around; without this the bridge's
@@ -64,6 +67,7 @@ pub fn ensure_bridge(host: &Netlink, settings: &Settings) -> Result<Link> {
     }
     let bridge =
         bridge.with_context(|| format!("bridge {name} was deleted while it was being set up"))?;
+    vlan::ensure_filtering(host, settings, &bridge)?;
     quietly(name, "accept_ra", "0");
     let must_be_promiscuous = settings.promiscuous && !bridge.is_promiscuous;
     if !bridge.is_up || must_be_promiscuous {
@@ -100,48 +104,49 @@ pub fn find_bridge(host: &Netlink, name: &str) -> Result<Option<Link>> {
 /// Sets an IPv6 sysctl of a link on the host. `accept_ra` must be off before the link is
 /// up: a container could change the host's routes (CVE-2020-10749). A kernel without IPv6
 /// has nothing to set, and one that refuses is worth a warning.
-fn quietly(link: &str, key: &str, value: &str) {
+pub fn quietly(link: &str, key: &str, value: &str) {
     let done = sysctl::set_if_present(&format!("ipv6/conf/{link}/{key}"), value);
     if let Err(error) = done {
         log::warn(&format!("{error:#}"));
     }
 }
 
-/// Gives the bridge the gateways' addresses, and lets the host forward.
+/// Gives `gateway`, the bridge or the interface of a VLAN, the gateways' addresses, and
+/// lets the host forward.
 ///
 /// # Errors
 /// Code 7 for an address that is in the way; names the sysctl where IPv6 is off.
 pub fn ensure_gateways(
     host: &Netlink,
     settings: &Settings,
-    bridge: &Link,
+    gateway: &Link,
     wanted: &[IpNet],
     undo: &mut Undo<'_>,
 ) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let existing: Vec<IpNet> = addr::list(host, bridge.index)?
+    let existing: Vec<IpNet> = addr::list(host, gateway.index)?
         .into_iter()
         .map(|address| address.net)
         .collect();
-    let changes = plan::bridge_addresses(&bridge.name, &existing, wanted, settings.force_address)?;
+    let changes = plan::gateway_addresses(settings, &gateway.name, &existing, wanted)?;
     for address in changes.remove {
-        addr::delete(host, bridge.index, address)?;
-        let (host, index) = (host.clone(), bridge.index);
+        addr::delete(host, gateway.index, address)?;
+        let (host, index) = (host.clone(), gateway.index);
         undo.push(
-            format!("give {} its address {address} back", bridge.name),
+            format!("give {} its address {address} back", gateway.name),
             move || tolerate(addr::add(&host, index, address, false), &[Errno::EEXIST]),
         );
     }
     for address in &changes.add {
-        let added = addr::add(host, bridge.index, *address, false);
+        let added = addr::add(host, gateway.index, *address, false);
         tolerate(added, &[Errno::EEXIST])
-            .map_err(|error| explain_ipv6(error, &bridge.name, address))
-            .with_context(|| format!("give bridge {} its address", bridge.name))?;
+            .map_err(|error| explain_ipv6(error, &gateway.name, address))
+            .with_context(|| format!("give {} its address", gateway.name))?;
     }
     if !changes.add.is_empty() {
-        pin_mac(host, bridge)?;
+        pin_mac(host, gateway)?;
     }
     for (is_ipv4, key) in [
         (true, "ipv4/ip_forward"),
@@ -156,15 +161,15 @@ pub fn ensure_gateways(
 
 /// A bridge whose address was never set takes that of its lowest port, and changes it as
 /// ports come and go. Setting the address it has ends that.
-fn pin_mac(host: &Netlink, bridge: &Link) -> Result<()> {
-    let Some(mac) = Mac::parse(&bridge.mac) else {
+fn pin_mac(host: &Netlink, gateway: &Link) -> Result<()> {
+    let Some(mac) = Mac::parse(&gateway.mac) else {
         return Ok(());
     };
-    let change = link::change_of(bridge.index).address(mac.0.to_vec());
+    let change = link::change_of(gateway.index).address(mac.0.to_vec());
     link::change(
         host,
         change,
-        &format!("pin the address of bridge {}", bridge.name),
+        &format!("pin the hardware address of {}", gateway.name),
     )
 }
 
@@ -218,7 +223,7 @@ pub fn create_pair(
             name: &name,
             mac: Mac::random()?,
         };
-        match link::create_veth(&sides.host, here, there, &sides.netns, settings.mtu) {
+        match link::create_veth(&sides.host, here, there, Some(&sides.netns), settings.mtu) {
             Ok(()) => {
                 let host = sides.host.clone();
                 let created = name.clone();
@@ -279,7 +284,8 @@ pub fn refuse_existing(sides: &Sides, call: &Call) -> Result<()> {
     }
 }
 
-/// Makes the host's end a port of the bridge. Answers the bridge as it then is.
+/// Makes the host's end a port of the bridge and a member of its VLANs. Answers the bridge
+/// as it then is.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -300,6 +306,11 @@ pub fn attach(
     link::change(&sides.host, change, &what)?;
     if settings.hairpin || settings.isolated {
         link::set_bridge_port(&sides.host, port, settings.hairpin, settings.isolated)?;
+    }
+    let vlans = vlan::memberships(settings);
+    if !vlans.is_empty() {
+        let keeps_default = settings.vlans.as_ref().is_some_and(|v| v.keeps_default);
+        vlan::join(&sides.host, bridge, port, &vlans, keeps_default)?;
     }
     let bridge = link::by_index(&sides.host, bridge.index)?
         .with_context(|| format!("bridge {} is gone", bridge.name))?;
@@ -473,11 +484,11 @@ pub fn wait_for_port(host: &Netlink, port: &Link) -> Result<()> {
 /// The host's own entries are deleted. For all others, setting the hardware address that
 /// the link already has makes the kernel send gratuitous ARP and unsolicited neighbour
 /// advertisements (sysctls `arp_notify` and `ndisc_notify`).
-pub fn announce(sides: &Sides, bridge: &Link, end: &Link, plan: &Plan) {
+pub fn announce(sides: &Sides, gateway: &Link, end: &Link, plan: &Plan) {
     let mut done: Vec<Result<()>> = plan
         .ips
         .iter()
-        .map(|ip| addr::forget_neighbour(&sides.host, bridge.index, ip.address.addr()))
+        .map(|ip| addr::forget_neighbour(&sides.host, gateway.index, ip.address.addr()))
         .collect();
     if let Some(mac) = Mac::parse(&end.mac) {
         let change = link::change_of(end.index).address(mac.0.to_vec());

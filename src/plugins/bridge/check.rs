@@ -13,11 +13,13 @@ use super::apply::{self, Sides};
 use super::config::Settings;
 use super::plan::Plan;
 use super::rules::Wanted;
+use super::{vlan, vlan_gateway};
 use crate::cni::error::{Code, coded};
 use crate::cni::result::{CniResult, Interface, Ip};
 use crate::cni::skel::Call;
 use crate::cni::version::Shape;
 use crate::net::addr::{self, Address};
+use crate::net::bridge_vlan::{self, Vlans};
 use crate::net::link::{self, Link};
 use crate::net::mac::Mac;
 use crate::net::route::{self, Route};
@@ -27,9 +29,13 @@ use crate::{fsutil, log, netfilter};
 #[derive(Debug, Default)]
 struct Observed {
     bridge: Option<Link>,
-    bridge_addresses: Vec<IpNet>,
+    /// The bridge, or the interface of the VLAN.
+    gateway: Option<Link>,
+    gateway_addresses: Vec<IpNet>,
     /// The other end of the container's link, if that is a veth.
     host_end: Option<Link>,
+    /// Those of the host end, where there should be any.
+    vlans: Vlans,
     container_end: Option<Link>,
     addresses: Vec<Address>,
     routes: Vec<Route>,
@@ -133,8 +139,12 @@ fn observe(
         container_end: link::by_name(&sides.container, ifname)?,
         ..Observed::default()
     };
-    if let Some(bridge) = &observed.bridge {
-        observed.bridge_addresses = addr::list(&sides.host, bridge.index)?
+    observed.gateway = match settings.gateway_vlan() {
+        Some(vlan) => link::by_name(&sides.host, &vlan_gateway::name(&settings.bridge, vlan))?,
+        None => observed.bridge.clone(),
+    };
+    if let Some(gateway) = &observed.gateway {
+        observed.gateway_addresses = addr::list(&sides.host, gateway.index)?
             .into_iter()
             .map(|address| address.net)
             .collect();
@@ -143,6 +153,15 @@ fn observe(
         return Ok(observed);
     };
     observed.host_end = find_host_end(sides, end)?;
+    if let (Some(_), Some(bridge), Some(host_end)) =
+        (&settings.vlans, &observed.bridge, &observed.host_end)
+    {
+        observed.vlans = bridge_vlan::list(&sides.host, bridge.index)?
+            .into_iter()
+            .find(|port| port.index == host_end.index)
+            .map(|port| port.vlans)
+            .unwrap_or_default();
+    }
     observed.addresses = addr::list(&sides.container, end.index)?;
     // One dump a family, through whichever link: routes may be another plugin's.
     let families: BTreeMap<bool, std::net::IpAddr> = result
@@ -185,15 +204,9 @@ fn compare(
         None => differences.push(format!(
             "bridge {name}: expected a bridge, found no such link"
         )),
-        Some(bridge) => compare_bridge(
-            settings,
-            result,
-            interface,
-            bridge,
-            observed,
-            &mut differences,
-        ),
+        Some(bridge) => compare_bridge(settings, bridge, &mut differences),
     }
+    compare_gateway(settings, result, interface, observed, &mut differences);
     let Some(expected) = result.interfaces.get(interface) else {
         return differences;
     };
@@ -216,14 +229,7 @@ fn compare(
     differences
 }
 
-fn compare_bridge(
-    settings: &Settings,
-    result: &CniResult,
-    interface: usize,
-    bridge: &Link,
-    observed: &Observed,
-    differences: &mut Vec<String>,
-) {
+fn compare_bridge(settings: &Settings, bridge: &Link, differences: &mut Vec<String>) {
     let name = &bridge.name;
     if !bridge.is_up {
         differences.push(format!("bridge {name}: expected up, found down"));
@@ -233,19 +239,51 @@ fn compare_bridge(
             "bridge {name}: expected promiscuous, found that it is not"
         ));
     }
+    if settings.vlans.is_some() && !bridge.vlans.is_some_and(|vlans| vlans.is_on) {
+        differences.push(format!(
+            "bridge {name}: expected VLAN filtering, found that it is off"
+        ));
+    }
+}
+
+fn compare_gateway(
+    settings: &Settings,
+    result: &CniResult,
+    interface: usize,
+    observed: &Observed,
+    differences: &mut Vec<String>,
+) {
+    let Some(gateway) = &observed.gateway else {
+        if let Some(vlan) = settings.gateway_vlan() {
+            differences.push(format!(
+                "gateway of VLAN {vlan}: expected interface {}, found no such link",
+                vlan_gateway::name(&settings.bridge, vlan)
+            ));
+        }
+        return;
+    };
+    let name = &gateway.name;
+    if settings.gateway_vlan().is_some() && !gateway.is_up {
+        differences.push(format!("interface {name}: expected up, found down"));
+    }
     // What the gateway addresses must be follows from the result as it did in ADD.
     let own = CniResult {
         ips: own_addresses(result, interface).cloned().collect(),
         ..CniResult::default()
     };
     let wanted = Plan::new(settings, &own)
-        .map(|plan| plan.bridge_addresses)
+        .map(|plan| plan.gateway_addresses)
         .unwrap_or_default();
     for address in wanted {
-        if !observed.bridge_addresses.contains(&address) {
+        if !observed.gateway_addresses.contains(&address) {
             differences.push(format!(
-                "bridge {name}: expected the gateway's address {address}, found {}",
-                list(&observed.bridge_addresses)
+                "{} {name}: expected the gateway's address {address}, found {}",
+                if settings.bridge == *name {
+                    "bridge"
+                } else {
+                    "interface"
+                },
+                list(&observed.gateway_addresses)
             ));
         }
     }
@@ -308,6 +346,17 @@ fn compare_container_end(
     }
     if !host_end.is_up {
         differ(&format!("its other end {}", host_end.name), "up", "down");
+    }
+    // More of them are the operator's business.
+    for (vlan, membership) in vlan::memberships(settings) {
+        let found = observed.vlans.get(&vlan);
+        if found != Some(&membership) {
+            differ(
+                &format!("its other end {} in VLAN {vlan}", host_end.name),
+                &membership.to_string(),
+                &found.map_or_else(|| "not in it".to_owned(), ToString::to_string),
+            );
+        }
     }
 }
 

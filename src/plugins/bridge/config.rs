@@ -1,9 +1,12 @@
 //! The bridge's configuration: as written, and as meant.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::vlan_gateway;
 use crate::cni::args;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::invocation::check_ifname;
@@ -31,7 +34,7 @@ struct Wire {
     hairpin_mode: bool,
     promisc_mode: bool,
     vlan: i64,
-    vlan_trunk: Option<Vec<Value>>,
+    vlan_trunk: Option<Vec<WireTrunk>>,
     preserve_default_vlan: bool,
     macspoofchk: bool,
     enabledad: bool,
@@ -68,6 +71,17 @@ impl Default for Wire {
             runtime_config: WireRuntimeConfig::default(),
         }
     }
+}
+
+/// Part of a trunk: a VLAN, a range of VLANs, or both.
+#[derive(Debug, Deserialize, Default)]
+#[serde(default)]
+struct WireTrunk {
+    id: Option<i64>,
+    #[serde(rename = "minID")]
+    min: Option<i64>,
+    #[serde(rename = "maxID")]
+    max: Option<i64>,
 }
 
 #[derive(Debug, Deserialize, Default)]
@@ -144,6 +158,19 @@ pub struct Settings {
     pub dns: Option<Dns>,
     /// `ipam.type`; without it the attachment is layer 2 only.
     pub ipam: Option<String>,
+    /// What the port may carry; `None` leaves it to a bridge without VLANs.
+    pub vlans: Option<Vlans>,
+}
+
+/// The VLANs that were asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vlans {
+    /// The container's frames without a tag are of this one.
+    pub access: Option<u16>,
+    /// Those that pass with their tag.
+    pub trunk: BTreeSet<u16>,
+    /// The port stays a member of the VLAN that the bridge gives every new port.
+    pub keeps_default: bool,
 }
 
 impl Settings {
@@ -154,13 +181,6 @@ impl Settings {
     /// `CNI_ARGS`; each names the key.
     pub fn resolve(call: &Call) -> Result<Self> {
         let wire: Wire = call.config.read()?;
-        if let Some((key, value)) = wire.unsupported() {
-            return Err(detailed(
-                Code::UnsupportedField,
-                format!("\"{key}\": {value} is not supported by this version of cnibox"),
-                format!("remove \"{key}\", or keep the reference's bridge plugin for this network"),
-            ));
-        }
         if let Some(problem) = wire.problems("").into_iter().next() {
             return Err(coded(
                 Code::Config,
@@ -193,9 +213,16 @@ impl Settings {
             container_end_up: !wire.disable_container_interface,
             mac,
             ipam: wire.ipam_type().map(str::to_owned),
+            vlans: wire.vlans(),
             dns: wire.dns.replacement(),
             bridge: wire.bridge,
         })
+    }
+
+    /// The VLAN whose gateway is an interface of its own, beside the bridge.
+    pub fn gateway_vlan(&self) -> Option<u16> {
+        let has_gateway = self.is_gateway && self.ipam.is_some();
+        self.vlans.as_ref()?.access.filter(|_| has_gateway)
     }
 }
 
@@ -204,12 +231,6 @@ impl Settings {
 pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
     let mut problems = json::problems::<Wire>(root, document);
     if let Ok(wire) = json::decode::<Wire>(root, document) {
-        if let Some((key, value)) = wire.unsupported() {
-            problems.push(Problem::new(
-                json::below(root, key),
-                format!("{value} is not supported by this version of cnibox"),
-            ));
-        }
         problems.extend(wire.problems(root));
     }
     problems
@@ -223,19 +244,20 @@ impl Wire {
             .filter(|plugin| !plugin.is_empty())
     }
 
-    /// The first key set to something that this version cannot do.
-    fn unsupported(&self) -> Option<(&'static str, String)> {
-        let trunk = self.vlan_trunk.as_ref().map(|ids| format!("{ids:?}"));
-        [
-            ("vlan", (self.vlan != 0).then(|| self.vlan.to_string())),
-            ("vlanTrunk", trunk),
-            (
-                "preserveDefaultVlan",
-                self.preserve_default_vlan.then(|| "true".to_owned()),
-            ),
-        ]
-        .into_iter()
-        .find_map(|(key, value)| Some((key, value?)))
+    /// The VLANs of a configuration without problems.
+    fn vlans(&self) -> Option<Vlans> {
+        if self.vlan == 0 && self.vlan_trunk.is_none() {
+            return None;
+        }
+        let ids = self.vlan_trunk.iter().flatten().flat_map(|item| {
+            let range = item.min.zip(item.max).map(|(min, max)| min..=max);
+            item.id.into_iter().chain(range.into_iter().flatten())
+        });
+        Some(Vlans {
+            access: u16::try_from(self.vlan).ok().filter(|vlan| *vlan != 0),
+            trunk: ids.filter_map(|id| u16::try_from(id).ok()).collect(),
+            keeps_default: self.preserve_default_vlan,
+        })
     }
 
     /// Values that are wrong by themselves or together.
@@ -246,10 +268,32 @@ impl Wire {
         };
         if let Err(error) = check_ifname(&self.bridge) {
             add("bridge", format!("{error}: \"{}\"", self.bridge));
+        } else if self.vlan != 0
+            && (self.is_gateway || self.is_default_gateway)
+            && let gateway = vlan_gateway::name(&self.bridge, self.vlan)
+            && let Err(error) = check_ifname(&gateway)
+        {
+            add(
+                "bridge",
+                format!(
+                    "{error} with the VLAN's number: \"{gateway}\" is to have the gateway's addresses"
+                ),
+            );
         }
         // The limits of a veth; the kernel's own message names neither key nor limit.
         if self.mtu != 0 && !(68..=65535).contains(&self.mtu) {
             add("mtu", format!("{} is not between 68 and 65535", self.mtu));
+        }
+        if !(0..=LAST_VLAN).contains(&self.vlan) {
+            add(
+                "vlan",
+                format!("{} is not between 0 and {LAST_VLAN}", self.vlan),
+            );
+        }
+        for (index, item) in self.vlan_trunk.iter().flatten().enumerate() {
+            for (member, message) in item.problems() {
+                add(&format!("vlanTrunk[{index}].{member}"), message);
+            }
         }
         if self.disable_container_interface && self.ipam_type().is_some() {
             add(
@@ -281,6 +325,31 @@ impl Wire {
             {
                 add(key, error.root_cause().to_string());
             }
+        }
+        problems
+    }
+}
+
+/// The highest VLAN number that IEEE 802.1Q allows.
+const LAST_VLAN: i64 = 4094;
+
+impl WireTrunk {
+    /// Members that are wrong by themselves or together.
+    fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems: Vec<(&str, String)> =
+            [("id", self.id), ("minID", self.min), ("maxID", self.max)]
+                .into_iter()
+                .filter_map(|(member, id)| Some((member, id?)))
+                .filter(|(_, id)| !(1..=LAST_VLAN).contains(id))
+                .map(|(member, id)| (member, format!("{id} is not between 1 and {LAST_VLAN}")))
+                .collect();
+        match (self.min, self.max) {
+            (Some(_), None) => problems.push(("maxID", "is missing beside minID".into())),
+            (None, Some(_)) => problems.push(("minID", "is missing beside maxID".into())),
+            (Some(min), Some(max)) if max < min => {
+                problems.push(("maxID", format!("{max} is less than minID, {min}")));
+            }
+            _ => {}
         }
         problems
     }
@@ -361,6 +430,7 @@ mod tests {
                 mac: None,
                 dns: None,
                 ipam: None,
+                vlans: None,
             }
         );
         assert!(settings(json!({"isDefaultGateway": true})).is_gateway);
@@ -368,17 +438,83 @@ mod tests {
     }
 
     #[test]
-    fn later_features_are_refused_by_name() {
-        for (config, key) in [
-            (json!({"vlan": 5}), "vlan"),
-            (json!({"vlanTrunk": []}), "vlanTrunk"),
-            (json!({"preserveDefaultVlan": true}), "preserveDefaultVlan"),
-        ] {
-            let (code, message) = refused(config);
-            assert_eq!(code, 2);
-            assert!(message.starts_with(&format!("\"{key}\":")), "{message}");
+    fn vlans_in_every_notation() {
+        let vlans = |config: Value| settings(config).vlans;
+        assert_eq!(
+            vlans(json!({"vlan": 0, "vlanTrunk": null, "preserveDefaultVlan": true})),
+            None
+        );
+        let all = vlans(json!({
+            "vlan": 4094,
+            "vlanTrunk": [{"id": 20}, {"minID": 10, "maxID": 12, "id": 12}, {}, {"MINID": 7, "maxid": 7}],
+            "preserveDefaultVlan": true,
+        }));
+        assert_eq!(
+            all,
+            Some(Vlans {
+                access: Some(4094),
+                trunk: [7, 10, 11, 12, 20].into(),
+                keeps_default: true,
+            })
+        );
+        // An empty trunk asks for VLAN filtering and nothing else.
+        let none = Vlans {
+            access: None,
+            trunk: BTreeSet::new(),
+            keeps_default: false,
+        };
+        for empty in [json!([]), json!([{}]), json!([null])] {
+            assert_eq!(vlans(json!({"vlanTrunk": empty})), Some(none.clone()));
         }
-        settings(json!({"vlan": 0, "vlanTrunk": null, "preserveDefaultVlan": false}));
+    }
+
+    #[test]
+    fn wrong_vlans_are_named() {
+        for (config, message) in [
+            (
+                json!({"vlan": 4095}),
+                "vlan: 4095 is not between 0 and 4094",
+            ),
+            (json!({"vlan": -1}), "vlan: -1 is not between 0 and 4094"),
+            (
+                json!({"vlanTrunk": [{"id": 5}, {"id": 0}]}),
+                "vlanTrunk[1].id: 0 is not between 1 and 4094",
+            ),
+            (
+                json!({"vlanTrunk": [{"minID": 1, "maxID": 65541}]}),
+                "vlanTrunk[0].maxID: 65541 is not between 1 and 4094",
+            ),
+            (
+                json!({"vlanTrunk": [{"minID": 0, "maxID": 5}]}),
+                "vlanTrunk[0].minID: 0 is not between 1 and 4094",
+            ),
+            (
+                json!({"vlanTrunk": [{"minID": 6, "maxID": 5}]}),
+                "vlanTrunk[0].maxID: 5 is less than minID, 6",
+            ),
+            (
+                json!({"vlanTrunk": [{"minID": 6}]}),
+                "vlanTrunk[0].maxID: is missing beside minID",
+            ),
+            (
+                json!({"vlanTrunk": [{"maxID": 6}]}),
+                "vlanTrunk[0].minID: is missing beside maxID",
+            ),
+        ] {
+            assert_eq!(refused(config), (7, message.to_owned()));
+        }
+        // Only a gateway has an interface of its own.
+        let long = json!({"bridge": "twelve-bytes", "vlan": 100});
+        settings(long.clone());
+        let mut gateway = long;
+        gateway["isDefaultGateway"] = json!(true);
+        let (code, message) = refused(gateway.clone());
+        assert!(
+            code == 7 && message.starts_with("bridge: ") && message.contains("twelve-bytes.100"),
+            "{message}"
+        );
+        gateway["vlan"] = json!(99);
+        settings(gateway);
     }
 
     #[test]

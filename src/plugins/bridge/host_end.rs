@@ -59,6 +59,13 @@ impl Identity {
         Ok(format!("veth{:08x}", fsutil::random_u32()?))
     }
 
+    /// Whether `name` is one that we or the reference give to a host end.
+    pub fn is_name(name: &str) -> bool {
+        name.strip_prefix("veth").is_some_and(|digits| {
+            digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit())
+        })
+    }
+
     /// Whether `link` is this attachment's host end. One that has our name and no alias
     /// yet is what an ADD left that was killed in between.
     pub fn is(&self, link: &Link) -> bool {
@@ -128,7 +135,9 @@ mod tests {
     fn names_follow_from_the_attachment() {
         let one = identity("net1", "c1", "eth0");
         assert_eq!(one, identity("net1", "c1", "eth0"));
-        assert_eq!(one.name.len(), 12);
+        assert!(Identity::is_name(&one.name));
+        assert!(Identity::is_name(&Identity::other_name().unwrap()));
+        assert!(!Identity::is_name("veth0") && !Identity::is_name("vethport0001"));
         assert_eq!(one.alias, "cni network net1 interface eth0 container c1");
         for other in [
             identity("net", "1c1", "eth0"),

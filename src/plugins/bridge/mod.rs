@@ -11,6 +11,8 @@ pub mod fuzz;
 mod host_end;
 mod plan;
 mod rules;
+mod vlan;
+mod vlan_gateway;
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -52,7 +54,8 @@ impl Plugin for Bridge {
         }
         let sides = Sides::open(call)?;
         apply::refuse_existing(&sides, call)?;
-        apply::find_bridge(&sides.host, &settings.bridge)?;
+        let existing = apply::find_bridge(&sides.host, &settings.bridge)?;
+        vlan::require_filtering(&sides.host, &settings, existing.as_ref())?;
 
         // The address first: the rest is quick to undo, and most failures are here.
         let ipam = match &settings.ipam {
@@ -65,15 +68,25 @@ impl Plugin for Bridge {
         };
 
         let bridge = apply::ensure_bridge(&sides.host, &settings)?;
+        let vlan = settings.gateway_vlan();
+        let lock = vlan.map(|_| vlan_gateway::lock()).transpose()?;
+        let gateway = match vlan {
+            Some(vlan) => vlan_gateway::ensure(&sides.host, &settings, &bridge, vlan, undo)?,
+            None => bridge.clone(),
+        };
         apply::ensure_gateways(
             &sides.host,
             &settings,
-            &bridge,
-            &plan.bridge_addresses,
+            &gateway,
+            &plan.gateway_addresses,
             undo,
         )?;
         let pair = apply::create_pair(&sides, call, &settings, undo)?;
         let bridge = apply::attach(&sides, call, &settings, &bridge, &pair)?;
+        if vlan.is_some() {
+            vlan_gateway::fit_mtu(&sides.host, &bridge, &gateway)?;
+        }
+        drop(lock);
         if settings.spoof_check {
             rules::check_spoofing(call, &pair.host_end, &pair.container_end.mac, undo)?;
         }
@@ -87,7 +100,7 @@ impl Plugin for Bridge {
         }
         if settings.container_end_up {
             apply::wait_for_port(&sides.host, &pair.host_end)?;
-            apply::announce(&sides, &bridge, &pair.container_end, &plan);
+            apply::announce(&sides, &gateway, &pair.container_end, &plan);
         }
 
         let ipam = ipam.unwrap_or_default();
@@ -106,8 +119,12 @@ impl Plugin for Bridge {
             sandbox: call.invocation.netns.clone().unwrap_or_default(),
             ..Interface::default()
         };
+        let mut interfaces = vec![on_host(bridge), on_host(pair.host_end), container_end];
+        if vlan.is_some() {
+            interfaces.push(on_host(gateway));
+        }
         Ok(CniResult {
-            interfaces: vec![on_host(bridge), on_host(pair.host_end), container_end],
+            interfaces,
             ips: plan.ips,
             routes: plan.routes,
             dns: settings.dns.unwrap_or(ipam.dns),
@@ -147,6 +164,9 @@ impl Plugin for Bridge {
             // A panic ends the process in its hook: there is none to join.
             done.extend(cleaner.and_then(|cleaner| cleaner.join().ok()));
         });
+        if let Ok(settings) = Settings::resolve(call) {
+            done.push(vlan_gateway::remove_unused(&host, &settings));
+        }
         all(done)
     }
 
@@ -160,7 +180,10 @@ impl Plugin for Bridge {
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
-        if let Err(error) = apply::find_bridge(&Netlink::open()?, &settings.bridge) {
+        let host = Netlink::open()?;
+        let usable = apply::find_bridge(&host, &settings.bridge)
+            .and_then(|bridge| vlan::require_filtering(&host, &settings, bridge.as_ref()));
+        if let Err(error) = usable {
             return Err(not_available(&error));
         }
         if settings.masquerade {
@@ -190,6 +213,12 @@ impl Plugin for Bridge {
         });
         collector.attempt(released);
         rules::collect(network, &valid, collector);
+        let settings = Settings::resolve(call)?;
+        let host = Netlink::open()?;
+        collector.remove_together(
+            || vlan_gateway::unused(&host, &settings),
+            || vlan_gateway::remove_unused(&host, &settings),
+        );
         Ok(())
     }
 

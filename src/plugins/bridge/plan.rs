@@ -1,5 +1,5 @@
 //! What ADD will do, decided without touching anything: which addresses and routes the
-//! container gets, and which addresses the bridge (behaviour 5.5).
+//! container gets, and which addresses its gateway (behaviour 5.5).
 
 use std::net::IpAddr;
 
@@ -24,8 +24,8 @@ pub struct Plan {
     pub ips: Vec<Ip>,
     /// The result's routes: IPAM's, with the default route that was asked for.
     pub routes: Vec<Route>,
-    /// What the bridge must have, IPv4 first.
-    pub bridge_addresses: Vec<IpNet>,
+    /// What the bridge, or the interface of its VLAN, must have, IPv4 first.
+    pub gateway_addresses: Vec<IpNet>,
     /// The routes as the kernel is told.
     pub container_routes: Vec<route::Route>,
 }
@@ -76,12 +76,12 @@ impl Plan {
             }
             if settings.is_gateway
                 && let Ok(address) = IpNet::new(gateway, ip.address.prefix_len())
-                && !plan.bridge_addresses.contains(&address)
+                && !plan.gateway_addresses.contains(&address)
             {
-                plan.bridge_addresses.push(address);
+                plan.gateway_addresses.push(address);
             }
         }
-        plan.bridge_addresses
+        plan.gateway_addresses
             .sort_by_key(|address| address.addr().is_ipv6());
         plan.container_routes = plan
             .routes
@@ -164,25 +164,32 @@ fn for_kernel(route: &Route, ips: &[Ip]) -> route::Route {
     }
 }
 
-/// What must change so that the bridge has the addresses in `wanted`.
+/// What must change so that an interface has the gateways' addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AddressChanges {
     pub remove: Vec<IpNet>,
     pub add: Vec<IpNet>,
 }
 
-/// Compares the addresses that `bridge` has with those it must have. Another IPv4
+/// Compares the `existing` addresses of `gateway`, the bridge or the interface of a VLAN,
+/// with those it must have. Another IPv4
 /// address, or an IPv6 address of an overlapping network, is in the way: it belongs to
-/// another network on this bridge, or to an older configuration of this one.
+/// another network there, or to an older configuration of this one.
 ///
 /// # Errors
-/// Code 7 naming both addresses, the bridge and `forceAddress`.
-pub fn bridge_addresses(
-    bridge: &str,
+/// Code 7 naming both addresses, the interface and `forceAddress`.
+pub fn gateway_addresses(
+    settings: &Settings,
+    gateway: &str,
     existing: &[IpNet],
     wanted: &[IpNet],
-    force: bool,
 ) -> Result<AddressChanges> {
+    // The sentences that people search for.
+    let what = if gateway == settings.bridge {
+        "bridge addr"
+    } else {
+        "vlan interface for bridge with addr"
+    };
     let mut changes = AddressChanges::default();
     for address in wanted {
         if existing.contains(address) {
@@ -199,14 +206,14 @@ pub fn bridge_addresses(
                 _ => false,
             });
         for other in in_the_way {
-            if !force {
+            if !settings.force_address {
                 return Err(detailed(
                     Code::Config,
                     format!(
-                        "failed to set bridge addr: \"{bridge}\" already has an IP address different from {address}"
+                        "failed to set {what}: \"{gateway}\" already has an IP address different from {address}"
                     ),
                     format!(
-                        "bridge {bridge} has {other}, this network's gateway is {address}: \
+                        "{gateway} has {other}, this network's gateway is {address}: \
                          give the network a bridge of its own, correct its subnet, \
                          or set \"forceAddress\": true to replace {other}"
                     ),
@@ -264,10 +271,10 @@ mod tests {
         let value = json!({"ips": [{"address": "10.1.0.5/16"}, {"address": "fd00::5/64"}]});
         let plan = Plan::new(&settings(false, false), &ipam(&value)).unwrap();
         assert!(plan.ips.iter().all(|ip| ip.gateway.is_none()));
-        assert!(plan.bridge_addresses.is_empty());
+        assert!(plan.gateway_addresses.is_empty());
         let plan = Plan::new(&settings(true, false), &ipam(&value)).unwrap();
         assert_eq!(
-            plan.bridge_addresses,
+            plan.gateway_addresses,
             [net("10.1.0.1/16"), net("fd00::1/64")]
         );
         assert!(plan.ips.iter().all(|ip| ip.interface == Some(2)));
@@ -333,10 +340,12 @@ mod tests {
     }
 
     #[test]
-    fn bridge_addresses_in_the_way() {
+    fn addresses_in_the_way() {
         let decide = |existing: &[&str], wanted: &[&str], force| {
             let parse = |list: &[&str]| list.iter().map(|text| net(text)).collect::<Vec<_>>();
-            bridge_addresses("cni0", &parse(existing), &parse(wanted), force)
+            let mut settings = settings(true, false);
+            settings.force_address = force;
+            gateway_addresses(&settings, "cni0", &parse(existing), &parse(wanted))
         };
         let adds = |list: &[&str]| list.iter().map(|text| net(text)).collect::<Vec<_>>();
         // Nothing there, the same there, an unrelated IPv6 network there.

@@ -1,0 +1,192 @@
+//! VLANs on a bridge (behaviour 5.6): what a container's port is a member of, and whether
+//! anybody keeps the VLANs apart.
+
+use anyhow::{Context, Result};
+
+use super::config::Settings;
+use crate::cni::error::{Code, detailed};
+use crate::net::bridge_vlan::{self, Membership, Vlans};
+use crate::net::link::{self, Link};
+use crate::net::mac::Mac;
+use crate::net::netlink::Netlink;
+use crate::net::netns::Netns;
+
+/// The VLAN that IEEE 802.1Q gives a port by default. A trunk takes frames without a tag
+/// for it where the configuration names no other.
+const DEFAULT_VLAN: u16 = 1;
+
+/// What the container's port must be a member of; nothing where the bridge's default will
+/// do.
+pub fn memberships(settings: &Settings) -> Vlans {
+    let Some(wanted) = &settings.vlans else {
+        return Vlans::new();
+    };
+    if wanted.access.is_none() && wanted.trunk.is_empty() {
+        return Vlans::new();
+    }
+    let mut vlans: Vlans = wanted
+        .trunk
+        .iter()
+        .map(|vlan| (*vlan, Membership::TAGGED))
+        .collect();
+    // After the trunk: a VLAN cannot be both, and untagged frames need one.
+    vlans.insert(wanted.access.unwrap_or(DEFAULT_VLAN), Membership::NATIVE);
+    vlans
+}
+
+/// Makes `port` of `bridge` a member of `vlans`, and of no others unless `keeps_default`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn join(
+    host: &Netlink,
+    bridge: &Link,
+    port: &Link,
+    vlans: &Vlans,
+    keeps_default: bool,
+) -> Result<()> {
+    bridge_vlan::add(host, port, vlans)?;
+    match &bridge.vlans {
+        // A new port has no other.
+        Some(bridge)
+            if bridge.default != 0 && !keeps_default && !vlans.contains_key(&bridge.default) =>
+        {
+            bridge_vlan::remove(host, port, bridge.default)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what would silently do nothing: VLANs on a kernel that cannot keep them apart,
+/// or on a bridge that does not. The reference takes both (defect 38).
+///
+/// `bridge` is `None` before there is one. The kernel is then tried in a namespace of our
+/// own, as what it lacks shows on a bridge only.
+///
+/// # Errors
+/// Code 2 where the kernel has no VLAN filtering, 7 where the bridge has it switched off
+/// and ports that may rely on that.
+pub fn require_filtering(host: &Netlink, settings: &Settings, bridge: Option<&Link>) -> Result<()> {
+    if settings.vlans.is_none() {
+        return Ok(());
+    }
+    let vlans = if let Some(bridge) = bridge {
+        bridge.vlans
+    } else {
+        let tried = try_bridge(host).context("find out whether this kernel filters VLANs")?;
+        tried.vlans
+    };
+    if vlans.is_none() {
+        return Err(detailed(
+            Code::UnsupportedField,
+            format!(
+                "{} is not supported by this kernel: it was built without bridge VLAN filtering",
+                asked_for(settings)
+            ),
+            "boot a kernel with CONFIG_BRIDGE_VLAN_FILTERING, or remove \"vlan\" and \"vlanTrunk\"",
+        ));
+    }
+    match bridge {
+        Some(bridge) => require_idle_or_filtering(host, settings, bridge),
+        None => Ok(()),
+    }
+}
+
+/// Switches VLAN filtering on for a bridge that somebody else made, if it has no ports.
+///
+/// # Errors
+/// Those of [`require_filtering`].
+pub fn ensure_filtering(host: &Netlink, settings: &Settings, bridge: &Link) -> Result<()> {
+    require_filtering(host, settings, Some(bridge))?;
+    match bridge.vlans {
+        Some(vlans) if settings.vlans.is_some() && !vlans.is_on => link::filter_vlans(host, bridge),
+        _ => Ok(()),
+    }
+}
+
+/// Ports that are there may send tagged frames to each other, which a bridge that starts
+/// filtering would drop: that is for the operator to decide. Without ports nobody is hurt.
+fn require_idle_or_filtering(host: &Netlink, settings: &Settings, bridge: &Link) -> Result<()> {
+    let is_on = |link: &Link| link.vlans.is_some_and(|vlans| vlans.is_on);
+    if is_on(bridge) || !link::has_ports(host, bridge)? {
+        return Ok(());
+    }
+    // Another ADD may have switched it on before it made the port.
+    if link::by_index(host, bridge.index)?.is_some_and(|bridge| is_on(&bridge)) {
+        return Ok(());
+    }
+    let name = &bridge.name;
+    Err(detailed(
+        Code::Config,
+        format!(
+            "{}: bridge {name} does not filter VLANs, and has other ports",
+            asked_for(settings)
+        ),
+        format!(
+            "give the network a bridge of its own; or, if no port of {name} sends tagged frames: \
+             ip link set {name} type bridge vlan_filtering 1"
+        ),
+    ))
+}
+
+/// The key and value that ask for VLANs.
+fn asked_for(settings: &Settings) -> String {
+    match settings.vlans.as_ref().and_then(|vlans| vlans.access) {
+        Some(vlan) => format!("\"vlan\": {vlan}"),
+        None => "\"vlanTrunk\"".to_owned(),
+    }
+}
+
+/// A bridge that is gone when this returns.
+fn try_bridge(host: &Netlink) -> Result<Link> {
+    const NAME: &str = "br";
+    let inside = host.open_inside(&Netns::throwaway()?)?;
+    link::create_bridge(&inside, NAME, Mac::random()?, None, false)?;
+    link::by_name(&inside, NAME)?.context("the bridge is gone")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    use crate::cni::skel::Call;
+
+    fn of(mut config: Value) -> String {
+        config["name"] = json!("n");
+        let call = Call::to_add(&config.to_string(), "").unwrap();
+        let vlans = memberships(&Settings::resolve(&call).unwrap());
+        let words: Vec<String> = vlans
+            .iter()
+            .map(|(id, how)| format!("{id} {how}"))
+            .collect();
+        words.join(", ")
+    }
+
+    #[test]
+    fn ports_are_members_of_what_was_asked_for() {
+        for (config, expected) in [
+            (json!({}), ""),
+            (json!({"vlanTrunk": []}), ""),
+            (json!({"vlan": 5}), "5 pvid untagged"),
+            (
+                json!({"vlanTrunk": [{"id": 7}, {"minID": 3, "maxID": 4}]}),
+                "1 pvid untagged, 3 tagged, 4 tagged, 7 tagged",
+            ),
+            (
+                json!({"vlan": 5, "vlanTrunk": [{"minID": 4, "maxID": 6}]}),
+                "4 tagged, 5 pvid untagged, 6 tagged",
+            ),
+            (
+                json!({"vlan": 5, "vlanTrunk": [{"id": 1}]}),
+                "1 tagged, 5 pvid untagged",
+            ),
+            (
+                json!({"vlanTrunk": [{"minID": 1, "maxID": 2}]}),
+                "1 pvid untagged, 2 tagged",
+            ),
+        ] {
+            assert_eq!(of(config.clone()), expected, "{config}");
+        }
+    }
+}
