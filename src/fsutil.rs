@@ -5,7 +5,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -185,8 +186,16 @@ pub fn remove(path: &Path) -> Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        // Refused before anything was looked up.
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem && !exists(path) => Ok(false),
         Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
     }
+}
+
+/// Whether there is anything at `path`; in doubt there is.
+fn exists(path: &Path) -> bool {
+    let found = fs::symlink_metadata(path);
+    !found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// What the file holds; `None` when it is not there. A symlink is not followed, and a pipe
@@ -250,7 +259,25 @@ pub fn is_same_file(a: &Path, b: &Path) -> bool {
 /// An exclusive flock(2), released on drop.
 #[derive(Debug)]
 pub struct Lock {
-    _held: Flock<File>,
+    /// Always there until the drop.
+    held: Option<Flock<File>>,
+}
+
+impl Lock {
+    fn new(held: Flock<File>) -> Self {
+        Self { held: Some(held) }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take()
+            && let Err((stays, _)) = held.unlock()
+        {
+            // Its own drop would panic. The kernel lets go of it when the process ends.
+            std::mem::forget(stays);
+        }
+    }
 }
 
 /// Waits for the exclusive lock on `path`, a directory or a file; a file is created with
@@ -259,14 +286,16 @@ pub struct Lock {
 /// # Errors
 /// When the file cannot be opened or does not support locks.
 pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
-    let mut file = open_lock(path, mode)?;
+    wait(open_lock(path, mode)?).with_context(|| format!("lock {}", path.display()))
+}
+
+/// Waits for the lock on an open file.
+fn wait(mut file: File) -> nix::Result<Lock> {
     loop {
         match Flock::lock(file, FlockArg::LockExclusive) {
-            Ok(lock) => return Ok(Lock { _held: lock }),
+            Ok(lock) => return Ok(Lock::new(lock)),
             Err((again, Errno::EINTR)) => file = again,
-            Err((_, errno)) => {
-                return Err(errno).with_context(|| format!("lock {}", path.display()));
-            }
+            Err((_, errno)) => return Err(errno),
         }
     }
 }
@@ -276,25 +305,47 @@ pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
 /// # Errors
 /// As [`lock`].
 pub fn lock_within(path: &Path, mode: u32, limit: Duration) -> Result<Option<Lock>> {
-    const PAUSE: Duration = Duration::from_millis(5);
-    let mut file = open_lock(path, mode)?;
-    let start = Instant::now();
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(Some(Lock { _held: lock })),
-            Err((again, Errno::EINTR)) => file = again,
-            Err((again, Errno::EWOULDBLOCK)) => {
-                if start.elapsed() >= limit {
-                    return Ok(None);
-                }
-                file = again;
-                std::thread::sleep(PAUSE);
-            }
-            Err((_, errno)) => {
-                return Err(errno).with_context(|| format!("lock {}", path.display()));
-            }
-        }
+    let context = || format!("lock {}", path.display());
+    let file = match Flock::lock(open_lock(path, mode)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(Some(Lock::new(lock))),
+        Err((_, Errno::EWOULDBLOCK)) if limit.is_zero() => return Ok(None),
+        Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
+        Err((_, errno)) => return Err(errno).with_context(context),
+    };
+    // The kernel lets those who wait have it in turn, but knows no limit. A thread that
+    // waits for too long is left behind: the process has little more to do.
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new()
+        .spawn(move || drop(sender.send(wait(file))))
+        .context("start a thread that waits for a lock")?;
+    match receiver.recv_timeout(limit) {
+        Ok(locked) => locked.map(Some).with_context(context),
+        Err(_too_late) => Ok(None),
     }
+}
+
+/// Who has locked `file`, if the kernel tells us: "process 123 (name)".
+pub fn lock_holder(file: &Path) -> Option<String> {
+    let meta = fs::metadata(file).ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let device = meta.dev();
+    let (major, minor) = (nix::libc::major(device), nix::libc::minor(device));
+    let pid = holder(&locks, &format!("{major:02x}:{minor:02x}:{}", meta.ino()))?;
+    let name = read(Path::new(&format!("/proc/{pid}/comm"))).ok()??;
+    let name = String::from_utf8_lossy(&name);
+    Some(format!("process {pid} ({})", name.trim()))
+}
+
+/// The process id in `locks` (`proc_locks(5)`) that holds the lock of `inode`.
+fn holder<'a>(locks: &'a str, inode: &str) -> Option<&'a str> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        match fields.as_slice() {
+            // Those who wait have "->" behind the number.
+            [_, "FLOCK", _, _, pid, found, ..] if *found == inode => Some(*pid),
+            _ => None,
+        }
+    })
 }
 
 fn open_lock(path: &Path, mode: u32) -> Result<File> {
@@ -418,5 +469,26 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(lock(&link, 0o750).is_err());
+    }
+
+    #[test]
+    fn lock_holders() {
+        let locks = "1: POSIX  ADVISORY  WRITE 1 00:27:2 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 17897 00:27:2 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 17898 00:27:3 0 EOF\n";
+        assert_eq!(holder(locks, "00:27:2"), Some("17897"));
+        assert_eq!(holder(locks, "00:27:3"), None);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert_eq!(lock_holder(&path), None);
+        let held = lock(&path, 0o600).unwrap();
+        let holder = lock_holder(&path).unwrap();
+        let own = format!("process {} (", std::process::id());
+        assert!(holder.starts_with(&own), "{holder}");
+        let limit = Duration::from_millis(20);
+        assert!(lock_within(&path, 0o600, limit).unwrap().is_none());
+        drop(held);
+        drop(lock_within(&path, 0o600, limit).unwrap().unwrap());
+        assert_eq!(lock_holder(&path), None);
     }
 }

@@ -60,10 +60,23 @@ fn run(applet: &Applet, name: &str, args: Vec<OsString>) -> ExitCode {
             applets::plugin,
             &cni::invocation::environment(),
             &mut std::io::stdin().lock(),
-            // Not locked: the panic hook must be able to write, from any thread.
-            &mut std::io::stdout(),
+            &mut Stdout,
         ),
         Entry::Tool(tool) => tool(args),
+    }
+}
+
+/// Standard output without a buffer: std's holds back what stands after the last line
+/// break, and would print it in front of the error that says it could not be written.
+struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(nix::unistd::write(std::io::stdout(), bytes)?)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -81,7 +94,7 @@ fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
         ..ErrorObject::default()
     };
     if let Ok(bytes) = cni::json::pretty(&object) {
-        drop(std::io::stdout().write_all(&bytes));
+        drop(Stdout.write_all(&bytes));
     }
     log::warn(&panic.to_string());
     std::process::exit(1);

@@ -21,6 +21,7 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::runtime::Runtime;
 
 use super::netns::Netns;
+use crate::log;
 
 /// What the kernel answered to a request it refused.
 #[derive(Debug)]
@@ -63,8 +64,18 @@ pub fn tolerate(result: Result<()>, errnos: &[Errno]) -> Result<()> {
 /// How often a dump that raced with a change is repeated before it is an error.
 const DUMP_TRIES: u32 = 10;
 
-/// Tells each time the kernel could not say something (`ENOBUFS`).
-type Losses = Rc<RefCell<BoxStream<'static, ()>>>;
+/// One socket, as long as it works.
+struct Connection {
+    handle: Handle,
+    /// Tells each time the kernel could not say something (`ENOBUFS`).
+    losses: BoxStream<'static, ()>,
+}
+
+/// Whether a request with this error may have been carried out all the same: no answer
+/// came, rather than a refusal.
+pub fn is_unanswered(error: &anyhow::Error) -> bool {
+    errno(error).is_none_or(|errno| errno == Errno::ENOBUFS)
+}
 
 /// What the kernel said to one request, in one part or in many.
 #[derive(Debug, Default)]
@@ -118,8 +129,9 @@ fn until_consistent(mut ask: impl FnMut() -> Result<Answer>) -> Result<Vec<Route
 #[derive(Clone)]
 pub struct Netlink {
     runtime: Rc<Runtime>,
-    handle: Handle,
-    losses: Losses,
+    connection: Rc<RefCell<Connection>>,
+    /// Where the socket is, if not in the namespace of this process.
+    netns: Option<Netns>,
 }
 
 impl Netlink {
@@ -133,11 +145,11 @@ impl Netlink {
             .enable_time()
             .build()
             .context("start the netlink runtime")?;
-        let (handle, losses) = connect(&runtime)?;
+        let connection = connect(&runtime)?;
         Ok(Self {
             runtime: Rc::new(runtime),
-            handle,
-            losses: Rc::new(RefCell::new(losses)),
+            connection: Rc::new(RefCell::new(connection)),
+            netns: None,
         })
     }
 
@@ -147,11 +159,11 @@ impl Netlink {
     /// When the namespace cannot be entered or the kernel refuses a socket.
     pub fn open_inside(&self, netns: &Netns) -> Result<Self> {
         let runtime: &Runtime = &self.runtime;
-        let (handle, losses) = netns.inside(|| connect(runtime))?;
+        let connection = netns.inside(|| connect(runtime))?;
         Ok(Self {
             runtime: Rc::clone(&self.runtime),
-            handle,
-            losses: Rc::new(RefCell::new(losses)),
+            connection: Rc::new(RefCell::new(connection)),
+            netns: Some(netns.clone()),
         })
     }
 
@@ -187,10 +199,32 @@ impl Netlink {
 
     /// The whole answer to one request.
     fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Answer> {
+        let answer = self.ask(message, flags);
+        if answer.as_ref().is_err_and(is_unanswered) {
+            self.reconnect();
+        }
+        answer
+    }
+
+    /// A connection ends with the first error of its socket. Whoever asks next, like an
+    /// undo step, needs another.
+    fn reconnect(&self) {
+        let runtime: &Runtime = &self.runtime;
+        let connected = match &self.netns {
+            Some(netns) => netns.inside(|| connect(runtime)),
+            None => connect(runtime),
+        };
+        match connected {
+            Ok(connection) => drop(self.connection.replace(connection)),
+            Err(error) => log::warn(&format!("{error:#}")),
+        }
+    }
+
+    fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Answer> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
-        let mut handle = self.handle.clone();
-        let mut losses = self.losses.borrow_mut();
+        let mut connection = self.connection.borrow_mut();
+        let Connection { handle, losses } = &mut *connection;
         self.runtime.block_on(async {
             let mut parts = handle.request(request).context("send a netlink request")?;
             let mut answer = Answer::default();
@@ -281,7 +315,7 @@ impl std::fmt::Debug for Netlink {
 }
 
 /// A socket in the namespace of the calling thread, served by `runtime`.
-fn connect(runtime: &Runtime) -> Result<(Handle, BoxStream<'static, ()>)> {
+fn connect(runtime: &Runtime) -> Result<Connection> {
     let _guard = runtime.enter();
     let (mut connection, handle, unasked) =
         rtnetlink::new_connection().context("open a netlink socket")?;
@@ -294,7 +328,8 @@ fn connect(runtime: &Runtime) -> Result<(Handle, BoxStream<'static, ()>)> {
     runtime.spawn(connection);
     // Nothing has been subscribed to: all that comes unasked is the word that an answer
     // was lost.
-    Ok((handle, unasked.map(drop).boxed()))
+    let losses = unasked.map(drop).boxed();
+    Ok(Connection { handle, losses })
 }
 
 /// Reads a refusal. `code` is a negated errno, `header` what follows it in the kernel's

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -14,9 +15,9 @@ use crate::cni::error::{Code, coded, detailed};
 use crate::log;
 
 /// An open network namespace: it exists as long as this does.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Netns {
-    file: File,
+    file: Arc<File>,
     path: String,
 }
 
@@ -54,7 +55,9 @@ impl Netns {
             )]
             unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
             Ok(Self {
-                file: File::open(OWN).with_context(|| format!("open {OWN}"))?,
+                file: File::open(OWN)
+                    .with_context(|| format!("open {OWN}"))?
+                    .into(),
                 path: "a namespace of our own".to_owned(),
             })
         };
@@ -125,7 +128,7 @@ impl Netns {
             return absent("the file there is no namespace");
         }
         Ok(Ok(Self {
-            file,
+            file: Arc::new(file),
             path: path.to_owned(),
         }))
     }
@@ -151,7 +154,7 @@ impl Netns {
                 clippy::disallowed_methods,
                 reason = "this is the module that enters namespaces"
             )]
-            setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| {
+            setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| {
                 coded(
                     Code::Environment,
                     format!("enter network namespace {}", self.path),

@@ -26,6 +26,33 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
+/// The rule backends: iptables in both of its variants.
+pub const BACKENDS: [&str; 3] = ["nftables", "iptables-nft", "iptables-legacy"];
+
+/// A `PATH` with the programs of one of [`BACKENDS`] and no others, in a directory of that
+/// name: with none for nftables.
+pub fn tools(node: &Node, name: &str, backend: &str) -> String {
+    let dir = node.dir.path().join(name);
+    fs::create_dir(&dir).unwrap();
+    if backend != "nftables" {
+        for (family, variant) in [
+            ("iptables", backend),
+            ("ip6tables", &backend.replace("ip", "ip6")),
+        ] {
+            for tool in ["", "-save", "-restore"] {
+                let program = PathBuf::from(format!("/usr/sbin/{variant}{tool}"));
+                assert!(
+                    program.exists(),
+                    "{} is needed: see `make test`",
+                    program.display()
+                );
+                symlink(program, dir.join(format!("{family}{tool}"))).unwrap();
+            }
+        }
+    }
+    dir.to_str().unwrap().to_owned()
+}
+
 /// Where Debian's `containernetworking-plugins` puts the reference plugins.
 pub const REFERENCE: &str = "/usr/lib/cni";
 
@@ -200,12 +227,17 @@ impl Call {
 
     /// Runs with `stdin` as it is.
     pub fn run_text(&self, stdin: &str) -> Output {
+        run(&mut self.process(), stdin)
+    }
+
+    /// The process that the call is, not yet started.
+    pub fn process(&self) -> Command {
         let mut command = Command::new(&self.executable);
         for key in ["CNI_COMMAND", "CNI_NETNS", "CNI_ARGS", "CNI_NETNS_OVERRIDE"] {
             command.env_remove(key);
         }
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
-        run(&mut command, stdin)
+        command
     }
 }
 

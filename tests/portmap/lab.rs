@@ -3,13 +3,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::common::{Node, Output, run};
+use crate::common::{BACKENDS, Node, Output, run, tools};
 
 /// A node with a second machine behind it, and networks on a backend.
 pub struct Lab {
@@ -28,8 +27,6 @@ impl Drop for Lab {
         }
     }
 }
-
-const BACKENDS: [&str; 3] = ["nftables", "iptables-nft", "iptables-legacy"];
 
 impl Lab {
     pub fn new(backend: &'static str) -> Self {
@@ -180,26 +177,6 @@ impl Lab {
         lines.extend(elements);
         lines.join("\n")
     }
-}
-
-/// Makes a directory with the programs of `backend` under their usual names.
-fn tools(node: &Node, dir: &str, backend: &str) -> String {
-    let tools = node.dir.path().join(dir);
-    fs::create_dir(&tools).unwrap();
-    let families =
-        ["iptables", "ip6tables"].map(|family| (family, backend.replace("iptables", family)));
-    for (family, variant) in families.iter().filter(|_| backend != "nftables") {
-        for tool in ["", "-save", "-restore"] {
-            let program = PathBuf::from(format!("/usr/sbin/{variant}{tool}"));
-            assert!(
-                program.exists(),
-                "{} is needed: see `make test`",
-                program.display()
-            );
-            symlink(program, tools.join(format!("{family}{tool}"))).unwrap();
-        }
-    }
-    tools.to_str().unwrap().to_owned()
 }
 
 /// Runs a test on a lab of its own for each backend.

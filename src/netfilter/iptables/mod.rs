@@ -371,17 +371,23 @@ fn at_once<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Resu
     std::thread::scope(|scope| {
         let threads: Vec<_> = others
             .iter()
-            .map(|item| scope.spawn(|| work(item)))
+            .map(|item| {
+                let thread = std::thread::Builder::new().spawn_scoped(scope, || work(item));
+                // No thread to be had: one after the other, then.
+                thread.map_err(|_none| item)
+            })
             .collect();
         let last = work(last);
         let mut result = Ok(());
         for thread in threads {
-            // Unreachable: a panic ends the process in its hook.
-            let done = thread.join();
-            keep_first(
-                &mut result,
-                done.unwrap_or_else(|_panic| Err(anyhow::anyhow!("a thread died"))),
-            );
+            let done = match thread {
+                // Unreachable: a panic ends the process in its hook.
+                Ok(thread) => thread
+                    .join()
+                    .unwrap_or_else(|_panic| Err(anyhow::anyhow!("a thread died"))),
+                Err(item) => work(item),
+            };
+            keep_first(&mut result, done);
         }
         keep_first(&mut result, last);
         result

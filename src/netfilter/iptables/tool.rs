@@ -1,7 +1,7 @@
 //! Running `iptables-save` and `iptables-restore`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -208,13 +208,19 @@ impl Tool {
             let input = child.stdin.take();
             std::thread::scope(|scope| {
                 // A thread, because the tool may print before it has read everything.
-                scope.spawn(move || {
-                    if let Some(mut input) = input {
+                let writer = std::thread::Builder::new().spawn_scoped(scope, move || {
+                    let written = input.map(|mut input| input.write_all(stdin.as_bytes()));
+                    match written.unwrap_or(Ok(())) {
                         // A tool that has seen enough closes the pipe: its status counts.
-                        drop(input.write_all(stdin.as_bytes()));
+                        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+                        written => written,
                     }
                 });
-                child.wait_with_output()
+                let output = child.wait_with_output();
+                // A tool that was not told everything is content with less. (A panic has
+                // ended the process.)
+                writer?.join().unwrap_or(Ok(()))?;
+                output
             })
         };
         run().with_context(|| format!("run {}", program.display()))

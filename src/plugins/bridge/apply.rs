@@ -15,7 +15,7 @@ use crate::cni::skel::Call;
 use crate::log;
 use crate::net::link::{self, End, Link};
 use crate::net::mac::Mac;
-use crate::net::netlink::{Changes, Netlink, errno, tolerate};
+use crate::net::netlink::{Changes, Netlink, errno, is_unanswered, tolerate};
 use crate::net::netns::Netns;
 use crate::net::{addr, route, sysctl};
 use crate::undo::Undo;
@@ -244,7 +244,16 @@ pub fn create_pair(
                 // A stranger has our name.
                 name = Identity::other_name()?;
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                // Without an answer nobody knows whether it was made.
+                if is_unanswered(&error) {
+                    let host = sides.host.clone();
+                    undo.push(format!("delete link {name}"), move || {
+                        identity.delete(&host)
+                    });
+                }
+                return Err(error);
+            }
         }
     }
     anyhow::bail!("find a free name for the host's end of the veth pair, {NAME_TRIES} times")

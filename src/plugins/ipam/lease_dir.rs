@@ -18,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::owner::Owner;
 use crate::cni::config::parse_ip;
+use crate::cni::error::{Code, coded};
 use crate::fsutil;
 use crate::log;
 
@@ -25,6 +26,8 @@ const DIR_MODE: u32 = 0o755;
 const LEASE_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
 const LOCK_MODE: u32 = 0o750;
+/// Far more than a storm of ADDs takes, and less than runtimes wait.
+const LOCK_WAIT: Duration = Duration::from_secs(20);
 /// Followed by the number of the range set.
 const CURSOR: &str = "last_reserved_ip.";
 
@@ -105,22 +108,34 @@ impl LeaseDir {
         fsutil::refuse_foreign_link(&self.path)
     }
 
-    /// Waits for the lock that all changes are made under. Where its file cannot be made
+    /// Waits for the lock that all changes are made under, as long as can be waited for
+    /// others that do their work. Where its file cannot be made
     /// any more nobody else holds it: the directory serves, so that a DEL on a full disk
     /// can still free something.
     ///
     /// # Errors
-    /// As `fsutil::lock`.
+    /// Code 11, naming the process that keeps it; otherwise as `fsutil::lock_within`.
     pub fn lock(&self) -> Result<fsutil::Lock> {
-        fsutil::lock(&self.path.join(LOCK), LOCK_MODE).or_else(|error| {
+        let path = self.path.join(LOCK);
+        let locked = fsutil::lock_within(&path, LOCK_MODE, LOCK_WAIT).or_else(|error| {
             let full = [ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem];
             let cause = error
                 .downcast_ref::<std::io::Error>()
                 .map(std::io::Error::kind);
             if cause.is_some_and(|kind| full.contains(&kind)) {
-                return fsutil::lock(&self.path, DIR_MODE);
+                return fsutil::lock_within(&self.path, DIR_MODE, LOCK_WAIT);
             }
             Err(error)
+        })?;
+        locked.ok_or_else(|| {
+            let holder = fsutil::lock_holder(&path);
+            let sentence = format!(
+                "wait {} seconds for the lock {}, held by {}",
+                LOCK_WAIT.as_secs(),
+                path.display(),
+                holder.unwrap_or_else(|| "another process".into()),
+            );
+            coded(Code::TryAgain, sentence).into()
         })
     }
 

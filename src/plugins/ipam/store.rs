@@ -30,19 +30,19 @@ impl Store {
     /// Locks the leases of `network`, making their directory.
     ///
     /// # Errors
-    /// Code 5.
+    /// Code 5; 11 when another process keeps the lock.
     pub fn create(data_dir: &Path, network: &str) -> Result<Self> {
         let leases = LeaseDir::new(data_dir, network);
         leases
             .create()
             .and_then(|()| Self::lock(leases, data_dir, network))
-            .with_context(|| cannot_open(network))
+            .map_err(|error| cannot_open(network, error))
     }
 
     /// Locks the leases of `network`; `None` when there is no directory of them.
     ///
     /// # Errors
-    /// Code 5.
+    /// As [`Self::create`].
     pub fn open(data_dir: &Path, network: &str) -> Result<Option<Self>> {
         let leases = LeaseDir::new(data_dir, network);
         let open = || {
@@ -51,7 +51,7 @@ impl Store {
             }
             Self::lock(leases, data_dir, network).map(Some)
         };
-        open().with_context(|| cannot_open(network))
+        open().map_err(|error| cannot_open(network, error))
     }
 
     fn lock(leases: LeaseDir, data_dir: &Path, network: &str) -> Result<Self> {
@@ -262,8 +262,13 @@ impl Drop for Store {
     }
 }
 
-fn cannot_open(network: &str) -> Coded {
-    coded(Code::Io, format!("open the leases of network {network}"))
+/// Code 5, unless `error` has another.
+fn cannot_open(network: &str, error: anyhow::Error) -> anyhow::Error {
+    let sentence = format!("open the leases of network {network}");
+    if error.is::<Coded>() {
+        return error.context(sentence);
+    }
+    error.context(coded(Code::Io, sentence))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;
 /// Of the directories above it, where others keep their files too.
 const PARENT_MODE: u32 = 0o755;
+/// Writing a backup takes others much less.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// Properties of a link before they were changed; what is not changed is not told.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -149,18 +152,24 @@ impl File {
     /// # Errors
     /// Code 5 naming the file.
     pub fn store(&self, backup: &Backup) -> Result<()> {
-        self.create_dir()
-            .and_then(|()| fsutil::replace(&self.path, FILE_MODE, &backup.encode(&self.network)?))
-            .context(coded(
-                Code::Io,
-                "keep what the link was like before it is changed",
-            ))
+        let store = || {
+            self.create_dir()?;
+            // Keeps [`Self::remove`] from sweeping away what is being written.
+            let _lock = fsutil::lock_within(self.dir(), DIR_MODE, LOCK_WAIT)?;
+            fsutil::replace(&self.path, FILE_MODE, &backup.encode(&self.network)?)
+        };
+        store().context(coded(
+            Code::Io,
+            "keep what the link was like before it is changed",
+        ))
+    }
+
+    fn dir(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
     }
 
     fn create_dir(&self) -> Result<()> {
-        let Some(dir) = self.path.parent() else {
-            return Ok(());
-        };
+        let dir = self.dir();
         let parents = dir.parent().unwrap_or(dir);
         fsutil::create_directory(parents, PARENT_MODE)?;
         fsutil::create_directory(dir, DIR_MODE)
@@ -177,17 +186,31 @@ impl File {
         }
     }
 
-    /// Removes the file; there being none is no error.
+    /// Removes the file, and what an ADD that was killed left half-written; there being
+    /// none is no error.
     ///
     /// # Errors
     /// Code 5 naming the file.
     pub fn remove(&self) -> Result<()> {
+        if let Err(error) = self.sweep() {
+            log::warn(&format!("leftover stays: {error:#}"));
+        }
         match fsutil::remove(&self.path) {
             Err(error) if cannot_exist(&error) => Ok(()),
             removed => removed
                 .map(drop)
                 .context(coded(Code::Io, "remove what was kept to restore the link")),
         }
+    }
+
+    /// Leaves it to the next DEL when somebody is writing right now.
+    fn sweep(&self) -> Result<()> {
+        if self.dir().is_dir()
+            && let Some(_lock) = fsutil::lock_within(self.dir(), DIR_MODE, Duration::ZERO)?
+        {
+            fsutil::sweep(self.dir())?;
+        }
+        Ok(())
     }
 }
 

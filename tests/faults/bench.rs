@@ -1,0 +1,116 @@
+//! One plugin under test, on a node where everybody else has done their part.
+
+use serde_json::Value;
+
+use crate::lab::{CHAIN, Container, Lab, State};
+use crate::table::ensure;
+use crate::tracer::{Fault, SystemCall, Traced, Tracer};
+
+/// How many nodes are worked on at the same time: mostly the kernel is waited for.
+pub const NODES: usize = 4;
+
+/// One plugin of the chain on a node of its own: those before it have done their part for
+/// `victim`, and `keeper` has everything.
+pub struct Bench {
+    lab: Lab,
+    tracer: Tracer,
+    plugin: &'static str,
+    victim: Container,
+    keeper: Container,
+    kept: Value,
+    /// What the plugins before it came to.
+    pub given: Value,
+    before: State,
+}
+
+impl Bench {
+    pub fn new(backend: &'static str, plugin: &'static str) -> Self {
+        let lab = Lab::new(backend);
+        let keeper = lab.container("keeper", 8001);
+        let victim = lab.container("victim", 8002);
+        let kept = lab.add(&CHAIN, &keeper);
+        let position = CHAIN.iter().position(|name| *name == plugin).unwrap();
+        let given = lab.add(&CHAIN[..position], &victim);
+        let before = lab.state_with(&victim);
+        Self {
+            tracer: Tracer::new(lab.node.dir.path()),
+            lab,
+            plugin,
+            victim,
+            keeper,
+            kept,
+            given,
+            before,
+        }
+    }
+
+    /// Runs `command` under the tracer.
+    pub fn run(
+        &self,
+        command: &str,
+        result: &Value,
+        decide: impl FnMut(usize, Option<SystemCall>) -> Option<Fault>,
+    ) -> Traced {
+        self.tracer.run(
+            &self.lab.call(self.plugin, &self.victim),
+            &self.lab.node.bin.join(self.plugin),
+            command,
+            &self.lab.config(self.plugin, &self.victim, result),
+            decide,
+        )
+    }
+
+    /// An ADD in peace, and what it makes works.
+    pub fn add(&self) -> Result<Value, String> {
+        let output = self.lab.run(self.plugin, "ADD", &self.victim, &self.given);
+        ensure(output.ok, || format!("ADD: {output:?}"))?;
+        let result = output.json();
+        self.works(&result)?;
+        Ok(result)
+    }
+
+    /// Whether what ADD made works.
+    pub fn works(&self, result: &Value) -> Result<(), String> {
+        self.lab.works(self.plugin, &self.victim, result)
+    }
+
+    /// Whether everything is as it was before ADD.
+    pub fn is_as_before(&self) -> Result<(), String> {
+        self.lab.state_with(&self.victim).is_as(&self.before)
+    }
+
+    /// The same when a call has failed.
+    pub fn is_nearly_as_before(&self) -> Result<(), String> {
+        let now = self.lab.state_with(&self.victim).without_hints();
+        now.is_as(&self.before.clone().without_hints())
+    }
+
+    /// A DEL in peace.
+    pub fn remove(&self, result: &Value) -> Result<(), String> {
+        self.lab.del(&[self.plugin], &self.victim, result)
+    }
+
+    /// A DEL in peace leaves nothing, and the other container has noticed nothing.
+    pub fn del(&self, result: &Value) -> Result<(), String> {
+        self.remove(result)?;
+        self.is_as_before()?;
+        self.keeper_is_well()
+    }
+
+    /// The same, but GC may have to help: for a file that was written aside and refused to
+    /// go when it should.
+    pub fn del_and_collect(&self, result: &Value) -> Result<(), String> {
+        self.remove(result)?;
+        if self.is_as_before().is_err() {
+            self.lab.gc(&[&self.keeper, &self.victim])?;
+        }
+        self.is_as_before()?;
+        self.keeper_is_well()
+    }
+
+    fn keeper_is_well(&self) -> Result<(), String> {
+        let kept = self.lab.answers(&self.keeper, &self.kept);
+        kept.and_then(|()| self.lab.is_mapped(&self.keeper))
+            .map_err(|error| format!("the other container: {error}"))
+    }
+}
