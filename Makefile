@@ -50,6 +50,7 @@ test-host: test-packages nextest build
 ## the tests that make the kernel work go there. ipam, cnitool and install work on files and
 ## processes, and show the same on any kernel.
 test-vm: test-packages vm-packages nextest build
+	@mkdir -p $(TARGET_DIR)/vm
 	$(CARGO) nextest archive --locked $(foreach test,$(VM_TESTS),--test $(test)) --archive-file $(TARGET_DIR)/vm/tests.tar.zst
 	sh tests/vm/boot.sh $(abspath $(TARGET_DIR))/vm $(abspath $(BINARY))
 VM_TESTS := vlan bridge portmap tuning conf

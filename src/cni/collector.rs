@@ -45,22 +45,25 @@ impl Collector {
         self.remove_together(|| Ok(vec![what.to_owned()]), remove);
     }
 
-    /// Stale things that go in one step: those that `look` finds, if any.
+    /// Stale things that go in one step: those that `look` finds, if any. One that fails is
+    /// told of and followed by `remove` nonetheless.
     pub fn remove_together(
         &mut self,
         look: impl FnOnce() -> Result<Vec<String>>,
         remove: impl FnOnce() -> Result<()>,
     ) {
         let stale = match look() {
+            Ok(stale) if stale.is_empty() => return,
             Ok(stale) => stale,
-            Err(error) => return self.errors.push(error),
+            // What can be found in spite of it goes all the same.
+            Err(error) => {
+                self.errors.push(error);
+                Vec::new()
+            }
         };
         if self.run == Run::Dry {
             let lines = stale.iter().map(|what| format!("would remove {what}"));
             return self.lines.extend(lines);
-        }
-        if stale.is_empty() {
-            return;
         }
         match remove() {
             Ok(()) => {
@@ -68,6 +71,8 @@ impl Collector {
                     log::warn(&format!("GC removed {what}"));
                 }
             }
+            // Told already by the look.
+            Err(_) if stale.is_empty() => {}
             Err(error) => {
                 let context = format!("remove {}", stale.join(", "));
                 self.errors.push(error.context(context));
@@ -147,6 +152,23 @@ mod tests {
             assert_eq!(errors.len(), usize::from(run == Run::Real));
         }
         assert_eq!(removed, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn what_cannot_be_listed_is_removed_nonetheless() {
+        for (run, expected) in [(Run::Dry, false), (Run::Real, true)] {
+            let mut collector = Collector::new(run);
+            let mut removed = false;
+            collector.remove_together(
+                || anyhow::bail!("half of it cannot be read"),
+                || {
+                    removed = true;
+                    Ok(())
+                },
+            );
+            assert_eq!(removed, expected);
+            assert_eq!(collector.into_parts().1.len(), 1);
+        }
     }
 
     #[test]

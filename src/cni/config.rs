@@ -199,8 +199,8 @@ impl Config {
     /// GC: the attachments that live. Everything else of this network is stale.
     ///
     /// # Errors
-    /// Code 7 when the list is absent: guessing that nothing lives would destroy
-    /// every container's network.
+    /// Code 7 when the list is absent, or an entry lacks a name: guessing that nothing
+    /// lives would destroy every container's network.
     pub fn valid_attachments(&self) -> Result<Vec<Attachment>> {
         let shared: Shared = self.read()?;
         let Some(valid) = shared.valid.or(shared.valid_legacy) else {
@@ -210,13 +210,26 @@ impl Config {
                 "GC removes every attachment that is not listed there; to remove all of them, pass an empty list",
             ));
         };
-        Ok(valid
-            .into_iter()
-            .map(|a| Attachment {
-                container_id: a.container_id,
-                ifname: a.ifname,
+        let named = |(index, attachment): (usize, ValidAttachment)| {
+            let ValidAttachment {
+                container_id,
+                ifname,
+            } = attachment;
+            for (key, value) in [("containerID", &container_id), ("ifname", &ifname)] {
+                if value.is_empty() {
+                    return Err(detailed(
+                        Code::Config,
+                        format!("cni.dev/valid-attachments[{index}].{key} is missing"),
+                        "GC removes every attachment that is not listed there: each entry names its container and interface",
+                    ));
+                }
+            }
+            Ok(Attachment {
+                container_id,
+                ifname,
             })
-            .collect())
+        };
+        valid.into_iter().enumerate().map(named).collect()
     }
 }
 
@@ -356,6 +369,20 @@ mod tests {
         }
         let none = negotiate(r#"{"name":"n","cniVersion":"1.1.0"}"#, Command::Gc).unwrap();
         assert!(none.valid_attachments().is_err());
+        for (entry, key) in [
+            (r#"{"id":"c","ifname":"e"}"#, "containerID"),
+            (r#"{"containerID":"c"}"#, "ifname"),
+        ] {
+            let text = format!(
+                r#"{{"name":"n","cniVersion":"1.1.0","cni.dev/valid-attachments":[{entry}]}}"#
+            );
+            let valid = negotiate(&text, Command::Gc).unwrap().valid_attachments();
+            let error = valid.unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("cni.dev/valid-attachments[0].{key} is missing")
+            );
+        }
     }
 
     #[test]

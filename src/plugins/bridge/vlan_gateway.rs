@@ -146,9 +146,10 @@ fn port_of(host: &Netlink, gateway: &Link) -> Result<Option<Link>> {
 /// # Errors
 /// When one is there and stays.
 pub fn remove_unused(host: &Netlink, settings: &Settings) -> Result<()> {
-    if settings.vlans.is_none() {
+    if find_unused(host, settings)?.is_empty() {
         return Ok(());
     }
+    // Once more, with nobody about to need one.
     let _lock = lock()?;
     for gateway in find_unused(host, settings)? {
         link::delete(host, gateway.index)?;

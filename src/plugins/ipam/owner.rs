@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::cni::invocation::Attachment;
+use crate::cni::invocation::{Attachment, check_container_id, check_ifname};
 
 /// The attachment that holds an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +46,13 @@ impl Owner {
             container_id: container_id.to_owned(),
             ifname,
         })
+    }
+
+    /// Whether these are names that an attachment can have.
+    pub fn is_attachment(&self) -> bool {
+        let ifname = self.ifname.as_deref();
+        check_container_id(&self.container_id).is_ok()
+            && ifname.is_none_or(|ifname| check_ifname(ifname).is_ok())
     }
 
     /// The content of a lease file, byte for byte the reference's.

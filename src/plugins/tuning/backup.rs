@@ -155,6 +155,7 @@ impl File {
         let store = || {
             self.create_dir()?;
             // Keeps [`Self::remove`] from sweeping away what is being written.
+            // Who waits in vain for others goes ahead: none of them sweeps that long.
             let _lock = fsutil::lock_within(self.dir(), DIR_MODE, LOCK_WAIT)?;
             fsutil::replace(&self.path, FILE_MODE, &backup.encode(&self.network)?)
         };
