@@ -260,7 +260,7 @@ fn a_trunk_carries_tagged_frames_of_its_vlans_only() {
     );
     let capture = lab.node.dir.path().join("frames");
     lab.node.sh(&format!(
-        "ip netns exec trunk tcpdump -i eth0 -n -e -U -c 4 -w {0} 2>{0}.log & \
+        "ip netns exec trunk tcpdump -i eth0 -n -e -U -c 4 -w {0} not ip6 2>{0}.log & \
          for i in $(seq 100); do grep -q listening {0}.log 2>/dev/null && break; sleep 0.1; done; \
          ip netns exec trunk ping -n -c 2 -W 1 10.9.0.2; wait",
         capture.display()
