@@ -60,6 +60,14 @@ impl Bench {
         )
     }
 
+    /// The result that `command` is given: for DEL there is something to delete.
+    pub fn to_run_with(&self, command: &str) -> Value {
+        match command {
+            "ADD" => self.given.clone(),
+            _ => self.add().unwrap(),
+        }
+    }
+
     /// An ADD in peace, and what it makes works.
     pub fn add(&self) -> Result<Value, String> {
         let output = self.lab.run(self.plugin, "ADD", &self.victim, &self.given);

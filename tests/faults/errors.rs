@@ -165,21 +165,13 @@ fn failed_del(
 fn failures(backend: &'static str, plugin: &'static str, command: &str) -> Vec<(usize, usize)> {
     let bench = Bench::new(backend, plugin);
     let mut found = Vec::new();
-    let result = to_run_with(&bench, command);
+    let result = bench.to_run_with(command);
     bench.run(command, &result, |number, call| {
         let ways = call.map_or(0, |call| errors(call).len());
         found.extend((0..ways).map(|way| (number, way)));
         None
     });
     found
-}
-
-/// The result that `command` is given: for DEL there is something to delete.
-fn to_run_with(bench: &Bench, command: &str) -> Value {
-    match command {
-        "ADD" => bench.given.clone(),
-        _ => bench.add().unwrap(),
-    }
 }
 
 /// Makes each system call of `command` fail in each of its ways, on several nodes at once.
@@ -196,7 +188,7 @@ fn at_every_call(backend: &'static str, plugin: &'static str, command: &'static 
             scope.spawn(|| {
                 let mut bench = Bench::new(backend, plugin);
                 while let Some((number, way)) = failures.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = to_run_with(&bench, command);
+                    let result = bench.to_run_with(command);
                     let (traced, failed) = run(&bench, *number, *way, command, &result);
                     let is_memory = failed.as_ref().is_some_and(|failed| failed.is_memory);
                     let outcome = match command {

@@ -1,12 +1,16 @@
 //! A plugin is killed at each of its system calls.
+//!
+//! Killed behind a call that changes nothing outside of the process, it leaves what it would
+//! have left before that call: of such calls in a row only the first is counted.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::libc;
 use serde_json::Value;
 
 use crate::bench::{Bench, NODES};
 use crate::table::Row;
-use crate::tracer::{Fault, Traced};
+use crate::tracer::{Fault, SystemCall, Traced};
 
 /// Kills `command` at system call `number`.
 fn killed(bench: &Bench, number: usize, command: &str, result: &Value) -> Traced {
@@ -15,42 +19,92 @@ fn killed(bench: &Bench, number: usize, command: &str, result: &Value) -> Traced
     })
 }
 
+/// Whether nobody else can see that `call` was made: it concerns the memory, the signals or
+/// the threads of the process, or only looks.
+fn is_unseen(call: SystemCall) -> bool {
+    matches!(
+        call.number,
+        libc::SYS_mmap
+            | libc::SYS_munmap
+            | libc::SYS_mremap
+            | libc::SYS_mprotect
+            | libc::SYS_madvise
+            | libc::SYS_brk
+            | libc::SYS_rt_sigaction
+            | libc::SYS_rt_sigprocmask
+            | libc::SYS_sigaltstack
+            | libc::SYS_futex
+            | libc::SYS_getrandom
+            | libc::SYS_poll
+            | libc::SYS_pread64
+            | libc::SYS_recvfrom
+            | libc::SYS_stat
+            | libc::SYS_fstat
+            | libc::SYS_statx
+            | libc::SYS_newfstatat
+            | libc::SYS_getdents64
+            | libc::SYS_epoll_wait
+            | libc::SYS_epoll_pwait
+    )
+}
+
+/// The numbers of the system calls of `command` at which a kill leaves something else than
+/// at the call before.
+fn moments(backend: &'static str, plugin: &'static str, command: &str) -> Vec<usize> {
+    let bench = Bench::new(backend, plugin);
+    let result = bench.to_run_with(command);
+    let mut moments = Vec::new();
+    let mut unseen = false;
+    bench.run(command, &result, |number, call| {
+        if !unseen {
+            moments.push(number);
+        }
+        unseen = call.is_some_and(is_unseen);
+        None
+    });
+    moments
+}
+
 /// Kills ADD or DEL of `plugin` at each system call in turn, on several nodes at once.
 fn at_every_call(backend: &'static str, plugin: &'static str, command: &'static str) {
     let row = Row::new(format!(
-        "SIGKILL at each system call of {command} of {plugin}, {backend}"
+        "SIGKILL at each system call of {command} of {plugin} that is seen outside, {backend}"
     ));
+    // On a thread of its own, as a node is for a thread.
+    let moments = std::thread::spawn(move || moments(backend, plugin, command));
+    let moments = moments.join().unwrap();
     let next = AtomicUsize::new(0);
-    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..NODES {
             scope.spawn(|| {
                 let mut bench = Bench::new(backend, plugin);
                 // What DEL is to remove.
                 let mut added = None;
-                while !done.load(Ordering::Relaxed) {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
+                while let Some(number) = moments.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let (traced, outcome) = if command == "ADD" {
                         // Of a killed ADD the runtime has no result.
-                        let traced = killed(&bench, number, command, &bench.given);
+                        let traced = killed(&bench, *number, command, &bench.given);
                         let outcome = bench.del(&bench.given);
                         let again = outcome.and_then(|()| bench.add());
                         (traced, again.and_then(|result| bench.remove(&result)))
                     } else {
                         let result = added.take().unwrap_or_else(|| bench.add().unwrap());
-                        let traced = killed(&bench, number, command, &result);
+                        let traced = killed(&bench, *number, command, &result);
                         let outcome = bench.del(&result);
                         let again = outcome.and_then(|()| bench.add());
                         (traced, again.map(|result| added = Some(result)))
                     };
-                    if traced.signal.is_none() {
-                        // There are no more.
-                        done.store(true, Ordering::Relaxed);
-                        break;
-                    }
                     let outcome = outcome.map_err(|error| format!("call {number}: {error}"));
-                    if !row.count(outcome) {
+                    let well = outcome.is_ok();
+                    // Threads do not make the same calls each time: it may have ended before.
+                    if traced.signal.is_some() {
+                        row.count(outcome);
+                    } else {
+                        row.note(outcome);
+                    }
+                    if !well {
                         bench = Bench::new(backend, plugin);
+                        added = None;
                     }
                 }
             });

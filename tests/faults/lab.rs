@@ -219,8 +219,10 @@ impl Lab {
     /// Everything that a container can leave on the node.
     pub fn state(&self) -> State {
         let mut found = BTreeMap::new();
-        for link in self.node.links() {
-            found.insert(format!("{link} on the node"), String::new());
+        // Much faster than `ip`, and this is asked thousands of times.
+        let links = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        for link in links.lines().filter_map(|line| line.split_once(':')) {
+            found.insert(format!("{} on the node", link.0.trim()), String::new());
         }
         for dir in ["/var/lib/cni", "/run/cni"] {
             files(Path::new(dir), &mut found);
@@ -245,14 +247,22 @@ impl Lab {
     /// Every rule on the node, sorted: no counters, no dates.
     pub fn rules(&self) -> String {
         let legacy = if self.backend == "iptables-legacy" {
-            "iptables-legacy-save; ip6tables-legacy-save;"
+            "; iptables-legacy-save; ip6tables-legacy-save"
         } else {
             ""
         };
-        self.node.sh(&format!(
-            "{{ nft list ruleset 2>/dev/null; {legacy} }} | grep -v '^#' | \
-             sed 's/\\[[0-9]*:[0-9]*\\]//; s/counter packets [0-9]* bytes [0-9]*/counter/' | sort"
-        ))
+        let text = self.node.sh(&format!("nft -s list ruleset{legacy}"));
+        let mut rules: Vec<_> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            // What a chain of iptables has counted.
+            .map(|line| match line.split_once(" [") {
+                Some((chain, _)) if line.starts_with(':') => chain,
+                _ => line,
+            })
+            .collect();
+        rules.sort_unstable();
+        rules.join("\n")
     }
 }
 

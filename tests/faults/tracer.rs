@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +55,7 @@ impl SystemCall {
 #[derive(Debug)]
 pub struct Traced {
     pub output: Output,
-    /// How many system calls were begun.
+    /// How many system calls were begun up to the fault.
     pub calls: usize,
     /// The signal that ended the process.
     pub signal: Option<Signal>,
@@ -118,7 +118,7 @@ impl Tracer {
         // Less than a pipe holds. A plugin that dies early does not read it.
         writeln!(stdin, "\n{config}").ok();
         drop(stdin);
-        let mut traced = follow(pid, decide);
+        let mut traced = follow(pid, plugin, decide);
         let (mut stdout, mut stderr) = (String::new(), String::new());
         child.stdout.unwrap().read_to_string(&mut stdout).unwrap();
         child.stderr.unwrap().read_to_string(&mut stderr).unwrap();
@@ -128,8 +128,13 @@ impl Tracer {
     }
 }
 
-/// Follows `main` to its end, and waits for the programs that it left running.
-fn follow(main: Pid, mut decide: impl FnMut(usize, Option<SystemCall>) -> Option<Fault>) -> Traced {
+/// Follows `main` to its end from where it has become `plugin`, and waits for the programs
+/// that it left running.
+fn follow(
+    main: Pid,
+    plugin: &Path,
+    mut decide: impl FnMut(usize, Option<SystemCall>) -> Option<Fault>,
+) -> Traced {
     let hung = &AtomicBool::new(false);
     let (done, ended) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
@@ -150,7 +155,7 @@ fn follow(main: Pid, mut decide: impl FnMut(usize, Option<SystemCall>) -> Option
             signal: None,
             hung: false,
         };
-        let mut begun = false;
+        let mut stepping = false;
         let mut failing: Vec<(Pid, Errno)> = Vec::new();
         let mut programs = BTreeSet::new();
         loop {
@@ -166,7 +171,10 @@ fn follow(main: Pid, mut decide: impl FnMut(usize, Option<SystemCall>) -> Option
                         machine::fail(pid, failing.swap_remove(index).1);
                     } else if is_entry(pid) {
                         traced.calls += 1;
-                        match decide(traced.calls - 1, machine::system_call(pid)) {
+                        let fault = decide(traced.calls - 1, machine::system_call(pid));
+                        // There is one fault in a run: the rest need not be stepped through.
+                        stepping &= fault.is_none();
+                        match fault {
                             Some(Fault::Kill) => kill(main, Signal::SIGKILL).unwrap(),
                             Some(Fault::Fail(errno)) => {
                                 machine::skip(pid);
@@ -179,7 +187,7 @@ fn follow(main: Pid, mut decide: impl FnMut(usize, Option<SystemCall>) -> Option
                     (pid, None)
                 }
                 WaitStatus::PtraceEvent(pid, _, event) => {
-                    begun |= event == libc::PTRACE_EVENT_EXEC;
+                    stepping |= event == libc::PTRACE_EVENT_EXEC && executes(pid, plugin);
                     let is_new = event == libc::PTRACE_EVENT_STOP;
                     if is_new && !Path::new(&format!("/proc/{main}/task/{pid}")).exists() {
                         // A program that the plugin runs is not what this is about.
@@ -202,7 +210,7 @@ fn follow(main: Pid, mut decide: impl FnMut(usize, Option<SystemCall>) -> Option
                 _ => continue,
             };
             // One that has been killed in the meantime cannot be resumed, nor need it be.
-            if begun {
+            if stepping || !failing.is_empty() {
                 ptrace::syscall(pid, signal).ok();
             } else {
                 ptrace::cont(pid, signal).ok();
@@ -217,6 +225,13 @@ fn follow(main: Pid, mut decide: impl FnMut(usize, Option<SystemCall>) -> Option
         traced.hung = hung.load(Ordering::Relaxed);
         traced
     })
+}
+
+/// Whether `pid` has become `plugin`. Its exec of the starter may be reported first: `spawn`
+/// can return before that is over.
+fn executes(pid: Pid, plugin: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    file(Path::new(&format!("/proc/{pid}/exe"))).unwrap() == file(plugin).unwrap()
 }
 
 /// Whether the stop is before a system call, not behind it.
