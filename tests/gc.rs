@@ -93,7 +93,8 @@ impl Lab {
         let commands = "ip -br link | cut -d' ' -f1 | cut -d@ -f1; \
              find /var/lib/cni/networks -type f ! -path '*/.cnibox/*' ! -name 'last_reserved*'; \
              find /run/cni/tuning -type f; \
-             nft list ruleset | sed 's/packets [0-9]* bytes [0-9]*//' | \
+             nft list ruleset | sed -e 's/packets [0-9]* bytes [0-9]*//' \
+               -e 's/elements = {//; s/^[[:space:]]*\\(.*\" *\\)[,}]$/\\1/; s/[[:space:]]*$//; s/^[[:space:]]*//' | \
                awk '$1 == \"table\" {t=$2 $3; c=\"\"} $1 == \"chain\" {c=$2} NF && $1 != \"}\" {print t, c, $0}'; \
              iptables-legacy-save 2>/dev/null; ip6tables-legacy-save 2>/dev/null";
         let text = self.node.sh(commands);
@@ -434,7 +435,7 @@ fn status_knows_where_things_are_written_down() {
     tuning.run("STATUS", &fine).silent();
     assert!(!Path::new("/run/a").exists());
     node.sh("mount -t tmpfs tmpfs /etc && mkdir -p /etc/cni/tuning/allowlist.conf");
-    unavailable(&tuning, &sysctl("/run"), "allowed sysctls");
+    unavailable(&tuning, &sysctl("/run"), "allowlist.conf");
 }
 
 /// The system calls of a STATUS that answers `code`.

@@ -469,10 +469,10 @@ fn wait_for_addresses(sides: &Sides, end: &Link) -> Result<()> {
     }
 }
 
-/// How long the port may take until it forwards. It normally has before we look.
+/// How long the port may take until it forwards. It normally does before we look.
 const PORT_LIMIT: Duration = Duration::from_millis(2550);
 
-/// Waits until frames pass through the pair.
+/// Waits until frames pass through `port`, the host's end or the bridge's own.
 ///
 /// # Errors
 /// When the kernel cannot be asked; a port that is late is only worth a warning.
@@ -482,7 +482,7 @@ pub fn wait_for_port(host: &Netlink, port: &Link) -> Result<()> {
         Ok(link.filter(|link| link.is_running).map(drop))
     })?;
     if running.is_none() {
-        log::warn(&format!("bridge port {} is not up yet", port.name));
+        log::warn(&format!("{} is not up yet", port.name));
     }
     Ok(())
 }

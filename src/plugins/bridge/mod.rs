@@ -100,6 +100,9 @@ impl Plugin for Bridge {
         }
         if settings.container_end_up {
             apply::wait_for_port(&sides.host, &pair.host_end)?;
+            // A bridge whose last port has gone gets its carrier back a moment after the
+            // next one has.
+            apply::wait_for_port(&sides.host, &bridge)?;
             apply::announce(&sides, &gateway, &pair.container_end, &plan);
         }
 
