@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use crate::cni::skel::Plugin;
 use crate::cnitool;
-use crate::plugins::{bridge::Bridge, ipam::Ipam, portmap::Portmap, tuning::Tuning};
+use crate::plugins::{
+    bridge::Bridge, ipam::Ipam, loopback::Loopback, portmap::Portmap, tuning::Tuning,
+};
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
 pub struct Applet {
@@ -40,6 +42,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &["host-local"],
         summary: "hands out addresses from ranges, recorded in files on this host",
         entry: Entry::Plugin(&Ipam),
+    },
+    Applet {
+        name: "loopback",
+        aliases: &[],
+        summary: "sets up the loopback interface of a container",
+        entry: Entry::Plugin(&Loopback),
     },
     Applet {
         name: "portmap",

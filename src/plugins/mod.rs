@@ -2,5 +2,6 @@
 
 pub mod bridge;
 pub mod ipam;
+pub mod loopback;
 pub mod portmap;
 pub mod tuning;
