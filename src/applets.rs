@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use crate::cni::skel::Plugin;
 use crate::cnitool;
 use crate::plugins::{
-    bridge::Bridge, ipam::Ipam, loopback::Loopback, portmap::Portmap, tuning::Tuning,
+    bridge::Bridge, ipam::Ipam, loopback::Loopback, portmap::Portmap, r#static::Static,
+    tuning::Tuning,
 };
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
@@ -54,6 +55,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &[],
         summary: "leads ports of this host into a container",
         entry: Entry::Plugin(&Portmap),
+    },
+    Applet {
+        name: "static",
+        aliases: &[],
+        summary: "hands out the addresses that the configuration or the runtime names",
+        entry: Entry::Plugin(&Static),
     },
     Applet {
         name: "tuning",
@@ -180,6 +187,7 @@ mod tests {
                 "markMasqBit",
                 "dataDir",
                 "ipRanges",
+                "addresses",
             ])
             .prop_map(str::to_owned),
             ".{0,6}",

@@ -4,4 +4,5 @@ pub mod bridge;
 pub mod ipam;
 pub mod loopback;
 pub mod portmap;
+pub mod r#static;
 pub mod tuning;

@@ -13,7 +13,7 @@ use super::apply::{self, Sides};
 use super::config::Settings;
 use super::plan::Plan;
 use super::rules;
-use crate::cni::error::{Code, coded};
+use crate::cni::error::{Code, agree, coded};
 use crate::cni::result::{CniResult, Interface, Ip};
 use crate::cni::skel::Call;
 use crate::net::addr::{self, Address};
@@ -53,22 +53,9 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
         .with_context(|| format!("prevResult has no interface {ifname} with sandbox {netns}"))?;
     let observed = observe(&sides, settings, ifname, &result)?;
     warn_of_mtu(&observed);
-    let mut differences = compare(settings, &result, interface, &observed).into_iter();
-    match differences.next() {
-        None => {
-            let host_end = observed.host_end.map(|end| end.name).unwrap_or_default();
-            rules::check(call, settings, &result, interface, &host_end)
-        }
-        Some(first) => {
-            let rest: Vec<String> = differences.collect();
-            let error = anyhow::Error::msg(first.clone());
-            Err(if rest.is_empty() {
-                error
-            } else {
-                anyhow::Error::msg(format!("also: {}", rest.join("; "))).context(first)
-            })
-        }
-    }
+    agree(compare(settings, &result, interface, &observed))?;
+    let host_end = observed.host_end.map(|end| end.name).unwrap_or_default();
+    rules::check(call, settings, &result, interface, &host_end)
 }
 
 /// Whether a result's `sandbox` is the namespace at `netns`, however it is spelt.
