@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::cni::skel::Plugin;
 use crate::cnitool;
 use crate::plugins::{
-    bridge::Bridge, ipam::Ipam, loopback::Loopback, portmap::Portmap, r#static::Static,
+    bridge::Bridge, ipam::Ipam, loopback::Loopback, portmap::Portmap, ptp::Ptp, r#static::Static,
     tuning::Tuning,
 };
 
@@ -55,6 +55,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &[],
         summary: "leads ports of this host into a container",
         entry: Entry::Plugin(&Portmap),
+    },
+    Applet {
+        name: "ptp",
+        aliases: &[],
+        summary: "connects a container to the host with a veth pair",
+        entry: Entry::Plugin(&Ptp),
     },
     Applet {
         name: "static",

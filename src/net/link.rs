@@ -101,6 +101,20 @@ pub fn by_index(netlink: &Netlink, index: u32) -> Result<Option<Link>> {
         .with_context(|| format!("look up link {index}"))
 }
 
+/// All links of a kind (`ip link show type KIND`).
+///
+/// # Errors
+/// When the kernel cannot be asked, or links come and go too fast to list them.
+pub fn all(netlink: &Netlink, kind: &str) -> Result<Vec<Link>> {
+    let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let found = netlink.dump(&message).context("list links")?;
+    let links = found.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
+        _ => None,
+    });
+    Ok(links.filter(|link| link.kind == kind).collect())
+}
+
 fn look_up(netlink: &Netlink, message: LinkMessage) -> Result<Option<Link>> {
     let found = netlink.get(RouteNetlinkMessage::GetLink(message))?;
     Ok(found.and_then(|message| match message {

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cni::args;
+use crate::cni::config::DnsOverride;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::invocation::check_ifname;
 use crate::cni::json::{self, Problem};
@@ -12,6 +13,8 @@ use crate::cni::result::Dns;
 use crate::cni::skel::Call;
 use crate::net::mac::Mac;
 use crate::netfilter::BackendName;
+use crate::plugins::layer3::mtu_problem;
+use crate::plugins::masquerade::backend_problem;
 
 /// Every key of the reference's bridge v1.9.1 (behaviour 5.1).
 #[derive(Debug, Deserialize)]
@@ -38,7 +41,7 @@ struct Wire {
     disable_container_interface: bool,
     port_isolation: bool,
     ipam: Option<WireIpam>,
-    dns: WireDns,
+    dns: DnsOverride,
     args: WireArgs,
     runtime_config: WireRuntimeConfig,
 }
@@ -63,7 +66,7 @@ impl Default for Wire {
             disable_container_interface: false,
             port_isolation: false,
             ipam: None,
-            dns: WireDns::default(),
+            dns: DnsOverride::default(),
             args: WireArgs::default(),
             runtime_config: WireRuntimeConfig::default(),
         }
@@ -75,16 +78,6 @@ impl Default for Wire {
 struct WireIpam {
     #[serde(rename = "type")]
     plugin: String,
-}
-
-/// Absent and empty lists differ: a list that is there replaces IPAM's DNS.
-#[derive(Debug, Deserialize, Default)]
-#[serde(default)]
-struct WireDns {
-    nameservers: Option<Vec<String>>,
-    domain: String,
-    search: Option<Vec<String>>,
-    options: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize, Default)]
@@ -247,9 +240,8 @@ impl Wire {
         if let Err(error) = check_ifname(&self.bridge) {
             add("bridge", format!("{error}: \"{}\"", self.bridge));
         }
-        // The limits of a veth; the kernel's own message names neither key nor limit.
-        if self.mtu != 0 && !(68..=65535).contains(&self.mtu) {
-            add("mtu", format!("{} is not between 68 and 65535", self.mtu));
+        if let Some(problem) = mtu_problem(self.mtu) {
+            add("mtu", problem);
         }
         if self.disable_container_interface && self.ipam_type().is_some() {
             add(
@@ -257,14 +249,8 @@ impl Wire {
                 "cannot be used together with ipam: an interface that stays down has no use for an address".into(),
             );
         }
-        if !self.ip_masq_backend.is_empty() && BackendName::parse(&self.ip_masq_backend).is_none() {
-            add(
-                "ipMasqBackend",
-                format!(
-                    "\"{}\" is neither \"iptables\" nor \"nftables\"",
-                    self.ip_masq_backend
-                ),
-            );
+        if let Some(problem) = backend_problem(&self.ip_masq_backend) {
+            add("ipMasqBackend", problem);
         }
         if self.hairpin_mode && self.promisc_mode {
             add(
@@ -283,21 +269,6 @@ impl Wire {
             }
         }
         problems
-    }
-}
-
-impl WireDns {
-    fn replacement(self) -> Option<Dns> {
-        let told = self.nameservers.is_some()
-            || self.search.is_some()
-            || self.options.is_some()
-            || !self.domain.is_empty();
-        told.then(|| Dns {
-            nameservers: self.nameservers.unwrap_or_default(),
-            domain: self.domain,
-            search: self.search.unwrap_or_default(),
-            options: self.options.unwrap_or_default(),
-        })
     }
 }
 

@@ -11,8 +11,10 @@ use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::Call;
 use crate::net::link::Link;
 use crate::net::mac::Mac;
+use crate::netfilter::Owner;
 use crate::netfilter::nftables::Nftables;
-use crate::netfilter::{self, Masquerade, Owner};
+use crate::plugins::layer3::own_addresses;
+use crate::plugins::masquerade;
 use crate::undo::Undo;
 
 /// Lets nothing but the container's own hardware address through its port. The rules are
@@ -38,38 +40,18 @@ fn required_mac(text: &str) -> Result<Mac> {
     })
 }
 
-/// Masquerades what the addresses send out of their networks.
-///
-/// # Errors
-/// When no backend can be used, or the one chosen refuses.
-pub fn masquerade(call: &Call, settings: &Settings, ips: &[Ip], undo: &mut Undo<'_>) -> Result<()> {
-    let name = netfilter::choose(settings.backend)?;
-    let owner = Owner::of(call);
-    let addresses: Vec<IpNet> = ips.iter().map(|ip| ip.address).collect();
-    undo.push("remove the masquerade rules", {
-        let (owner, addresses) = (owner.clone(), addresses.clone());
-        move || name.backend().remove_masquerade(&owner, &addresses)
-    });
-    name.backend()
-        .ensure_masquerade(&owner, &Masquerade { addresses })
-        .with_context(|| format!("masquerade with {} (ipMasq)", name.as_str()))
-}
-
 /// Removes what either backend has of the attachment. Without `known` addresses all of
 /// the container's rules in this network go.
 ///
 /// # Errors
 /// When a rule is there and stays.
 pub fn remove(call: &Call, rules: Rules, known: &[IpNet]) -> Result<()> {
-    let owner = Owner::of(call);
     let mut done = Vec::new();
     if rules.masquerade {
-        done.push(netfilter::with_both(|backend| {
-            backend.remove_masquerade(&owner, known)
-        }));
+        done.push(masquerade::remove(call, known));
     }
     if rules.spoof_check {
-        done.push(Nftables::remove_spoof_check(&owner));
+        done.push(Nftables::remove_spoof_check(&Owner::of(call)));
     }
     all(done)
 }
@@ -113,22 +95,14 @@ pub fn check(
     interface: usize,
     host_end: &str,
 ) -> Result<()> {
-    let owner = Owner::of(call);
     if settings.masquerade {
-        let mine = result
-            .ips
-            .iter()
-            .filter(|ip| ip.interface.is_none_or(|index| index == interface))
-            .map(|ip| ip.address)
-            .collect();
-        netfilter::choose(settings.backend)?
-            .backend()
-            .check_masquerade(&owner, &Masquerade { addresses: mine })?;
+        let mine: Vec<Ip> = own_addresses(result, interface).cloned().collect();
+        masquerade::check(call, settings.backend, &mine)?;
     }
     if settings.spoof_check {
         let mac = result.interfaces.get(interface).map(|i| i.mac.as_str());
         let mac = required_mac(mac.unwrap_or_default())?;
-        Nftables::check_spoof_check(&owner, host_end, mac)?;
+        Nftables::check_spoof_check(&Owner::of(call), host_end, mac)?;
     }
     Ok(())
 }
@@ -139,7 +113,7 @@ pub fn check(
 /// When a rule is there and stays.
 pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
     all([
-        netfilter::with_both(|backend| backend.collect_masquerade(network, valid)),
+        masquerade::collect(network, valid),
         Nftables::collect_spoof_checks(network, valid),
     ])
 }

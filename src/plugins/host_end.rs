@@ -2,10 +2,14 @@
 //!
 //! Its name follows from the attachment, and its alias spells the attachment out. So
 //! `ip -d link` explains itself, and DEL finds the pair when the container's namespace
-//! is gone or nobody remembers the result of ADD.
+//! is gone or nobody remembers the result of ADD; and GC finds those of containers that
+//! are gone. A link without such an alias is never GC's.
+
+use std::collections::BTreeSet;
 
 use anyhow::Result;
 
+use crate::cni::error::all;
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
 use crate::fsutil;
@@ -39,8 +43,7 @@ impl Identity {
         } = attachment;
         let digits = hash::sha512_hex(&format!("{network}\0{container_id}\0{ifname}"), 8);
         // Names and ids are ASCII: cutting bytes cuts no character.
-        let mut alias =
-            format!("cni network {network} interface {ifname} container {container_id}");
+        let mut alias = format!("{}{ifname} container {container_id}", alias_start(network));
         alias.truncate(ALIAS_LIMIT);
         Self {
             name: format!("veth{digits}"),
@@ -74,6 +77,36 @@ impl Identity {
             _ => Ok(()),
         }
     }
+}
+
+/// How the aliases of all host ends in `network` start. There is no blank in a name, so
+/// that none is the start of another's.
+fn alias_start(network: &str) -> String {
+    format!("cni network {network} interface ")
+}
+
+/// GC of the veth pairs of attachments that are no longer valid. What their other ends
+/// are doing does not matter: the runtime's list rules.
+///
+/// # Errors
+/// When a pair is there and stays.
+pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
+    let host = Netlink::open()?;
+    let links = stale(network, valid, link::all(&host, "veth")?);
+    all(links
+        .into_iter()
+        .map(|stale| link::delete(&host, stale.index)))
+}
+
+/// Those of `links` whose alias names this network and no valid attachment.
+fn stale(network: &str, valid: &[Attachment], links: Vec<Link>) -> Vec<Link> {
+    let start = alias_start(network);
+    let kept: BTreeSet<String> = valid
+        .iter()
+        .map(|attachment| Identity::new(network, attachment).alias)
+        .collect();
+    let is_stale = |link: &Link| link.alias.starts_with(&start) && !kept.contains(&link.alias);
+    links.into_iter().filter(is_stale).collect()
 }
 
 #[cfg(test)]
