@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use crate::cni::skel::Plugin;
 use crate::cnitool;
 use crate::plugins::{
-    bridge::Bridge, ipam::Ipam, loopback::Loopback, portmap::Portmap, ptp::Ptp, r#static::Static,
-    tuning::Tuning,
+    bandwidth::Bandwidth, bridge::Bridge, ipam::Ipam, loopback::Loopback, portmap::Portmap,
+    ptp::Ptp, r#static::Static, tuning::Tuning,
 };
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
@@ -32,6 +32,12 @@ pub enum Entry {
 
 /// Every applet, in the order in which they are listed.
 pub static APPLETS: &[Applet] = &[
+    Applet {
+        name: "bandwidth",
+        aliases: &[],
+        summary: "limits how fast a container receives and sends",
+        entry: Entry::Plugin(&Bandwidth),
+    },
     Applet {
         name: "bridge",
         aliases: &[],

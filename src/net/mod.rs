@@ -10,3 +10,4 @@ pub mod netlink;
 pub mod netns;
 pub mod route;
 pub mod sysctl;
+pub mod traffic;

@@ -99,7 +99,7 @@ pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
 }
 
 /// Those of `links` whose alias names this network and no valid attachment.
-fn stale(network: &str, valid: &[Attachment], links: Vec<Link>) -> Vec<Link> {
+pub fn stale(network: &str, valid: &[Attachment], links: Vec<Link>) -> Vec<Link> {
     let start = alias_start(network);
     let kept: BTreeSet<String> = valid
         .iter()

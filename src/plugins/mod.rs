@@ -1,6 +1,7 @@
 //! The CNI plugins, one folder each. Every one of them is a row in `applets.rs`. What
 //! several of them share stands beside the folders.
 
+pub mod bandwidth;
 pub mod bridge;
 mod container_end;
 mod host_end;
