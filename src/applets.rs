@@ -5,7 +5,10 @@ use std::process::ExitCode;
 
 use crate::cni::skel::Plugin;
 use crate::cnitool;
-use crate::plugins::{bridge::Bridge, ipam::Ipam, portmap::Portmap, tuning::Tuning};
+use crate::plugins::{
+    bandwidth::Bandwidth, bridge::Bridge, ipam::Ipam, loopback::Loopback, portmap::Portmap,
+    ptp::Ptp, r#static::Static, tuning::Tuning,
+};
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
 pub struct Applet {
@@ -30,6 +33,12 @@ pub enum Entry {
 /// Every applet, in the order in which they are listed.
 pub static APPLETS: &[Applet] = &[
     Applet {
+        name: "bandwidth",
+        aliases: &[],
+        summary: "limits how fast a container receives and sends",
+        entry: Entry::Plugin(&Bandwidth),
+    },
+    Applet {
         name: "bridge",
         aliases: &[],
         summary: "connects a container to a Linux bridge with a veth pair",
@@ -42,10 +51,28 @@ pub static APPLETS: &[Applet] = &[
         entry: Entry::Plugin(&Ipam),
     },
     Applet {
+        name: "loopback",
+        aliases: &[],
+        summary: "sets up the loopback interface of a container",
+        entry: Entry::Plugin(&Loopback),
+    },
+    Applet {
         name: "portmap",
         aliases: &[],
         summary: "leads ports of this host into a container",
         entry: Entry::Plugin(&Portmap),
+    },
+    Applet {
+        name: "ptp",
+        aliases: &[],
+        summary: "connects a container to the host with a veth pair",
+        entry: Entry::Plugin(&Ptp),
+    },
+    Applet {
+        name: "static",
+        aliases: &[],
+        summary: "hands out the addresses that the configuration or the runtime names",
+        entry: Entry::Plugin(&Static),
     },
     Applet {
         name: "tuning",
@@ -172,6 +199,7 @@ mod tests {
                 "markMasqBit",
                 "dataDir",
                 "ipRanges",
+                "addresses",
             ])
             .prop_map(str::to_owned),
             ".{0,6}",

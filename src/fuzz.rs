@@ -135,9 +135,12 @@ fn configuration(data: &[u8]) {
         let problems = plugin.validate("", &document);
         assert_places(&document, &problems);
         let settings = match applet.name {
+            "bandwidth" => plugins::bandwidth::fuzz::settings(&call),
             "bridge" => plugins::bridge::fuzz::settings(&call),
             "ipam" => plugins::ipam::fuzz::settings(&call),
             "portmap" => plugins::portmap::fuzz::settings(&call),
+            "ptp" => plugins::ptp::fuzz::settings(&call),
+            "static" => plugins::r#static::fuzz::settings(&call),
             "tuning" => plugins::tuning::fuzz::settings(&call),
             _ => Ok(()),
         };

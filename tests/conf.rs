@@ -64,9 +64,15 @@ fn whole_life_of(networks: &[String]) {
         let netns = node.netns(&format!("c{index}"));
         let result = cnitool(&node, &["add", network, &netns]).json();
         assert_eq!(result["cniVersion"], "1.1.0");
-        assert_eq!(result["interfaces"][2]["sandbox"], json!(netns));
+        let mut interfaces = result["interfaces"].as_array().unwrap().iter();
+        assert!(
+            interfaces.any(|i| i["sandbox"] == json!(netns)),
+            "{network}"
+        );
         for ip in result["ips"].as_array().into_iter().flatten() {
-            node.ping(&netns, ip["gateway"].as_str().unwrap());
+            // Only the loopback addresses have no gateway: they are to be called themselves.
+            let own = ip["address"].as_str().unwrap().split('/').next();
+            node.ping(&netns, ip["gateway"].as_str().or(own).unwrap());
         }
         cnitool(&node, &["check", network, &netns]).silent();
         cnitool(&node, &["status", network]).silent();

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::error::{Code, coded, detailed};
 use super::invocation::{Attachment, Command, check_network_name};
 use super::json::{self, Object};
-use super::result::CniResult;
+use super::result::{CniResult, Dns};
 use super::version::{self, Version};
 
 /// A plugin configuration as received on stdin, its name and version checked.
@@ -230,6 +230,33 @@ impl Config {
             })
         };
         valid.into_iter().enumerate().map(named).collect()
+    }
+}
+
+/// The `dns` of a plugin that delegates to IPAM. Absent and empty lists differ: a list that
+/// is there replaces IPAM's DNS.
+#[derive(Debug, Deserialize, Default)]
+#[serde(default)]
+pub struct DnsOverride {
+    nameservers: Option<Vec<String>>,
+    domain: String,
+    search: Option<Vec<String>>,
+    options: Option<Vec<String>>,
+}
+
+impl DnsOverride {
+    /// What replaces IPAM's DNS; `None` leaves it.
+    pub fn replacement(self) -> Option<Dns> {
+        let told = self.nameservers.is_some()
+            || self.search.is_some()
+            || self.options.is_some()
+            || !self.domain.is_empty();
+        told.then(|| Dns {
+            nameservers: self.nameservers.unwrap_or_default(),
+            domain: self.domain,
+            search: self.search.unwrap_or_default(),
+            options: self.options.unwrap_or_default(),
+        })
     }
 }
 

@@ -108,6 +108,24 @@ pub fn all(results: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::Res
     Err(first)
 }
 
+/// What CHECK came to: success, or what differs from what was expected, the first in front.
+///
+/// # Errors
+/// Every difference.
+pub fn agree(differences: Vec<String>) -> anyhow::Result<()> {
+    let mut differences = differences.into_iter();
+    let Some(first) = differences.next() else {
+        return Ok(());
+    };
+    let rest: Vec<String> = differences.collect();
+    let error = anyhow::Error::msg(first.clone());
+    Err(if rest.is_empty() {
+        error
+    } else {
+        anyhow::Error::msg(format!("also: {}", rest.join("; "))).context(first)
+    })
+}
+
 /// The specification's error object.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -17,7 +17,7 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Visit
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter, PrettyFormatter};
 use serde_json::{Map, Value};
 
-use super::error::{Code, coded};
+use super::error::{Code, coded, detailed};
 
 /// A JSON object as received.
 pub type Object = Map<String, Value>;
@@ -135,6 +135,35 @@ pub fn problems<T: DeserializeOwned>(root: &str, value: &Value) -> Vec<Problem> 
             return found;
         }
     }
+}
+
+/// The member of nested objects, case and `null` as in the dialect.
+pub fn member(document: &Value, keys: &[&str]) -> Option<Value> {
+    keys.iter().try_fold(document.clone(), |value, key| {
+        let Value::Object(mut object) = value else {
+            return None;
+        };
+        take(&mut object, key)
+    })
+}
+
+/// Lets a configuration through that has no `problems`.
+///
+/// # Errors
+/// Code 7: the first problem is the message, the others are the details.
+pub fn refuse(problems: &[Problem]) -> Result<()> {
+    let mut lines = problems
+        .iter()
+        .map(|p| format!("{}: {}", p.path, p.message));
+    let Some(first) = lines.next() else {
+        return Ok(());
+    };
+    let others: Vec<String> = lines.collect();
+    Err(if others.is_empty() {
+        coded(Code::Config, first).into()
+    } else {
+        detailed(Code::Config, first, others.join("; "))
+    })
 }
 
 /// Where in the document the decoder stands.

@@ -11,6 +11,7 @@ pub mod delegate;
 pub mod error;
 pub mod exec;
 pub mod invocation;
+pub mod ipam;
 pub mod json;
 pub mod result;
 pub mod skel;

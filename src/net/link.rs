@@ -229,6 +229,21 @@ fn vlan_filtering_on() -> InfoData {
     InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])
 }
 
+/// Creates an intermediate functional block, not yet up (`ip link add NAME mtu MTU
+/// txqueuelen 0 type ifb`): what is led to it goes back to where it came from, at its pace.
+///
+/// # Errors
+/// `EEXIST` when the name is taken.
+pub fn create_ifb(netlink: &Netlink, name: &str, mtu: u32) -> Result<()> {
+    let mut ifb = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Ifb)
+        .name(name)
+        .mtu(mtu)
+        .build();
+    // It has a queue of its own: one more would only delay.
+    ifb.attributes.push(LinkAttribute::TxQueueLen(0));
+    create(netlink, ifb).with_context(|| format!("create {name} (kernel module ifb)"))
+}
+
 /// One end of a veth pair to be.
 #[derive(Debug, Clone, Copy)]
 pub struct End<'a> {

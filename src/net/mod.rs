@@ -12,3 +12,4 @@ pub mod netns;
 pub mod route;
 pub mod section;
 pub mod sysctl;
+pub mod traffic;

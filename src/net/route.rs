@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
@@ -36,6 +36,25 @@ pub struct Route {
     pub mtu: u32,
     /// Bytes; 0 is the kernel's choice.
     pub advmss: u32,
+    /// The address that packets are sent from when the sender names none; `None` leaves
+    /// the choice to the kernel.
+    pub source: Option<IpAddr>,
+}
+
+impl Route {
+    /// A route in the main table without any option.
+    pub fn new(dst: IpNet, gateway: Option<IpAddr>) -> Self {
+        Self {
+            dst,
+            gateway,
+            table: MAIN_TABLE,
+            priority: 0,
+            scope: 0,
+            mtu: 0,
+            advmss: 0,
+            source: None,
+        }
+    }
 }
 
 impl std::fmt::Display for Route {
@@ -63,6 +82,39 @@ impl std::fmt::Display for Route {
 /// # Errors
 /// Names the route and the link.
 pub fn add(netlink: &Netlink, index: u32, link: &str, route: &Route) -> Result<()> {
+    let message = RouteNetlinkMessage::NewRoute(message(index, route));
+    let added = netlink.request(message, NLM_F_CREATE);
+    tolerate(added, &[Errno::EEXIST]).with_context(|| format!("add route {route} dev {link}"))
+}
+
+/// Adds a route through the link with `index`, instead of one that is there for its
+/// destination (`ip route replace`).
+///
+/// # Errors
+/// Names the route and the link.
+pub fn replace(netlink: &Netlink, index: u32, link: &str, route: &Route) -> Result<()> {
+    let message = RouteNetlinkMessage::NewRoute(message(index, route));
+    netlink
+        .request(message, NLM_F_CREATE | NLM_F_REPLACE)
+        .with_context(|| format!("add route {route} dev {link}"))
+}
+
+/// Removes the route that the kernel made for a link with an address in `network` (`ip
+/// route del NETWORK dev … proto kernel`); one that is not there is no error.
+///
+/// # Errors
+/// When it stays.
+pub fn delete_connected(netlink: &Netlink, index: u32, network: IpNet) -> Result<()> {
+    let mut message = message(index, &Route::new(network, None));
+    message.header.protocol = RouteProtocol::Kernel;
+    // Whatever scope it has.
+    message.header.scope = RouteScope::NoWhere;
+    let deleted = netlink.request(RouteNetlinkMessage::DelRoute(message), 0);
+    tolerate(deleted, &[Errno::ESRCH])
+        .with_context(|| format!("remove the route to {network} that came with an address"))
+}
+
+fn message(index: u32, route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(route.dst.addr());
     message.header.destination_prefix_length = route.dst.prefix_len();
@@ -84,6 +136,11 @@ pub fn add(netlink: &Netlink, index: u32, link: &str, route: &Route) -> Result<(
             .attributes
             .push(RouteAttribute::Gateway(gateway.into()));
     }
+    if let Some(source) = route.source {
+        message
+            .attributes
+            .push(RouteAttribute::PrefSource(source.into()));
+    }
     if route.priority != 0 {
         message
             .attributes
@@ -99,8 +156,7 @@ pub fn add(netlink: &Netlink, index: u32, link: &str, route: &Route) -> Result<(
     if !metrics.is_empty() {
         message.attributes.push(RouteAttribute::Metrics(metrics));
     }
-    let added = netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE);
-    tolerate(added, &[Errno::EEXIST]).with_context(|| format!("add route {route} dev {link}"))
+    message
 }
 
 /// The name of the link through which packets to `ip` leave (`ip route get`); `None`
@@ -192,18 +248,15 @@ fn from_message(message: &RouteMessage, sample: IpAddr) -> Option<Route> {
     };
     let mut dst = unspecified;
     let mut route = Route {
-        dst: IpNet::new(unspecified, 0).ok()?,
-        gateway: None,
         table: u32::from(message.header.table),
-        priority: 0,
         scope: message.header.scope.into(),
-        mtu: 0,
-        advmss: 0,
+        ..Route::new(IpNet::new(unspecified, 0).ok()?, None)
     };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => dst = ip(address)?,
             RouteAttribute::Gateway(address) => route.gateway = ip(address),
+            RouteAttribute::PrefSource(address) => route.source = ip(address),
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::Priority(priority) => route.priority = *priority,
             _ => {}

@@ -2,8 +2,10 @@
 //!
 //! Keys are paths below `/proc/sys/net`, so that interface names may contain dots.
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::net::IpAddr;
 
 use anyhow::{Context, Error, Result};
 
@@ -62,6 +64,22 @@ pub fn set_if_present(key: &str, value: &str) -> Result<()> {
         Err(error) if is_absent(&error) => Ok(()),
         done => done,
     }
+}
+
+/// Lets the host forward packets of the families of `ips` between its links, which stays
+/// so.
+///
+/// # Errors
+/// Names the sysctl.
+pub fn forward(ips: impl Iterator<Item = IpAddr>) -> Result<()> {
+    let keys: BTreeSet<&str> = ips
+        .map(|ip| match ip {
+            IpAddr::V4(_) => "ipv4/ip_forward",
+            IpAddr::V6(_) => "ipv6/conf/all/forwarding",
+        })
+        .collect();
+    keys.into_iter()
+        .try_for_each(|key| set(key, "1").context("let the host forward packets"))
 }
 
 /// Whether the namespace has IPv6 at all (`ipv6.disable=1` removes it).

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use crate::cni::error::{Code, all, detailed, not_available};
+use crate::cni::error::{self, Code, all, detailed, not_available};
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
 use iptables::Iptables;
@@ -67,6 +67,19 @@ pub fn refuse_missing(owner: &Owner, missing: &[String]) -> Result<()> {
         format!("packet filter rules of {owner} are missing"),
         format!("{}\n`cnibox restore` makes them again", missing.join("\n")),
     ))
+}
+
+/// What CHECK comes to where an attachment has rules: those `missing`, and what else
+/// differs.
+///
+/// # Errors
+/// Everything that is not as it should be.
+pub fn agree(mut differences: Vec<String>, owner: &Owner, missing: Vec<String>) -> Result<()> {
+    if differences.is_empty() {
+        return refuse_missing(owner, &missing);
+    }
+    differences.extend(missing.into_iter().map(|rule| format!("missing: {rule}")));
+    error::agree(differences)
 }
 
 /// Source NAT for what leaves the network: from each address to anything that is neither

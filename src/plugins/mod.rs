@@ -1,6 +1,16 @@
-//! The CNI plugins, one folder each. Every one of them is a row in `applets.rs`.
+//! The CNI plugins, one folder each. Every one of them is a row in `applets.rs`. What
+//! several of them share stands beside the folders.
 
+pub mod bandwidth;
 pub mod bridge;
+mod container_end;
+mod host_end;
 pub mod ipam;
+mod layer3;
+pub mod loopback;
+mod masquerade;
 pub mod portmap;
+pub mod ptp;
+pub mod r#static;
 pub mod tuning;
+mod veth;

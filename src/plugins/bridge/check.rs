@@ -3,27 +3,24 @@
 //! Not compared: what is legitimately changed by others. The bridge's and the host end's
 //! hardware addresses (udev rewrites them), and whatever a packet capture switches on.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ipnet::IpNet;
 
-use super::apply::{self, Sides};
+use super::apply;
 use super::config::Settings;
 use super::plan::Plan;
 use super::rules::Wanted;
 use super::{vlan, vlan_gateway};
-use crate::cni::error::{Code, coded};
-use crate::cni::result::{CniResult, Interface, Ip};
+use crate::cni::error::agree;
+use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::Call;
-use crate::cni::version::Shape;
-use crate::net::addr::{self, Address};
+use crate::net::addr;
 use crate::net::bridge_vlan::{self, Vlans};
 use crate::net::link::{self, Link};
-use crate::net::mac::Mac;
-use crate::net::route::{self, Route};
-use crate::{fsutil, log, netfilter};
+use crate::plugins::container_end::{self, Existing, list};
+use crate::plugins::layer3::own_addresses;
+use crate::plugins::veth::Sides;
+use crate::{log, netfilter};
 
 /// What CHECK sees.
 #[derive(Debug, Default)]
@@ -32,13 +29,9 @@ struct Observed {
     /// The bridge, or the interface of the VLAN.
     gateway: Option<Link>,
     gateway_addresses: Vec<IpNet>,
-    /// The other end of the container's link, if that is a veth.
-    host_end: Option<Link>,
+    end: container_end::Observed,
     /// Those of the host end, where there should be any.
     vlans: Vlans,
-    container_end: Option<Link>,
-    addresses: Vec<Address>,
-    routes: Vec<Route>,
 }
 
 /// Compares the attachment with `prevResult`.
@@ -46,86 +39,21 @@ struct Observed {
 /// # Errors
 /// Every difference: expected and found.
 pub fn check(call: &Call, settings: &Settings) -> Result<()> {
-    let (result, interface) = own_result(call)?;
+    let (result, interface) = container_end::own_result(call)?;
     let ifname = &call.invocation.attachment.ifname;
     let observed = observe(&Sides::open(call)?, settings, ifname, &result)?;
     warn_of_mtu(&observed);
-    let mut differences = compare(settings, &result, interface, &observed);
-    if let Some(host_end) = &observed.host_end {
-        let rules = Wanted::new(call, settings, &result, interface, &host_end.name)?;
-        let missing = rules.missing()?;
-        if differences.is_empty() {
-            return netfilter::refuse_missing(rules.owner(), &missing);
-        }
-        differences.extend(missing.into_iter().map(|rule| format!("missing: {rule}")));
-    }
-    let mut differences = differences.into_iter();
-    let Some(first) = differences.next() else {
-        return Ok(());
+    let differences = compare(settings, &result, interface, &observed);
+    let Some(host_end) = observed.end.host_end else {
+        return agree(differences);
     };
-    let rest: Vec<String> = differences.collect();
-    let error = anyhow::Error::msg(first.clone());
-    Err(if rest.is_empty() {
-        error
-    } else {
-        anyhow::Error::msg(format!("also: {}", rest.join("; "))).context(first)
-    })
-}
-
-/// The packet filter rules that belong to an attachment which is there.
-///
-/// # Errors
-/// When it is not there, or `prevResult` is not about it.
-pub fn rules(call: &Call, settings: &Settings) -> Result<Wanted> {
-    let (result, interface) = match call.config.version.shape() {
-        // Results of these versions are about one interface, and do not name it.
-        Shape::OnePerFamily => (required_result(call)?, 0),
-        _ => own_result(call)?,
+    let there = Existing {
+        result,
+        interface,
+        host_end,
     };
-    let sides = Sides::open(call)?;
-    let ifname = &call.invocation.attachment.ifname;
-    let end = link::by_name(&sides.container, ifname)?;
-    let host_end = match &end {
-        Some(end) => find_host_end(&sides, end)?,
-        None => None,
-    };
-    let host_end = host_end
-        .with_context(|| format!("interface {ifname} of the container has no other end here"))?;
-    Wanted::new(call, settings, &result, interface, &host_end.name)
-}
-
-/// `prevResult`, and which of its interfaces is the container's end.
-fn own_result(call: &Call) -> Result<(CniResult, usize)> {
-    let result = required_result(call)?;
-    let netns = call.invocation.netns.as_deref().unwrap_or_default();
-    let ifname = &call.invocation.attachment.ifname;
-    let interface = result
-        .interfaces
-        .iter()
-        .position(|i| i.name == *ifname && is_sandbox(&i.sandbox, netns))
-        .with_context(|| format!("prevResult has no interface {ifname} with sandbox {netns}"))?;
-    Ok((result, interface))
-}
-
-fn required_result(call: &Call) -> Result<CniResult> {
-    call.config
-        .prev_result()?
-        .context(coded(Code::Config, "Required prevResult missing"))
-}
-
-/// The other end of the container's `end`, on the host. An index means something in its
-/// own namespace only: it is our pair if it points back.
-fn find_host_end(sides: &Sides, end: &Link) -> Result<Option<Link>> {
-    let Some(peer) = end.peer.filter(|_| end.kind == "veth") else {
-        return Ok(None);
-    };
-    let host_end = link::by_index(&sides.host, peer)?;
-    Ok(host_end.filter(|host_end| host_end.kind == "veth" && host_end.peer == Some(end.index)))
-}
-
-/// Whether a result's `sandbox` is the namespace at `netns`, however it is spelt.
-fn is_sandbox(sandbox: &str, netns: &str) -> bool {
-    sandbox == netns || fsutil::is_same_file(Path::new(sandbox), Path::new(netns))
+    let rules = Wanted::new(call, settings, &there)?;
+    netfilter::agree(differences, rules.owner(), rules.missing()?)
 }
 
 fn observe(
@@ -136,7 +64,7 @@ fn observe(
 ) -> Result<Observed> {
     let mut observed = Observed {
         bridge: apply::find_bridge(&sides.host, &settings.bridge)?,
-        container_end: link::by_name(&sides.container, ifname)?,
+        end: container_end::observe(sides, ifname, result)?,
         ..Observed::default()
     };
     observed.gateway = match settings.gateway_vlan() {
@@ -149,12 +77,8 @@ fn observe(
             .map(|address| address.net)
             .collect();
     }
-    let Some(end) = &observed.container_end else {
-        return Ok(observed);
-    };
-    observed.host_end = find_host_end(sides, end)?;
     if let (Some(_), Some(bridge), Some(host_end)) =
-        (&settings.vlans, &observed.bridge, &observed.host_end)
+        (&settings.vlans, &observed.bridge, &observed.end.host_end)
     {
         observed.vlans = bridge_vlan::list(&sides.host, bridge.index)?
             .into_iter()
@@ -162,26 +86,13 @@ fn observe(
             .map(|port| port.vlans)
             .unwrap_or_default();
     }
-    observed.addresses = addr::list(&sides.container, end.index)?;
-    // One dump a family, through whichever link: routes may be another plugin's.
-    let families: BTreeMap<bool, std::net::IpAddr> = result
-        .routes
-        .iter()
-        .map(|route| route.dst.addr())
-        .map(|ip| (ip.is_ipv4(), ip))
-        .collect();
-    for sample in families.into_values() {
-        observed
-            .routes
-            .extend(route::list(&sides.container, sample)?);
-    }
     Ok(observed)
 }
 
 /// Another container with a smaller MTU lowers that of the bridge. It is nothing that
 /// happened to this attachment, but its operator will want to know.
 fn warn_of_mtu(observed: &Observed) {
-    if let (Some(bridge), Some(end)) = (&observed.bridge, &observed.container_end)
+    if let (Some(bridge), Some(end)) = (&observed.bridge, &observed.end.link)
         && end.mtu > bridge.mtu
     {
         log::warn(&format!(
@@ -207,24 +118,14 @@ fn compare(
         Some(bridge) => compare_bridge(settings, bridge, &mut differences),
     }
     compare_gateway(settings, result, interface, observed, &mut differences);
-    let Some(expected) = result.interfaces.get(interface) else {
-        return differences;
-    };
-    match &observed.container_end {
-        None => differences.push(format!(
-            "interface {}: expected in {}, found no such link",
-            expected.name, expected.sandbox
-        )),
-        Some(end) => {
-            compare_container_end(settings, expected, end, observed, &mut differences);
-            compare_addresses(
-                result,
-                interface,
-                &expected.name,
-                observed,
-                &mut differences,
-            );
-        }
+    differences.extend(container_end::differences(
+        result,
+        interface,
+        &observed.end,
+        settings.container_end_up,
+    ));
+    if let (Some(bridge), Some(expected)) = (&observed.bridge, result.interfaces.get(interface)) {
+        compare_port(settings, expected, bridge, observed, &mut differences);
     }
     differences
 }
@@ -289,54 +190,26 @@ fn compare_gateway(
     }
 }
 
-fn compare_container_end(
+/// The other end is a port of the bridge, and in its VLANs.
+fn compare_port(
     settings: &Settings,
     expected: &Interface,
-    end: &Link,
+    bridge: &Link,
     observed: &Observed,
     differences: &mut Vec<String>,
 ) {
-    let name = &expected.name;
-    let mut differ = |what: &str, expected: &str, found: &str| {
+    let Some(host_end) = &observed.end.host_end else {
+        return;
+    };
+    let mut differ = |what: &str, wanted: &str, found: &str| {
         differences.push(format!(
-            "interface {name}: expected {what} {expected}, found {found}"
+            "interface {}: expected its other end {} {what} {wanted}, found {found}",
+            expected.name, host_end.name
         ));
-    };
-    if end.kind != "veth" {
-        differ(
-            "link type",
-            "veth",
-            if end.kind.is_empty() {
-                "none"
-            } else {
-                &end.kind
-            },
-        );
-        return;
-    }
-    // `tuning` repeats in the result how the operator wrote the address.
-    if !expected.mac.is_empty()
-        && expected.mac != end.mac
-        && Mac::parse(&expected.mac).is_none_or(|mac| mac.to_string() != end.mac)
-    {
-        differ("MAC address", &expected.mac, &end.mac);
-    }
-    if expected.mtu != 0 && expected.mtu != end.mtu {
-        differ("MTU", &expected.mtu.to_string(), &end.mtu.to_string());
-    }
-    if settings.container_end_up && !end.is_up {
-        differ("state", "up", "down");
-    }
-    let Some(bridge) = &observed.bridge else {
-        return;
-    };
-    let Some(host_end) = &observed.host_end else {
-        differ("the other end", "on the host", "none there");
-        return;
     };
     if host_end.controller != Some(bridge.index) {
         differ(
-            &format!("its other end {} to be a port of", host_end.name),
+            "to be a port of",
             &bridge.name,
             &match host_end.controller {
                 None => "no bridge".to_owned(),
@@ -344,93 +217,15 @@ fn compare_container_end(
             },
         );
     }
-    if !host_end.is_up {
-        differ(&format!("its other end {}", host_end.name), "up", "down");
-    }
     // More of them are the operator's business.
     for (vlan, membership) in vlan::memberships(settings) {
         let found = observed.vlans.get(&vlan);
         if found != Some(&membership) {
             differ(
-                &format!("its other end {} in VLAN {vlan}", host_end.name),
+                &format!("in VLAN {vlan}"),
                 &membership.to_string(),
                 &found.map_or_else(|| "not in it".to_owned(), ToString::to_string),
             );
         }
     }
-}
-
-fn compare_addresses(
-    result: &CniResult,
-    interface: usize,
-    name: &str,
-    observed: &Observed,
-    differences: &mut Vec<String>,
-) {
-    for ip in own_addresses(result, interface) {
-        let found = observed.addresses.iter().find(|a| a.net == ip.address);
-        match found {
-            None => {
-                let all: Vec<IpNet> = observed.addresses.iter().map(|a| a.net).collect();
-                differences.push(format!(
-                    "interface {name}: expected address {}, found {}",
-                    ip.address,
-                    list(&all)
-                ));
-            }
-            Some(address) if address.is_duplicate => differences.push(format!(
-                "interface {name}: address {} is in use by somebody else on the network",
-                ip.address
-            )),
-            Some(_) => {}
-        }
-    }
-    for route in &result.routes {
-        let candidates: Vec<&Route> = observed
-            .routes
-            .iter()
-            .filter(|r| r.dst.trunc() == route.dst.trunc())
-            // A chained plugin may have moved it to a table of its own.
-            .filter(|r| route.table.is_none_or(|table| table == r.table))
-            .collect();
-        let table = route
-            .table
-            .map(|t| format!(" in table {t}"))
-            .unwrap_or_default();
-        if candidates.is_empty() {
-            differences.push(format!(
-                "interface {name}: expected a route to {}{table}, found none",
-                route.dst
-            ));
-            continue;
-        }
-        // Default routes are other plugins' favourite to replace.
-        let Some(gateway) = route.gw.filter(|_| !route.is_default()) else {
-            continue;
-        };
-        if !candidates.iter().any(|r| r.gateway == Some(gateway)) {
-            let found: Vec<String> = candidates.iter().map(ToString::to_string).collect();
-            differences.push(format!(
-                "interface {name}: expected a route to {} via {gateway}{table}, found {}",
-                route.dst,
-                found.join(", ")
-            ));
-        }
-    }
-}
-
-/// The addresses that the result gives to `interface`, or to none.
-fn own_addresses(result: &CniResult, interface: usize) -> impl Iterator<Item = &Ip> {
-    result
-        .ips
-        .iter()
-        .filter(move |ip| ip.interface.is_none_or(|index| index == interface))
-}
-
-fn list(nets: &[IpNet]) -> String {
-    if nets.is_empty() {
-        return "none".to_owned();
-    }
-    let nets: Vec<String> = nets.iter().map(ToString::to_string).collect();
-    nets.join(", ")
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::vlan_gateway;
 use crate::cni::args;
+use crate::cni::config::DnsOverride;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::invocation::check_ifname;
 use crate::cni::json::{self, Problem};
@@ -15,6 +16,8 @@ use crate::cni::result::Dns;
 use crate::cni::skel::Call;
 use crate::net::mac::Mac;
 use crate::netfilter::BackendName;
+use crate::plugins::layer3::mtu_problem;
+use crate::plugins::masquerade::backend_problem;
 
 /// Every key of the reference's bridge v1.9.1 (behaviour 5.1).
 #[derive(Debug, Deserialize)]
@@ -41,7 +44,7 @@ struct Wire {
     disable_container_interface: bool,
     port_isolation: bool,
     ipam: Option<WireIpam>,
-    dns: WireDns,
+    dns: DnsOverride,
     args: WireArgs,
     runtime_config: WireRuntimeConfig,
 }
@@ -66,7 +69,7 @@ impl Default for Wire {
             disable_container_interface: false,
             port_isolation: false,
             ipam: None,
-            dns: WireDns::default(),
+            dns: DnsOverride::default(),
             args: WireArgs::default(),
             runtime_config: WireRuntimeConfig::default(),
         }
@@ -89,16 +92,6 @@ struct WireTrunk {
 struct WireIpam {
     #[serde(rename = "type")]
     plugin: String,
-}
-
-/// Absent and empty lists differ: a list that is there replaces IPAM's DNS.
-#[derive(Debug, Deserialize, Default)]
-#[serde(default)]
-struct WireDns {
-    nameservers: Option<Vec<String>>,
-    domain: String,
-    search: Option<Vec<String>>,
-    options: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize, Default)]
@@ -280,9 +273,8 @@ impl Wire {
                 ),
             );
         }
-        // The limits of a veth; the kernel's own message names neither key nor limit.
-        if self.mtu != 0 && !(68..=65535).contains(&self.mtu) {
-            add("mtu", format!("{} is not between 68 and 65535", self.mtu));
+        if let Some(problem) = mtu_problem(self.mtu) {
+            add("mtu", problem);
         }
         if !(0..=LAST_VLAN).contains(&self.vlan) {
             add(
@@ -301,14 +293,8 @@ impl Wire {
                 "cannot be used together with ipam: an interface that stays down has no use for an address".into(),
             );
         }
-        if !self.ip_masq_backend.is_empty() && BackendName::parse(&self.ip_masq_backend).is_none() {
-            add(
-                "ipMasqBackend",
-                format!(
-                    "\"{}\" is neither \"iptables\" nor \"nftables\"",
-                    self.ip_masq_backend
-                ),
-            );
+        if let Some(problem) = backend_problem(&self.ip_masq_backend) {
+            add("ipMasqBackend", problem);
         }
         if self.hairpin_mode && self.promisc_mode {
             add(
@@ -352,21 +338,6 @@ impl WireTrunk {
             _ => {}
         }
         problems
-    }
-}
-
-impl WireDns {
-    fn replacement(self) -> Option<Dns> {
-        let told = self.nameservers.is_some()
-            || self.search.is_some()
-            || self.options.is_some()
-            || !self.domain.is_empty();
-        told.then(|| Dns {
-            nameservers: self.nameservers.unwrap_or_default(),
-            domain: self.domain,
-            search: self.search.unwrap_or_default(),
-            options: self.options.unwrap_or_default(),
-        })
     }
 }
 

@@ -8,7 +8,6 @@ mod check;
 mod config;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
-mod host_end;
 mod plan;
 mod rules;
 mod vlan;
@@ -26,18 +25,15 @@ use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Shape;
-use crate::log;
-use crate::net::addr;
-use crate::net::link::{self, Link};
+use crate::net::link::Link;
 use crate::net::netlink::Netlink;
-use crate::net::netns::Netns;
 use crate::netfilter::nftables::{self, Nftables};
 use crate::netfilter::{self, Owner};
+use crate::plugins::veth::{self, Addressing, Sides};
+use crate::plugins::{container_end, host_end, masquerade};
 use crate::undo::Undo;
 
-use apply::Sides;
 use config::Settings;
-use host_end::Identity;
 use plan::Plan;
 use rules::{Rules, Wanted};
 
@@ -53,7 +49,7 @@ impl Plugin for Bridge {
             Nftables::fits_spoof_check(&Owner::of(call))?;
         }
         let sides = Sides::open(call)?;
-        apply::refuse_existing(&sides, call)?;
+        veth::refuse_existing(&sides, call)?;
         let existing = apply::find_bridge(&sides.host, &settings.bridge)?;
         vlan::require_filtering(&sides.host, &settings, existing.as_ref())?;
 
@@ -81,7 +77,7 @@ impl Plugin for Bridge {
             &plan.gateway_addresses,
             undo,
         )?;
-        let pair = apply::create_pair(&sides, call, &settings, undo)?;
+        let pair = veth::create_pair(&sides, call, settings.mac, settings.mtu, undo)?;
         let bridge = apply::attach(&sides, call, &settings, &bridge, &pair)?;
         if vlan.is_some() {
             vlan_gateway::fit_mtu(&sides.host, &bridge, &gateway)?;
@@ -91,18 +87,24 @@ impl Plugin for Bridge {
             rules::check_spoofing(call, &pair.host_end, &pair.container_end.mac, undo)?;
         }
         if ipam.is_some() {
-            apply::configure_container(&sides, &settings, &pair.container_end, &plan)?;
+            let addressing = Addressing {
+                ips: &plan.ips,
+                detect_duplicates: settings.detect_duplicates,
+                host_is_router: settings.is_gateway,
+            };
+            veth::give_addresses(&sides, &pair.container_end, addressing)?;
+            veth::give_routes(&sides, &pair.container_end, &plan.container_routes)?;
             if settings.masquerade {
-                rules::masquerade(call, &settings, &plan.ips, undo)?;
+                masquerade::add(call, settings.backend, &plan.ips, undo)?;
             }
         } else if settings.container_end_up {
-            apply::set_up(&sides.container, &pair.container_end)?;
+            veth::set_up(&sides.container, &pair.container_end)?;
         }
         if settings.container_end_up {
-            apply::wait_for_port(&sides.host, &pair.host_end)?;
+            veth::wait_for_port(&sides.host, &pair.host_end)?;
             // A bridge whose last port has gone gets its carrier back a moment after the
             // next one has.
-            apply::wait_for_port(&sides.host, &bridge)?;
+            veth::wait_for_port(&sides.host, &bridge)?;
             apply::announce(&sides, &gateway, &pair.container_end, &plan);
         }
 
@@ -136,41 +138,21 @@ impl Plugin for Bridge {
     }
 
     fn del(&self, call: &Call) -> Result<()> {
-        let host = Netlink::open()?;
-        let mut done: Vec<Result<()>> = Vec::new();
-        // The link and its namespace may be gone, half gone, or somebody else's by now.
-        let link = find_container_end(call, &host).unwrap_or_else(|error| {
-            done.push(Err(error));
-            None
-        });
         let rules = Rules::of(call);
-        let known = known_addresses(call, link.as_ref());
-        std::thread::scope(|scope| {
-            // Deleting a link and deleting rules each wait for the kernel: let them wait
-            // at the same time.
-            let cleaner = rules
+        let detached = veth::detach(
+            call,
+            rules
                 .any()
-                .then(|| scope.spawn(|| rules::remove(call, rules, &known)));
-            // No address is free while an interface still has it; but the link stays
-            // until IPAM is done, which may want to talk over it.
-            if let Some((container, end)) = &link {
-                done.push(remove_addresses(container, end));
+                .then_some(|known: &[IpNet]| rules::remove(call, rules, known)),
+        );
+        // The gateway of a VLAN goes with its last port.
+        let tidied = match Settings::resolve(call) {
+            Ok(settings) => {
+                Netlink::open().and_then(|host| vlan_gateway::remove_unused(&host, &settings))
             }
-            done.push(call.config.ipam_type().and_then(|ipam| match ipam {
-                Some(plugin) => delegate::run(call, &plugin, Command::Del),
-                None => Ok(()),
-            }));
-            if let Some((container, end)) = &link {
-                done.push(link::delete(container, end.index));
-            }
-            done.push(Identity::of(call).delete(&host));
-            // A panic ends the process in its hook: there is none to join.
-            done.extend(cleaner.and_then(|cleaner| cleaner.join().ok()));
-        });
-        if let Ok(settings) = Settings::resolve(call) {
-            done.push(vlan_gateway::remove_unused(&host, &settings));
-        }
-        all(done)
+            Err(_) => Ok(()),
+        };
+        all([detached, tidied])
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -209,7 +191,7 @@ impl Plugin for Bridge {
         let valid = call.config.valid_attachments()?;
         let network = &call.config.network;
         // No address is free while an interface still has it.
-        host_end::collect(network, &valid, collector);
+        host_end::collect("veth", network, &valid, collector);
         let released = call.config.ipam_type().and_then(|ipam| match ipam {
             Some(plugin) => delegate::gc(call, &plugin, collector),
             None => Ok(()),
@@ -244,7 +226,8 @@ fn rules_of(call: &Call) -> Result<Option<Wanted>> {
     if !settings.masquerade && !settings.spoof_check {
         return Ok(None);
     }
-    check::rules(call, &settings).map(Some)
+    let there = container_end::existing(call)?;
+    Wanted::new(call, &settings, &there).map(Some)
 }
 
 /// 0.1.0 and 0.2.0 cannot express a result without addresses: better said before
@@ -259,43 +242,4 @@ fn refuse_inexpressible(call: &Call, settings: &Settings) -> Result<()> {
         format!("cniVersion {version} cannot express an attachment without addresses"),
         "set \"cniVersion\" to 0.3.0 or newer, or configure \"ipam\"",
     ))
-}
-
-/// The container's end and a socket in its namespace; `None` when either is gone.
-fn find_container_end(call: &Call, host: &Netlink) -> Result<Option<(Netlink, Link)>> {
-    let Some(netns) = Netns::open_if_any(call.invocation.netns.as_deref())? else {
-        return Ok(None);
-    };
-    let container = host.open_inside(&netns)?;
-    let ifname = &call.invocation.attachment.ifname;
-    match link::by_name(&container, ifname)? {
-        Some(end) if end.kind != "veth" => {
-            log::warn(&format!(
-                "{ifname} in {} is not a veth and not ours: it stays",
-                netns.path()
-            ));
-            Ok(None)
-        }
-        found => Ok(found.map(|end| (container, end))),
-    }
-}
-
-/// The attachment's addresses: as ADD reported them, else as the link has them.
-fn known_addresses(call: &Call, link: Option<&(Netlink, Link)>) -> Vec<IpNet> {
-    if let Ok(Some(result)) = call.config.prev_result() {
-        return result.ips.iter().map(|ip| ip.address).collect();
-    }
-    let listed = link.map(|(container, end)| addr::list(container, end.index));
-    let listed = listed.and_then(Result::ok).unwrap_or_default();
-    let mine = listed.into_iter().filter(|address| address.is_global);
-    mine.map(|address| address.net).collect()
-}
-
-fn remove_addresses(container: &Netlink, end: &Link) -> Result<()> {
-    for address in addr::list(container, end.index)? {
-        if address.is_global {
-            addr::delete(container, end.index, address.net)?;
-        }
-    }
-    Ok(())
 }

@@ -10,12 +10,10 @@ use super::config::Settings;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::result::{CniResult, Ip, Route, same_family};
 use crate::net::route::{self, MAIN_TABLE};
+use crate::plugins::layer3::{self, SCOPE_LINK};
 
 /// Index of the container's end in the result's interfaces.
 pub const CONTAINER_INDEX: usize = 2;
-
-/// The smallest MTU that IPv6 runs on (RFC 8200, section 5).
-const IPV6_MIN_MTU: u32 = 1280;
 
 /// The layer-3 part of an attachment.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -36,27 +34,7 @@ impl Plan {
     /// # Errors
     /// When IPAM returned no address.
     pub fn new(settings: &Settings, ipam: &CniResult) -> Result<Self> {
-        if ipam.ips.is_empty() {
-            return Err(detailed(
-                Code::Internal,
-                "IPAM plugin returned missing IP config",
-                format!(
-                    "plugin {} answered ADD without any address",
-                    settings.ipam.as_deref().unwrap_or_default()
-                ),
-            ));
-        }
-        if let Some(mtu) = settings.mtu.filter(|mtu| *mtu < IPV6_MIN_MTU)
-            && ipam.ips.iter().any(|ip| ip.address.addr().is_ipv6())
-        {
-            return Err(detailed(
-                Code::Config,
-                format!("mtu: {mtu} is too small for IPv6"),
-                format!(
-                    "IPAM returned an IPv6 address, and IPv6 needs {IPV6_MIN_MTU} bytes (RFC 8200)"
-                ),
-            ));
-        }
+        layer3::check_addresses(ipam, settings.mtu)?;
         let mut plan = Self {
             ips: ipam.ips.clone(),
             routes: ipam.routes.clone(),
@@ -86,14 +64,9 @@ impl Plan {
         plan.container_routes = plan
             .routes
             .iter()
-            .map(|route| for_kernel(route, &plan.ips))
+            .map(|route| layer3::for_kernel(route, &plan.ips))
             .collect();
         Ok(plan)
-    }
-
-    /// Whether the container gets an IPv6 address.
-    pub fn has_ipv6(&self) -> bool {
-        self.ips.iter().any(|ip| ip.address.addr().is_ipv6())
     }
 }
 
@@ -133,35 +106,6 @@ fn ensure_default(routes: &mut Vec<Route>, gateway: IpAddr) {
         IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
     };
     routes.push(Route::new(default, Some(gateway)));
-}
-
-/// From this scope on (`RT_SCOPE_LINK`, rtnetlink(7)) a destination is on the link
-/// itself and a gateway would be refused.
-const SCOPE_LINK: u8 = 253;
-
-/// A route without a gateway goes through the first gateway of its family, unless its
-/// scope says that there is none.
-fn for_kernel(route: &Route, ips: &[Ip]) -> route::Route {
-    let scope = route.scope.unwrap_or(0);
-    let gateway = route.gw.or_else(|| {
-        ips.iter()
-            .filter_map(|ip| ip.gateway)
-            .find(|gateway| same_family(*gateway, route.dst.addr()))
-            .filter(|_| scope < SCOPE_LINK)
-    });
-    route::Route {
-        dst: route.dst,
-        gateway,
-        table: route.table.unwrap_or(MAIN_TABLE),
-        priority: route.priority,
-        // A route without next hop is on the link, whatever scope nobody asked for.
-        scope: match route.scope {
-            None if gateway.is_none() && route.dst.addr().is_ipv4() => SCOPE_LINK,
-            _ => scope,
-        },
-        mtu: route.mtu,
-        advmss: route.advmss,
-    }
 }
 
 /// What must change so that an interface has the gateways' addresses.

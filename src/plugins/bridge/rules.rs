@@ -8,12 +8,13 @@ use super::config::Settings;
 use crate::cni::collector::Collector;
 use crate::cni::error::all;
 use crate::cni::invocation::Attachment;
-use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::Call;
 use crate::net::link::Link;
 use crate::net::mac::Mac;
+use crate::netfilter::Owner;
 use crate::netfilter::nftables::Nftables;
-use crate::netfilter::{self, BackendName, Masquerade, Owner};
+use crate::plugins::container_end::Existing;
+use crate::plugins::masquerade;
 use crate::undo::Undo;
 
 /// Lets nothing but the container's own hardware address through its port. The rules are
@@ -39,38 +40,18 @@ fn required_mac(text: &str) -> Result<Mac> {
     })
 }
 
-/// Masquerades what the addresses send out of their networks.
-///
-/// # Errors
-/// When no backend can be used, or the one chosen refuses.
-pub fn masquerade(call: &Call, settings: &Settings, ips: &[Ip], undo: &mut Undo<'_>) -> Result<()> {
-    let name = netfilter::choose(settings.backend)?;
-    let owner = Owner::of(call);
-    let addresses: Vec<IpNet> = ips.iter().map(|ip| ip.address).collect();
-    undo.push("remove the masquerade rules", {
-        let (owner, addresses) = (owner.clone(), addresses.clone());
-        move || name.backend().remove_masquerade(&owner, &addresses)
-    });
-    name.backend()
-        .ensure_masquerade(&owner, &Masquerade { addresses })
-        .with_context(|| format!("masquerade with {} (ipMasq)", name.as_str()))
-}
-
 /// Removes what either backend has of the attachment. Without `known` addresses all of
 /// the container's rules in this network go.
 ///
 /// # Errors
 /// When a rule is there and stays.
 pub fn remove(call: &Call, rules: Rules, known: &[IpNet]) -> Result<()> {
-    let owner = Owner::of(call);
     let mut done = Vec::new();
     if rules.masquerade {
-        done.push(netfilter::with_both(|backend| {
-            backend.remove_masquerade(&owner, known)
-        }));
+        done.push(masquerade::remove(call, known));
     }
     if rules.spoof_check {
-        done.push(Nftables::remove_spoof_check(&owner));
+        done.push(Nftables::remove_spoof_check(&Owner::of(call)));
     }
     all(done)
 }
@@ -107,42 +88,30 @@ impl Rules {
 #[derive(Debug)]
 pub struct Wanted {
     owner: Owner,
-    masquerade: Option<(BackendName, Masquerade)>,
+    masquerade: Option<masquerade::Wanted>,
     /// The host's end, and the only address that may send through it.
     spoof_check: Option<(String, Mac)>,
 }
 
 impl Wanted {
-    /// Those that ADD has made for `result`, whose container's end is at `interface`.
+    /// Those that ADD has made for an attachment that is `there`.
     ///
     /// # Errors
     /// When no backend can be used, or the result has no hardware address to check for.
-    pub fn new(
-        call: &Call,
-        settings: &Settings,
-        result: &CniResult,
-        interface: usize,
-        host_end: &str,
-    ) -> Result<Self> {
+    pub fn new(call: &Call, settings: &Settings, there: &Existing) -> Result<Self> {
         let mut wanted = Self {
             owner: Owner::of(call),
             masquerade: None,
             spoof_check: None,
         };
         if settings.masquerade {
-            let addresses = result
-                .ips
-                .iter()
-                .filter(|ip| ip.interface.is_none_or(|index| index == interface))
-                .map(|ip| ip.address)
-                .collect();
-            let backend = netfilter::choose(settings.backend)?;
-            wanted.masquerade = Some((backend, Masquerade { addresses }));
+            let rules = masquerade::Wanted::new(call, settings.backend, &there.own_ips())?;
+            wanted.masquerade = Some(rules);
         }
         if settings.spoof_check {
-            let mac = result.interfaces.get(interface).map(|i| i.mac.as_str());
-            let mac = required_mac(mac.unwrap_or_default())?;
-            wanted.spoof_check = Some((host_end.to_owned(), mac));
+            let end = there.result.interfaces.get(there.interface);
+            let mac = required_mac(end.map(|end| end.mac.as_str()).unwrap_or_default())?;
+            wanted.spoof_check = Some((there.host_end.name.clone(), mac));
         }
         Ok(wanted)
     }
@@ -158,8 +127,8 @@ impl Wanted {
     /// When the kernel refuses to tell.
     pub fn missing(&self) -> Result<Vec<String>> {
         let mut missing = Vec::new();
-        if let Some((name, masquerade)) = &self.masquerade {
-            missing.extend(name.backend().missing_masquerade(&self.owner, masquerade)?);
+        if let Some(masquerade) = &self.masquerade {
+            missing.extend(masquerade.missing()?);
         }
         if let Some((host_end, mac)) = &self.spoof_check {
             missing.extend(Nftables::missing_spoof_check(&self.owner, host_end, *mac)?);
@@ -176,8 +145,8 @@ impl Wanted {
         if let Some((host_end, mac)) = &self.spoof_check {
             done.push(Nftables::ensure_spoof_check(&self.owner, host_end, *mac));
         }
-        if let Some((name, masquerade)) = &self.masquerade {
-            done.push(name.backend().ensure_masquerade(&self.owner, masquerade));
+        if let Some(masquerade) = &self.masquerade {
+            done.push(masquerade.ensure());
         }
         all(done)
     }
@@ -185,17 +154,7 @@ impl Wanted {
 
 /// GC of the rules of attachments that are no longer valid, of both backends.
 pub fn collect(network: &str, valid: &[Attachment], collector: &mut Collector) {
-    for name in netfilter::BACKENDS {
-        let backend = name.backend();
-        collector.remove_together(
-            || {
-                let owners = backend.stale_masquerade(network, valid)?;
-                let what = |owner| format!("masquerade rules of {owner} ({})", name.as_str());
-                Ok(owners.into_iter().map(what).collect())
-            },
-            || backend.collect_masquerade(network, valid),
-        );
-    }
+    masquerade::collect(network, valid, collector);
     collector.remove_together(
         || {
             let owners = Nftables::stale_spoof_checks(network, valid)?;

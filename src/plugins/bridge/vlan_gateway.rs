@@ -11,14 +11,15 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 
 use super::config::Settings;
-use super::host_end::Identity;
-use super::{apply, vlan};
+use super::vlan;
 use crate::fsutil::Lock;
 use crate::net::bridge_vlan::{self, Membership, Port};
 use crate::net::link::{self, End, Link};
 use crate::net::mac::Mac;
 use crate::net::netlink::{Netlink, tolerate};
 use crate::net::section;
+use crate::plugins::host_end::Identity;
+use crate::plugins::veth::quietly;
 use crate::undo::Undo;
 
 /// What the interface is called.
@@ -73,14 +74,14 @@ pub fn ensure(
             move || remove_unused(&host, &settings)
         });
         gateway = link::by_name(host, &name)?;
-        apply::quietly(&name, "accept_dad", "0");
+        quietly(&name, "accept_dad", "0");
     }
     let gateway =
         gateway.with_context(|| format!("{name} was deleted while it was being set up"))?;
-    apply::quietly(&name, "accept_ra", "0");
+    quietly(&name, "accept_ra", "0");
     // An interface that the operator made is used as it is.
     if let Some(port) = port_of(host, &gateway)? {
-        apply::quietly(&port.name, "accept_ra", "0");
+        quietly(&port.name, "accept_ra", "0");
         let change = link::change_of(port.index)
             .alias(format!(
                 "cni gateway of VLAN {vlan} on bridge {}",

@@ -14,7 +14,8 @@ use super::range::Written;
 use super::range_set::{self, RangeSet};
 use crate::cni::args;
 use crate::cni::config::{Config, parse_ip};
-use crate::cni::error::{Code, coded, detailed};
+use crate::cni::error::{Code, coded};
+use crate::cni::ipam::{WrittenRoute, routes};
 use crate::cni::json::{self, Problem};
 use crate::cni::result::Route;
 use crate::cni::version::Version;
@@ -77,18 +78,6 @@ struct RuntimeConfig {
     ips: Vec<String>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct WrittenRoute {
-    dst: String,
-    gw: String,
-    mtu: u32,
-    advmss: u32,
-    priority: u32,
-    table: Option<u32>,
-    scope: Option<u8>,
-}
-
 /// What a configuration means.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -110,7 +99,7 @@ impl Settings {
     pub fn read(config: &Config) -> Result<Self> {
         let settings = Self::read_for_status(config)?;
         if settings.sets.is_empty() {
-            return Err(coded(Code::Config, line(&no_ranges(""))).into());
+            json::refuse(&[no_ranges("")])?;
         }
         Ok(settings)
     }
@@ -124,18 +113,8 @@ impl Settings {
         let document: Document = config.read()?;
         let mut problems = Vec::new();
         let settings = resolve(&document, config.version, "", &mut problems);
-        let mut lines = problems.iter().map(line);
-        match lines.next() {
-            None => Ok(settings),
-            Some(first) => {
-                let others: Vec<String> = lines.collect();
-                Err(if others.is_empty() {
-                    coded(Code::Config, first).into()
-                } else {
-                    detailed(Code::Config, first, others.join("; "))
-                })
-            }
-        }
+        json::refuse(&problems)?;
+        Ok(settings)
     }
 
     /// The range set that `ip` is a gateway of, if any: gateways are never handed out, not
@@ -194,10 +173,10 @@ pub fn data_dir(config: &Config) -> Result<PathBuf> {
 /// Everything wrong with the plugin configuration `document` that stands at `root`.
 pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
     let mut found = Vec::new();
-    if let Some(ipam) = member(document, &["ipam"]) {
+    if let Some(ipam) = json::member(document, &["ipam"]) {
         found.extend(json::problems::<Ipam>(&json::below(root, "ipam"), &ipam));
     }
-    if let Some(ranges) = member(document, &["runtimeConfig", "ipRanges"]) {
+    if let Some(ranges) = json::member(document, &["runtimeConfig", "ipRanges"]) {
         let path = json::below(root, "runtimeConfig.ipRanges");
         found.extend(json::problems::<Vec<Vec<Written>>>(&path, &ranges));
     }
@@ -205,18 +184,18 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
         &["args", "cni", "ips"] as &[&str],
         &["runtimeConfig", "ips"],
     ] {
-        if let Some(ips) = member(document, keys) {
+        if let Some(ips) = json::member(document, keys) {
             let path = json::below(root, &keys.join("."));
             found.extend(json::problems::<Vec<String>>(&path, &ips));
         }
     }
-    let version = member(document, &["cniVersion"])
+    let version = json::member(document, &["cniVersion"])
         .and_then(|version| Version::exact(version.as_str()?))
         .unwrap_or(Version::NEWEST);
     // A document of the wrong shape has been reported above and means nothing.
     if let Ok(read) = json::decode::<Document>(root, document) {
         let settings = resolve(&read, version, root, &mut found);
-        let from_runtime = member(document, &["capabilities", "ipRanges"]);
+        let from_runtime = json::member(document, &["capabilities", "ipRanges"]);
         if settings.sets.is_empty() && read.ipam.is_some() && from_runtime != Some(true.into()) {
             found.push(no_ranges(root));
         }
@@ -243,26 +222,12 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
     found
 }
 
-fn line(problem: &Problem) -> String {
-    format!("{}: {}", problem.path, problem.message)
-}
-
 /// Nothing to hand out: neither `ranges` nor `subnet` nor, from the runtime, `ipRanges`.
 fn no_ranges(root: &str) -> Problem {
     Problem::new(
         json::below(root, "ipam"),
         "no IP ranges specified: set ipam.ranges",
     )
-}
-
-/// The member of nested objects, case and `null` as in the dialect.
-fn member(document: &Value, keys: &[&str]) -> Option<Value> {
-    keys.iter().try_fold(document.clone(), |value, key| {
-        let Value::Object(mut object) = value else {
-            return None;
-        };
-        json::take(&mut object, key)
-    })
 }
 
 fn path_or_default(text: &str) -> PathBuf {
@@ -369,43 +334,6 @@ fn numbered<'a>(path: &str, sets: &'a [Vec<Written>]) -> WrittenSets<'a> {
             (path, ranges)
         })
         .collect()
-}
-
-fn routes(written: &[WrittenRoute], path: &str, problems: &mut Vec<Problem>) -> Vec<Route> {
-    let mut routes = Vec::new();
-    for (index, route) in written.iter().enumerate() {
-        let mut problem = |key: &str, message: String| {
-            problems.push(Problem::new(format!("{path}[{index}].{key}"), message));
-        };
-        if route.dst.is_empty() {
-            problem("dst", "is missing: a route needs its destination".into());
-            continue;
-        }
-        let Ok(dst) = route.dst.parse() else {
-            problem(
-                "dst",
-                format!(
-                    "\"{}\" is not an address with prefix length, like 0.0.0.0/0",
-                    route.dst
-                ),
-            );
-            continue;
-        };
-        let gw = parse_ip(&route.gw);
-        if gw.is_none() && !route.gw.is_empty() {
-            problem("gw", format!("\"{}\" is not an IP address", route.gw));
-            continue;
-        }
-        routes.push(Route {
-            mtu: route.mtu,
-            advmss: route.advmss,
-            priority: route.priority,
-            table: route.table,
-            scope: route.scope,
-            ..Route::new(dst, gw)
-        });
-    }
-    routes
 }
 
 #[cfg(test)]

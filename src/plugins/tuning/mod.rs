@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, coded, not_available};
+use crate::cni::error::{Code, agree, coded, not_available};
 use crate::cni::json::Problem;
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
@@ -76,16 +76,7 @@ impl Plugin for Tuning {
         let container = enter(call)?;
         let found = container.read(&settings.sysctls)?;
         let link = container.link(ifname)?;
-        let mut differences =
-            plan::differences(&settings, ifname, &found, link.as_ref()).into_iter();
-        let Some(first) = differences.next() else {
-            return Ok(());
-        };
-        let rest: Vec<String> = differences.collect();
-        if rest.is_empty() {
-            return Err(anyhow::Error::msg(first));
-        }
-        Err(anyhow::Error::msg(format!("also: {}", rest.join("; "))).context(first))
+        agree(plan::differences(&settings, ifname, &found, link.as_ref()))
     }
 
     fn status(&self, call: &Call) -> Result<()> {

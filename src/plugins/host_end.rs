@@ -92,10 +92,10 @@ fn alias_start(network: &str) -> String {
     format!("cni network {network} interface ")
 }
 
-/// GC of the veth pairs of attachments that are no longer valid. What their other ends
-/// are doing does not matter: the runtime's list rules.
-pub fn collect(network: &str, valid: &[Attachment], collector: &mut Collector) {
-    let looked = Netlink::open().and_then(|host| Ok((link::all(&host, "veth")?, host)));
+/// GC of the links of a kind, such as the veth pairs, of attachments that are no longer
+/// valid. What their other ends are doing does not matter: the runtime's list rules.
+pub fn collect(kind: &str, network: &str, valid: &[Attachment], collector: &mut Collector) {
+    let looked = Netlink::open().and_then(|host| Ok((link::all(&host, kind)?, host)));
     let (links, host) = match looked {
         Ok(found) => found,
         Err(error) => return collector.attempt(Err(error)),

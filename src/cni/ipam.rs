@@ -1,0 +1,59 @@
+//! What the configurations of IPAM plugins have in common.
+
+use serde::Deserialize;
+
+use super::config::parse_ip;
+use super::json::Problem;
+use super::result::Route;
+
+/// One of `ipam.routes`.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub struct WrittenRoute {
+    dst: String,
+    gw: String,
+    mtu: u32,
+    advmss: u32,
+    priority: u32,
+    table: Option<u32>,
+    scope: Option<u8>,
+}
+
+/// The routes that are `written` at `path`; what is wrong with the others goes to
+/// `problems`.
+pub fn routes(written: &[WrittenRoute], path: &str, problems: &mut Vec<Problem>) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for (index, route) in written.iter().enumerate() {
+        let mut problem = |key: &str, message: String| {
+            problems.push(Problem::new(format!("{path}[{index}].{key}"), message));
+        };
+        if route.dst.is_empty() {
+            problem("dst", "is missing: a route needs its destination".into());
+            continue;
+        }
+        let Ok(dst) = route.dst.parse() else {
+            problem(
+                "dst",
+                format!(
+                    "\"{}\" is not an address with prefix length, like 0.0.0.0/0",
+                    route.dst
+                ),
+            );
+            continue;
+        };
+        let gw = parse_ip(&route.gw);
+        if gw.is_none() && !route.gw.is_empty() {
+            problem("gw", format!("\"{}\" is not an IP address", route.gw));
+            continue;
+        }
+        routes.push(Route {
+            mtu: route.mtu,
+            advmss: route.advmss,
+            priority: route.priority,
+            table: route.table,
+            scope: route.scope,
+            ..Route::new(dst, gw)
+        });
+    }
+    routes
+}

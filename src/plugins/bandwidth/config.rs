@@ -1,0 +1,237 @@
+//! Limits: as written, and as meant (behaviour 9.3).
+
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cni::json::{self, Problem};
+use crate::cni::skel::Call;
+use crate::net::traffic::TokenBucket;
+
+/// How long a packet may wait in the kernel's queue: behind it, more are dropped.
+const LATENCY_MS: u64 = 25;
+
+/// Ticks: the kernel counts no more than 32 bits of nanoseconds, 64 to a tick.
+const LONGEST_BURST: u32 = u32::MAX / 64;
+
+/// Bytes: a burst must be below.
+const LARGEST_BURST: u64 = u32::MAX as u64;
+
+/// Every key of the reference's bandwidth v1.9.1: bits per second, and bits.
+#[derive(Debug, Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Wire {
+    ingress_rate: Option<u64>,
+    ingress_burst: Option<u64>,
+    egress_rate: Option<u64>,
+    egress_burst: Option<u64>,
+    runtime_config: WireRuntimeConfig,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(default)]
+struct WireRuntimeConfig {
+    bandwidth: WireBandwidth,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct WireBandwidth {
+    ingress_rate: u64,
+    ingress_burst: u64,
+    egress_rate: u64,
+    egress_burst: u64,
+}
+
+/// What the operator and the runtime want. The directions are the container's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Of what the container receives.
+    pub ingress: Option<TokenBucket>,
+    /// Of what the container sends.
+    pub egress: Option<TokenBucket>,
+}
+
+impl Settings {
+    /// The settings for ADD, CHECK and STATUS of `call`.
+    ///
+    /// # Errors
+    /// Code 6 for a wrong type, 7 for what is wrong otherwise; each names the key.
+    pub fn resolve(call: &Call) -> Result<Self> {
+        let wire: Wire = call.config.read()?;
+        json::refuse(&wire.problems(""))?;
+        let (_, limits) = wire.limits();
+        Ok(Self {
+            ingress: token_bucket(limits.ingress_rate, limits.ingress_burst),
+            egress: token_bucket(limits.egress_rate, limits.egress_burst),
+        })
+    }
+
+    /// Whether anything is limited.
+    pub fn any(&self) -> bool {
+        self.ingress.is_some() || self.egress.is_some()
+    }
+}
+
+/// Everything wrong with a configuration; `root` is its path in the file.
+pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
+    let mut problems = json::problems::<Wire>(root, document);
+    if let Ok(wire) = json::decode::<Wire>(root, document) {
+        problems.extend(wire.problems(root));
+    }
+    problems
+}
+
+impl Wire {
+    /// The limits that count, and where they are written: one key of the configuration's
+    /// own makes all of the runtime's not count.
+    fn limits(&self) -> (&'static str, WireBandwidth) {
+        let own = [
+            self.ingress_rate,
+            self.ingress_burst,
+            self.egress_rate,
+            self.egress_burst,
+        ];
+        if own.iter().all(Option::is_none) {
+            return ("runtimeConfig.bandwidth.", self.runtime_config.bandwidth);
+        }
+        let [ingress_rate, ingress_burst, egress_rate, egress_burst] =
+            own.map(Option::unwrap_or_default);
+        let limits = WireBandwidth {
+            ingress_rate,
+            ingress_burst,
+            egress_rate,
+            egress_burst,
+        };
+        ("", limits)
+    }
+
+    /// Values that are wrong by themselves or together.
+    fn problems(&self, root: &str) -> Vec<Problem> {
+        let (place, limits) = self.limits();
+        [
+            ("ingress", limits.ingress_rate, limits.ingress_burst),
+            ("egress", limits.egress_rate, limits.egress_burst),
+        ]
+        .into_iter()
+        .filter_map(|(direction, rate, burst)| {
+            let (key, message) = problem(direction, rate, burst)?;
+            let path = json::below(root, &format!("{place}{direction}{key}"));
+            Some(Problem::new(path, message))
+        })
+        .collect()
+    }
+}
+
+/// Which key of a direction is wrong, and why.
+fn problem(direction: &str, rate: u64, burst: u64) -> Option<(&'static str, String)> {
+    match (rate, burst) {
+        (0, 0) => None,
+        (_, 0) => Some((
+            "Burst",
+            format!("must be set together with {direction}Rate"),
+        )),
+        (0, _) => Some((
+            "Rate",
+            format!("must be set together with {direction}Burst"),
+        )),
+        (1..8, _) => Some(("Rate", format!("{rate} is less than 8 bits per second"))),
+        (_, burst) if burst / 8 >= LARGEST_BURST => Some((
+            "Burst",
+            format!("{burst} bits are 4 GB or more, which the kernel cannot count"),
+        )),
+        (_, 1..8) => Some(("Burst", format!("{burst} is less than 8 bits"))),
+        _ => None,
+    }
+}
+
+/// What the kernel is told: as the reference, so that either can check what the other set.
+fn token_bucket(rate: u64, burst: u64) -> Option<TokenBucket> {
+    let (rate, burst) = (rate / 8, burst / 8);
+    if rate == 0 {
+        return None;
+    }
+    let capped = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    // Whole microseconds, of 15.625 ticks each.
+    let microseconds = burst.saturating_mul(1_000_000) / rate;
+    Some(TokenBucket {
+        rate,
+        // u64::MAX / 8 times 25 is too much for 64 bits, and for the kernel anyway.
+        limit: capped((rate.saturating_mul(LATENCY_MS) / 1000).saturating_add(burst)),
+        buffer: capped(microseconds.saturating_mul(125) / 8).min(LONGEST_BURST),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cni::error::ErrorObject;
+
+    fn resolve(mut config: Value) -> Result<Settings> {
+        config["name"] = json!("n");
+        config["cniVersion"] = json!("1.1.0");
+        Settings::resolve(&Call::to_add(&config.to_string(), "").unwrap())
+    }
+
+    #[test]
+    fn the_kernel_is_told_what_the_reference_tells_it() {
+        let limited = resolve(json!({"ingressRate": 8_000_000, "ingressBurst": 800_000})).unwrap();
+        assert_eq!(
+            limited.ingress,
+            Some(TokenBucket {
+                rate: 1_000_000,
+                limit: 125_000,
+                buffer: 1_562_500
+            })
+        );
+        assert_eq!(limited.egress, None);
+        let huge = resolve(json!({"egressRate": u64::MAX, "egressBurst": 8})).unwrap();
+        assert_eq!(huge.egress.unwrap().limit, u32::MAX);
+    }
+
+    #[test]
+    fn the_runtimes_limits_count_where_there_are_no_others() {
+        let runtime = json!({"bandwidth": {"egressRate": 8000, "egressBurst": 8000}});
+        let both = |config: Value| {
+            let mut config = config;
+            config["runtimeConfig"] = runtime.clone();
+            resolve(config).unwrap()
+        };
+        assert!(both(json!({})).egress.is_some());
+        assert!(!both(json!({"ingressRate": 0})).any());
+        assert!(!resolve(json!({})).unwrap().any());
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (config, code, start) in [
+            (json!({"ingressRate": 8000}), 7, "ingressBurst: must be set"),
+            (json!({"egressBurst": 8000}), 7, "egressRate: must be set"),
+            (
+                json!({"egressRate": 7, "egressBurst": 8}),
+                7,
+                "egressRate: 7 is less",
+            ),
+            (
+                json!({"egressRate": 8000, "egressBurst": 34_359_738_360_u64}),
+                7,
+                "egressBurst: 34359738360 bits",
+            ),
+            (
+                json!({"runtimeConfig": {"bandwidth": {"ingressRate": 8000}}}),
+                7,
+                "runtimeConfig.bandwidth.ingressBurst: ",
+            ),
+            (json!({"ingressRate": -1}), 6, "ingressRate: "),
+        ] {
+            let object = ErrorObject::from_error(&resolve(config).unwrap_err());
+            assert_eq!(object.code, code, "{object}");
+            assert!(object.msg.starts_with(start), "{object}");
+        }
+        let found = validate("plugins[0]", &json!({"ingresRate": 5, "ingressRate": 8000}));
+        let paths: Vec<&str> = found.iter().map(|p| p.path.as_str()).collect();
+        assert_eq!(paths, ["plugins[0].ingresRate", "plugins[0].ingressBurst"]);
+    }
+}

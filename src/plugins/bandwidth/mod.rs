@@ -1,0 +1,159 @@
+//! `bandwidth`: limits how fast a container receives and sends (behaviour 9.3).
+//!
+//! What it receives is limited where the host's end of its veth pair sends. Receiving
+//! cannot be limited: what the host's end receives is led to an `ifb` link, and limited
+//! where that sends.
+
+mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+mod ifb;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::cni::collector::Collector;
+use crate::cni::error::{Code, agree, coded};
+use crate::cni::json::Problem;
+use crate::cni::result::{CniResult, Interface};
+use crate::cni::skel::{Call, Plugin};
+use crate::cni::version::Version;
+use crate::net::link::{self, Link};
+use crate::net::netlink::Netlink;
+use crate::net::traffic::{self, TokenBucket};
+use crate::plugins::host_end;
+use crate::plugins::veth::Sides;
+use crate::undo::Undo;
+
+use config::Settings;
+
+/// The applet.
+#[derive(Debug)]
+pub struct Bandwidth;
+
+impl Plugin for Bandwidth {
+    fn versions(&self) -> &'static [Version] {
+        /// A chained plugin needs the results of 0.3.0.
+        static VERSIONS: [Version; 5] = [
+            Version::V0_3_0,
+            Version::V0_3_1,
+            Version::V0_4_0,
+            Version::V1_0_0,
+            Version::V1_1_0,
+        ];
+        &VERSIONS
+    }
+
+    fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
+        let settings = Settings::resolve(call)?;
+        let mut result = required_result(call)?;
+        if !settings.any() {
+            return Ok(result);
+        }
+        let sides = Sides::open(call)?;
+        let host = &sides.host;
+        let host_end = find_host_end(&sides, call)?;
+        if let Some(bucket) = settings.ingress {
+            traffic::limit(host, &host_end, bucket)?;
+            let (host, host_end) = (host.clone(), host_end.clone());
+            undo.push("remove the limit", move || {
+                traffic::remove_limit(&host, &host_end)
+            });
+        }
+        if let Some(bucket) = settings.egress {
+            let ifb = ifb::create(host, call, host_end.mtu, undo)?;
+            traffic::limit(host, &ifb, bucket)?;
+            traffic::redirect(host, &host_end, &ifb)?;
+            let host = host.clone();
+            undo.push("lead nothing to the ifb", move || {
+                traffic::remove_redirect(&host, &host_end)
+            });
+            result.interfaces.push(Interface {
+                name: ifb.name,
+                mac: ifb.mac,
+                ..Interface::default()
+            });
+        }
+        Ok(result)
+    }
+
+    fn del(&self, call: &Call) -> Result<()> {
+        // The limit of the host's end goes with it.
+        ifb::delete(&Netlink::open()?, call)
+    }
+
+    fn check(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        required_result(call)?;
+        if !settings.any() {
+            return Ok(());
+        }
+        let sides = Sides::open(call)?;
+        let host_end = find_host_end(&sides, call)?;
+        let mut differences = Vec::new();
+        if let Some(wanted) = settings.ingress {
+            differences.extend(compare(&sides.host, &host_end, wanted)?);
+        }
+        if let Some(wanted) = settings.egress {
+            match ifb::find(&sides.host, call)? {
+                Some(ifb) => differences.extend(compare(&sides.host, &ifb, wanted)?),
+                None => differences.push(format!(
+                    "interface {}: expected an ifb link that limits what it sends, found none",
+                    call.invocation.attachment.ifname
+                )),
+            }
+        }
+        agree(differences)
+    }
+
+    fn status(&self, call: &Call) -> Result<()> {
+        Settings::resolve(call).map(drop)
+    }
+
+    fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
+        let valid = call.config.valid_attachments()?;
+        host_end::collect("ifb", &call.config.network, &valid, collector);
+        Ok(())
+    }
+
+    fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
+        config::validate(root, document)
+    }
+}
+
+/// This plugin limits what others made: there must be others before it.
+fn required_result(call: &Call) -> Result<CniResult> {
+    call.config.prev_result()?.context(coded(
+        Code::Config,
+        "bandwidth must be called as a chained plugin: Required prevResult missing",
+    ))
+}
+
+/// The host's end of the pair whose other end is the container's interface.
+fn find_host_end(sides: &Sides, call: &Call) -> Result<Link> {
+    let ifname = &call.invocation.attachment.ifname;
+    let end = link::by_name(&sides.container, ifname)?
+        .with_context(|| format!("there is no link {ifname} in {}", sides.netns.path()))?;
+    let peer = end.peer.filter(|_| end.kind == "veth");
+    let peer = peer.with_context(|| format!("{ifname} is no veth: only those can be limited"))?;
+    // An index means something in its own namespace only: it is the pair if it points back.
+    link::by_index(&sides.host, peer)?
+        .filter(|host_end| host_end.kind == "veth" && host_end.peer == Some(end.index))
+        .with_context(|| format!("the other end of {ifname} is not on this host"))
+}
+
+/// How the limit of `link` differs, in words.
+fn compare(host: &Netlink, link: &Link, wanted: TokenBucket) -> Result<Option<String>> {
+    let found = traffic::limit_of(host, link)?;
+    Ok(match found {
+        Some(found) if found == wanted => None,
+        None => Some(format!(
+            "interface {}: expected {wanted}, found no limit",
+            link.name
+        )),
+        Some(found) => Some(format!(
+            "interface {}: expected {wanted}, found {found}",
+            link.name
+        )),
+    })
+}

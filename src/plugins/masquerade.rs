@@ -1,0 +1,112 @@
+//! Source NAT for what an attachment sends out of its network (`ipMasq`, behaviour 5.8).
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use crate::cni::collector::Collector;
+use crate::cni::invocation::Attachment;
+use crate::cni::result::Ip;
+use crate::cni::skel::Call;
+use crate::netfilter::{self, BackendName, Masquerade, Owner};
+use crate::undo::Undo;
+
+/// What is wrong with `word` as `ipMasqBackend`; empty leaves the choice open.
+pub fn backend_problem(word: &str) -> Option<String> {
+    let known = word.is_empty() || BackendName::parse(word).is_some();
+    (!known).then(|| format!("\"{word}\" is neither \"iptables\" nor \"nftables\""))
+}
+
+/// The rules of an attachment.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    owner: Owner,
+    backend: BackendName,
+    rules: Masquerade,
+}
+
+impl Wanted {
+    /// Those for its addresses.
+    ///
+    /// # Errors
+    /// When no backend can be used.
+    pub fn new(call: &Call, backend: Option<BackendName>, ips: &[Ip]) -> Result<Self> {
+        let addresses = ips.iter().map(|ip| ip.address).collect();
+        Ok(Self {
+            owner: Owner::of(call),
+            backend: netfilter::choose(backend)?,
+            rules: Masquerade { addresses },
+        })
+    }
+
+    /// Those that are not there, each as the command that would add it.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn missing(&self) -> Result<Vec<String>> {
+        self.backend
+            .backend()
+            .missing_masquerade(&self.owner, &self.rules)
+    }
+
+    /// Makes them, in place of any that are there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn ensure(&self) -> Result<()> {
+        self.backend
+            .backend()
+            .ensure_masquerade(&self.owner, &self.rules)
+            .with_context(|| format!("masquerade with {} (ipMasq)", self.backend.as_str()))
+    }
+}
+
+/// Masquerades what the addresses send out of their networks.
+///
+/// # Errors
+/// When no backend can be used, or the one chosen refuses.
+pub fn add(
+    call: &Call,
+    backend: Option<BackendName>,
+    ips: &[Ip],
+    undo: &mut Undo<'_>,
+) -> Result<()> {
+    let wanted = Wanted::new(call, backend, ips)?;
+    undo.push("remove the masquerade rules", {
+        let Wanted {
+            owner,
+            backend,
+            rules,
+        } = wanted.clone();
+        move || {
+            backend
+                .backend()
+                .remove_masquerade(&owner, &rules.addresses)
+        }
+    });
+    wanted.ensure()
+}
+
+/// Removes what either backend has of the attachment. Without `known` addresses all of
+/// the container's rules in this network go.
+///
+/// # Errors
+/// When a rule is there and stays.
+pub fn remove(call: &Call, known: &[IpNet]) -> Result<()> {
+    let owner = Owner::of(call);
+    netfilter::with_both(|backend| backend.remove_masquerade(&owner, known))
+}
+
+/// GC of the rules of attachments that are no longer valid, of both backends.
+pub fn collect(network: &str, valid: &[Attachment], collector: &mut Collector) {
+    for name in netfilter::BACKENDS {
+        let backend = name.backend();
+        collector.remove_together(
+            || {
+                let owners = backend.stale_masquerade(network, valid)?;
+                let what = |owner| format!("masquerade rules of {owner} ({})", name.as_str());
+                Ok(owners.into_iter().map(what).collect())
+            },
+            || backend.collect_masquerade(network, valid),
+        );
+    }
+}

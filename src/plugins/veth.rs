@@ -1,0 +1,418 @@
+//! The veth pair between the host and a container: made, configured and deleted.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use nix::errno::Errno;
+
+use super::host_end::Identity;
+use crate::cni::delegate;
+use crate::cni::error::{Code, all, coded, detailed};
+use crate::cni::invocation::Command;
+use crate::cni::result::Ip;
+use crate::cni::skel::Call;
+use crate::log;
+use crate::net::link::{self, End, Link};
+use crate::net::mac::Mac;
+use crate::net::netlink::{Changes, Netlink, errno, is_unanswered};
+use crate::net::netns::Netns;
+use crate::net::route::Route;
+use crate::net::{addr, route, sysctl};
+use crate::undo::Undo;
+
+/// The two namespaces of an attachment, each with a socket in it.
+#[derive(Debug)]
+pub struct Sides {
+    /// A socket in the host's.
+    pub host: Netlink,
+    /// A socket in the container's.
+    pub container: Netlink,
+    /// The container's.
+    pub netns: Netns,
+}
+
+impl Sides {
+    /// Opens the container's namespace and both sockets.
+    ///
+    /// # Errors
+    /// Code 4 when `CNI_NETNS` is no namespace.
+    pub fn open(call: &Call) -> Result<Self> {
+        let netns = Netns::open(call.invocation.netns.as_deref().unwrap_or_default())?;
+        let host = Netlink::open()?;
+        let container = host.open_inside(&netns)?;
+        Ok(Self {
+            host,
+            container,
+            netns,
+        })
+    }
+}
+
+/// Sets an IPv6 sysctl of a link on the host. `accept_ra` must be off before the link is
+/// up: a container could change the host's routes (CVE-2020-10749). A kernel without IPv6
+/// has nothing to set, and one that refuses is worth a warning.
+pub fn quietly(link: &str, key: &str, value: &str) {
+    let done = sysctl::set_if_present(&format!("ipv6/conf/{link}/{key}"), value);
+    if let Err(error) = done {
+        log::warn(&format!("{error:#}"));
+    }
+}
+
+/// "Permission denied" is what the kernel says when IPv6 is switched off.
+pub fn explain_ipv6(error: anyhow::Error, link: &str, address: &IpNet) -> anyhow::Error {
+    let off = [
+        Some(Errno::EACCES),
+        Some(Errno::EAFNOSUPPORT),
+        Some(Errno::EOPNOTSUPP),
+    ];
+    if address.addr().is_ipv6() && off.contains(&errno(&error)) {
+        return error.context(format!(
+            "IPv6 is off on {link}: set sysctl net.ipv6.conf.{link}.disable_ipv6=0"
+        ));
+    }
+    error
+}
+
+/// The veth pair of an attachment.
+#[derive(Debug)]
+pub struct Pair {
+    /// The end on the host, named after the attachment.
+    pub host_end: Link,
+    /// `CNI_IFNAME`.
+    pub container_end: Link,
+}
+
+/// How many names are tried for the host's end.
+const NAME_TRIES: u32 = 10;
+
+/// Creates the veth pair, the container's end directly in its namespace.
+///
+/// # Errors
+/// When the container has an interface of that name.
+pub fn create_pair(
+    sides: &Sides,
+    call: &Call,
+    mac: Option<Mac>,
+    mtu: Option<u32>,
+    undo: &mut Undo<'_>,
+) -> Result<Pair> {
+    let ifname = &call.invocation.attachment.ifname;
+    let there = End {
+        name: ifname,
+        mac: match mac {
+            Some(mac) => mac,
+            None => Mac::random()?,
+        },
+    };
+    let identity = Identity::of(call);
+    let mut name = identity.name.clone();
+    for _ in 0..NAME_TRIES {
+        let here = End {
+            name: &name,
+            mac: Mac::random()?,
+        };
+        match link::create_veth(&sides.host, here, there, Some(&sides.netns), mtu) {
+            Ok(()) => {
+                let host = sides.host.clone();
+                let created = name.clone();
+                undo.push(format!("delete link {name}"), move || match link::by_name(
+                    &host, &created,
+                )? {
+                    Some(link) => link::delete(&host, link.index),
+                    None => Ok(()),
+                });
+                let gone = || format!("link {name} was deleted while it was being set up");
+                return Ok(Pair {
+                    host_end: link::by_name(&sides.host, &name)?.with_context(gone)?,
+                    container_end: link::by_name(&sides.container, ifname)?.with_context(gone)?,
+                });
+            }
+            Err(error) if errno(&error) == Some(Errno::EEXIST) => {
+                refuse_existing(sides, call)?;
+                // A stranger has our name.
+                name = Identity::other_name()?;
+            }
+            Err(error) => {
+                // Without an answer nobody knows whether it was made.
+                if is_unanswered(&error) {
+                    let host = sides.host.clone();
+                    undo.push(format!("delete link {name}"), move || {
+                        identity.delete(&host)
+                    });
+                }
+                return Err(error);
+            }
+        }
+    }
+    anyhow::bail!("find a free name for the host's end of the veth pair, {NAME_TRIES} times")
+}
+
+/// ADD must fail when the container has the interface (specification section 2, "ADD"),
+/// here or, for the same container id, in another namespace.
+///
+/// # Errors
+/// When it has.
+pub fn refuse_existing(sides: &Sides, call: &Call) -> Result<()> {
+    let ifname = &call.invocation.attachment.ifname;
+    if link::by_name(&sides.container, ifname)?.is_some() {
+        return Err(detailed(
+            Code::Internal,
+            format!(
+                "container veth name (\"{ifname}\") already exists in {}",
+                sides.netns.path()
+            ),
+            "DEL removes the interface; a second ADD of one container needs another CNI_IFNAME",
+        ));
+    }
+    let identity = Identity::of(call);
+    match link::by_name(&sides.host, &identity.name)? {
+        Some(link) if identity.is(&link) => Err(detailed(
+            Code::Internal,
+            format!(
+                "interface {ifname} of container {} is already attached to network {}",
+                call.invocation.attachment.container_id, call.config.network
+            ),
+            format!(
+                "{} on the host belongs to it, with its other end in another namespace; DEL removes it",
+                link.name
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The addresses of the container's end, and what they ask of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Addressing<'a> {
+    /// Those that IPAM returned.
+    pub ips: &'a [Ip],
+    /// Whether to wait until it is certain that nobody else has the IPv6 addresses.
+    pub detect_duplicates: bool,
+    /// Whether the host is the container's router.
+    pub host_is_router: bool,
+}
+
+impl Addressing<'_> {
+    fn has_ipv6(self) -> bool {
+        self.ips.iter().any(|ip| ip.address.addr().is_ipv6())
+    }
+}
+
+/// Gives the container's end its addresses and sets it up.
+///
+/// # Errors
+/// Names the address or sysctl.
+pub fn give_addresses(sides: &Sides, end: &Link, wanted: Addressing<'_>) -> Result<()> {
+    let dad = wanted.detect_duplicates;
+    sides.netns.inside(|| prepare_sysctls(&end.name, wanted))?;
+    for ip in wanted.ips {
+        addr::add(&sides.container, end.index, ip.address, dad)
+            .map_err(|error| explain_ipv6(error, &end.name, &ip.address))
+            .with_context(|| format!("configure {} in the container", end.name))?;
+    }
+    set_up(&sides.container, end)?;
+    if wanted.has_ipv6() && dad {
+        wait_for_addresses(sides, end)?;
+    }
+    Ok(())
+}
+
+/// Gives the container its routes, in their order.
+///
+/// # Errors
+/// Names the route.
+pub fn give_routes(sides: &Sides, end: &Link, routes: &[Route]) -> Result<()> {
+    routes
+        .iter()
+        .try_for_each(|route| route::add(&sides.container, end.index, &end.name, route))
+}
+
+/// Sets the container's end up.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn set_up(container: &Netlink, end: &Link) -> Result<()> {
+    link::change(
+        container,
+        link::change_of(end.index).up(),
+        &format!("set {} up in the container", end.name),
+    )
+}
+
+/// Runs inside the container's namespace.
+fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
+    let ipv6 = addressing.has_ipv6();
+    let wanted: &[(&str, &str, &str)] = if addressing.detect_duplicates {
+        &[("ipv6", "enhanced_dad", "1"), ("ipv6", "accept_dad", "1")]
+    } else {
+        &[("ipv6", "accept_dad", "0")]
+    };
+    let always = [
+        // These make the kernel announce the addresses when the link comes up, or is given
+        // its hardware address once more.
+        ("ipv4", "arp_notify", "1"),
+        ("ipv6", "ndisc_notify", "1"),
+        // Without it a link that goes down for a moment loses its addresses.
+        ("ipv6", "keep_addr_on_down", "1"),
+    ];
+    // Where the host is the router or IPAM has said it all, a router advertisement can only
+    // be another container's (CVE-2020-10749).
+    let accept_ra = (addressing.host_is_router || ipv6).then_some(("ipv6", "accept_ra", "0"));
+    for (family, key, value) in wanted.iter().chain(&always).chain(&accept_ra) {
+        let done = sysctl::set_if_present(&format!("{family}/conf/{ifname}/{key}"), value);
+        if let Err(error) = done {
+            log::warn(&format!("{error:#}"));
+        }
+    }
+    if !ipv6 {
+        return Ok(());
+    }
+    if !sysctl::has_ipv6() {
+        return Err(detailed(
+            Code::Internal,
+            "IPAM returned an IPv6 address, but this kernel has no IPv6",
+            "remove the IPv6 ranges from the network, or boot without ipv6.disable=1",
+        ));
+    }
+    for link in ["lo", ifname] {
+        sysctl::set_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
+    }
+    Ok(())
+}
+
+/// How long duplicate address detection may take.
+const DAD_LIMIT: Duration = Duration::from_secs(5);
+
+/// Waits until no IPv6 address of `end` is tentative any more (RFC 4862, section 5.4).
+fn wait_for_addresses(sides: &Sides, end: &Link) -> Result<()> {
+    let settled = sides.container.wait_until(
+        Changes::Ipv6Addresses,
+        Some(&sides.netns),
+        DAD_LIMIT,
+        || {
+            let addresses = addr::list(&sides.container, end.index)?;
+            if let Some(duplicate) = addresses.iter().find(|a| a.is_duplicate) {
+                anyhow::bail!(
+                    "address {} of {} is in use by somebody else on the network",
+                    duplicate.net,
+                    end.name
+                );
+            }
+            Ok(addresses.iter().all(|a| !a.is_tentative).then_some(()))
+        },
+    )?;
+    match settled {
+        Some(()) => Ok(()),
+        // Without a carrier the kernel cannot ask anybody, and nobody can answer.
+        None if !link::by_index(&sides.container, end.index)?.is_some_and(|l| l.is_running) => {
+            Ok(())
+        }
+        None => Err(coded(
+            Code::Internal,
+            format!(
+                "IPv6 addresses of {} are still tentative after {} s",
+                end.name,
+                DAD_LIMIT.as_secs()
+            ),
+        )
+        .into()),
+    }
+}
+
+/// How long the port may take until it forwards. It normally does before we look.
+const PORT_LIMIT: Duration = Duration::from_millis(2550);
+
+/// Waits until frames pass through `port`, the host's end or a bridge's own.
+///
+/// # Errors
+/// When the kernel cannot be asked; a port that is late is only worth a warning.
+pub fn wait_for_port(host: &Netlink, port: &Link) -> Result<()> {
+    let running = host.wait_until(Changes::Links, None, PORT_LIMIT, || {
+        let link = link::by_index(host, port.index)?;
+        Ok(link.filter(|link| link.is_running).map(drop))
+    })?;
+    if running.is_none() {
+        log::warn(&format!("{} is not up yet", port.name));
+    }
+    Ok(())
+}
+
+/// DEL of a veth pair: its addresses, those that IPAM has given, the pair. `clean` removes
+/// the packet filter's rules of the attachment, whose addresses it is told, meanwhile.
+///
+/// # Errors
+/// All that could not be removed, after trying everything.
+pub fn detach(
+    call: &Call,
+    clean: Option<impl FnOnce(&[IpNet]) -> Result<()> + Send>,
+) -> Result<()> {
+    let host = Netlink::open()?;
+    let mut done: Vec<Result<()>> = Vec::new();
+    // The link and its namespace may be gone, half gone, or somebody else's by now.
+    let link = find_container_end(call, &host).unwrap_or_else(|error| {
+        done.push(Err(error));
+        None
+    });
+    let known = known_addresses(call, link.as_ref());
+    std::thread::scope(|scope| {
+        // Deleting a link and deleting rules each wait for the kernel: let them wait at
+        // the same time.
+        let cleaner = clean.map(|clean| scope.spawn(|| clean(&known)));
+        // No address is free while an interface still has it; but the link stays until
+        // IPAM is done, which may want to talk over it.
+        if let Some((container, end)) = &link {
+            done.push(remove_addresses(container, end));
+        }
+        done.push(call.config.ipam_type().and_then(|ipam| match ipam {
+            Some(plugin) => delegate::run(call, &plugin, Command::Del),
+            None => Ok(()),
+        }));
+        if let Some((container, end)) = &link {
+            done.push(link::delete(container, end.index));
+        }
+        done.push(Identity::of(call).delete(&host));
+        // A panic ends the process in its hook: there is none to join.
+        done.extend(cleaner.and_then(|cleaner| cleaner.join().ok()));
+    });
+    all(done)
+}
+
+/// The container's end and a socket in its namespace; `None` when either is gone.
+fn find_container_end(call: &Call, host: &Netlink) -> Result<Option<(Netlink, Link)>> {
+    let Some(netns) = Netns::open_if_any(call.invocation.netns.as_deref())? else {
+        return Ok(None);
+    };
+    let container = host.open_inside(&netns)?;
+    let ifname = &call.invocation.attachment.ifname;
+    match link::by_name(&container, ifname)? {
+        Some(end) if end.kind != "veth" => {
+            log::warn(&format!(
+                "{ifname} in {} is not a veth and not ours: it stays",
+                netns.path()
+            ));
+            Ok(None)
+        }
+        found => Ok(found.map(|end| (container, end))),
+    }
+}
+
+/// The attachment's addresses: as ADD reported them, else as the link has them.
+fn known_addresses(call: &Call, link: Option<&(Netlink, Link)>) -> Vec<IpNet> {
+    if let Ok(Some(result)) = call.config.prev_result() {
+        return result.ips.iter().map(|ip| ip.address).collect();
+    }
+    let listed = link.map(|(container, end)| addr::list(container, end.index));
+    let listed = listed.and_then(Result::ok).unwrap_or_default();
+    let mine = listed.into_iter().filter(|address| address.is_global);
+    mine.map(|address| address.net).collect()
+}
+
+fn remove_addresses(container: &Netlink, end: &Link) -> Result<()> {
+    for address in addr::list(container, end.index)? {
+        if address.is_global {
+            addr::delete(container, end.index, address.net)?;
+        }
+    }
+    Ok(())
+}
