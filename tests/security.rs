@@ -553,7 +553,14 @@ fn every_row_has_its_test() {
         let tests: Vec<_> = tests.collect();
         assert!(!tests.is_empty(), "{row}");
         for (file, test) in tests {
-            let source = fs::read_to_string(root.join(format!("tests/{file}.rs"))).unwrap();
+            // A test program is one file, or a directory of them.
+            let program = root.join("tests").join(file);
+            let source: String = match fs::read_dir(&program) {
+                Ok(files) => files
+                    .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+                    .collect(),
+                Err(_) => fs::read_to_string(program.with_extension("rs")).unwrap(),
+            };
             assert!(
                 source.contains(&format!("#[test]\nfn {test}()")),
                 "{file}::{test}"
