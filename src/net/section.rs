@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use crate::cni::error::{Code, Coded, coded};
 use crate::fsutil::{self, Lock};
 
-/// Where only root can lock something.
-const LOCK_DIR: &str = "/run/cni";
+/// Where only root can lock something, or leave it until the next start of the machine.
+pub const DIR: &str = "/run/cni";
 
 /// Keeps others out of the section `name`, as long as the answer lives.
 ///
@@ -38,10 +38,20 @@ pub fn is_occupied(name: &str, lock: &Path, limit: Duration) -> Coded {
 /// The file to lock for the network namespace of this thread. Not the namespace's own
 /// file: anybody may open that one, and lock it for ever.
 fn lock_file(name: &str) -> Result<PathBuf> {
+    let file = format!("{}.lock", stem(name)?);
+    fsutil::create_directory(Path::new(DIR), 0o755)?;
+    Ok(Path::new(DIR).join(file))
+}
+
+/// How the names of the files in [`DIR`] begin that belong to the section `name` of the
+/// network namespace of this thread.
+///
+/// # Errors
+/// When `/proc` does not tell which namespace that is.
+pub fn stem(name: &str) -> Result<String> {
     let namespace = "/proc/thread-self/ns/net";
     let inode = std::fs::metadata(namespace)
         .with_context(|| format!("look up {namespace}"))?
         .ino();
-    fsutil::create_directory(Path::new(LOCK_DIR), 0o755)?;
-    Ok(Path::new(LOCK_DIR).join(format!("cnibox-{name}-{inode}.lock")))
+    Ok(format!("cnibox-{name}-{inode}"))
 }

@@ -111,8 +111,16 @@ fn check_misses_what_keeps_neighbours_from_localhost() {
             let warned = lab.cnitool("check", "c1", &mappings);
             warned.silent();
             assert!(warned.stderr.contains("cnibox_localnet"), "{warned:?}");
-            // The next ADD brings it back.
+            // The next ADD brings it back, but not who else needs it; that is restored.
             lab.add("c2", &json!([mapping("tcp", 8082, 80)]));
+            let warned = lab.cnitool("check", "c1", &mappings);
+            warned.silent();
+            assert!(
+                warned.stderr.contains("cnibox_localnet users { \"br1\" . ")
+                    && !warned.stderr.contains("drop"),
+                "{warned:?}"
+            );
+            assert!(lab.restore(&[]).ok);
             let quiet = lab.cnitool("check", "c1", &mappings);
             quiet.silent();
             assert_eq!(quiet.stderr, "");

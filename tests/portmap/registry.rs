@@ -7,6 +7,15 @@ use serde_json::{Value, json};
 
 use crate::common::run;
 use crate::lab::{Lab, mapping, on_every_backend};
+use crate::restore::FLUSH;
+
+impl Lab {
+    /// Whether packets from 127.0.0.1 may go out to the containers.
+    fn routes_localnet(&self) -> bool {
+        let switch = "cat /proc/sys/net/ipv4/conf/br1/route_localnet";
+        self.node.sh(switch) == "1\n"
+    }
+}
 
 /// What a listing costs grows with the number of containers on the node; for ADD, nothing
 /// may.
@@ -91,29 +100,92 @@ fn localhost_is_routed_as_long_as_a_container_needs_it() {
         lab.add("c1", &one);
         lab.add("c2", &two);
         lab.serve("c2", "tcp", 80, "c2");
-        let value = |lab: &Lab| {
-            let text = lab
-                .node
-                .sh("cat /proc/sys/net/ipv4/conf/br1/route_localnet");
-            text.trim().to_owned()
-        };
         lab.cnitool("del", "c1", &json!([])).silent();
         assert!(lab.call("", "tcp", "127.0.0.1", 8082).starts_with("c2 "));
-        assert_eq!(value(&lab), "1", "{backend}");
+        assert!(lab.routes_localnet(), "{backend}");
         lab.cnitool("del", "c2", &two).silent();
-        assert_eq!(value(&lab), "0", "{backend}");
+        assert!(!lab.routes_localnet(), "{backend}");
         // GC does it for the dead.
         lab.add("c3", &one);
-        assert_eq!(value(&lab), "1", "{backend}");
+        assert!(lab.routes_localnet(), "{backend}");
         lab.node.sh("ip netns del c3 && rm -r /var/lib/cni/results");
         let gc = lab.cnitool("gc", "c3", &json!([]));
         assert!(gc.ok, "{gc:?}");
-        assert_eq!(value(&lab), "0", "{backend}");
+        assert!(!lab.routes_localnet(), "{backend}");
         // What an administrator has switched on stays on.
         lab.node
             .sh("echo 1 > /proc/sys/net/ipv4/conf/br1/route_localnet");
         lab.add("c4", &one);
         lab.cnitool("del", "c4", &one).silent();
-        assert_eq!(value(&lab), "1", "{backend}");
+        assert!(lab.routes_localnet(), "{backend}");
+    });
+}
+
+/// A flush takes the guard along, and the memory of who needs 127.0.0.1.
+#[test]
+fn localhost_is_not_routed_for_ever_after_a_flush() {
+    on_every_backend(|mut lab| {
+        let backend = lab.backend;
+        let (one, two) = (
+            json!([mapping("tcp", 8081, 80)]),
+            json!([mapping("tcp", 8082, 80)]),
+        );
+        let records = |lab: &Lab| lab.node.sh("ls /run/cni | grep -c was-off || :");
+        // Whatever is done about it before the DEL.
+        for (name, mend) in [("c1", false), ("c2", true)] {
+            lab.add(name, &one);
+            assert_eq!(records(&lab), "1\n", "{backend}");
+            lab.node.sh(FLUSH);
+            assert!(lab.routes_localnet(), "{backend}");
+            if mend {
+                assert!(lab.restore(&[]).ok, "{backend}");
+                assert!(lab.routes_localnet(), "{backend}");
+            }
+            lab.cnitool("del", name, &one).silent();
+            assert!(!lab.routes_localnet(), "{backend}: {name}");
+            assert_eq!(records(&lab), "0\n", "{backend}");
+        }
+
+        // Who lives on keeps it, however restored.
+        lab.add("c3", &one);
+        lab.add("c4", &two);
+        lab.serve("c4", "tcp", 80, "c4");
+        lab.node.sh(FLUSH);
+        let restored = lab.restore(&[]);
+        let count = restored.stdout.matches(": restored (").count();
+        assert_eq!(count, 2, "{backend}: {restored:?}");
+        lab.cnitool("del", "c3", &one).silent();
+        let answers = |lab: &Lab| lab.call("", "tcp", "127.0.0.1", 8082).starts_with("c4 ");
+        assert!(lab.routes_localnet() && answers(&lab), "{backend}");
+        // Only the memory is gone, and one more container has come since.
+        lab.node.sh("nft flush set ip cnibox_localnet users");
+        lab.add("c5", &one);
+        let restored = lab.restore(&[]);
+        let count = restored.stdout.matches(": restored (").count();
+        assert_eq!(count, 1, "{backend}: {restored:?}");
+        lab.cnitool("del", "c5", &one).silent();
+        assert!(lab.routes_localnet() && answers(&lab), "{backend}");
+        // The guard is gone, and the switch with the DEL of another; restored, both are back.
+        lab.add("c6", &one);
+        lab.node.sh(FLUSH);
+        lab.cnitool("del", "c6", &one).silent();
+        assert!(!lab.routes_localnet(), "{backend}");
+        assert!(lab.restore(&[]).ok, "{backend}");
+        assert!(lab.routes_localnet() && answers(&lab), "{backend}");
+        lab.cnitool("del", "c4", &two).silent();
+        assert!(!lab.routes_localnet(), "{backend}");
+
+        // What an administrator has switched on stays on all the same.
+        lab.node
+            .sh("echo 1 > /proc/sys/net/ipv4/conf/br1/route_localnet");
+        for (name, mend) in [("c7", false), ("c8", true)] {
+            lab.add(name, &one);
+            lab.node.sh(FLUSH);
+            if mend {
+                assert!(lab.restore(&[]).ok, "{backend}");
+            }
+            lab.cnitool("del", name, &one).silent();
+            assert!(lab.routes_localnet(), "{backend}");
+        }
     });
 }

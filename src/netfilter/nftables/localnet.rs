@@ -2,15 +2,18 @@
 //! beside it. It is on as long as an attachment needs it, and goes back to what it was
 //! with the last of them.
 //!
-//! Who needs it on which link is kept in a set beside the guard, and so is whether it was
-//! off before the first came: what an administrator switched on stays on. A link whose
-//! switch was thrown by another implementation is taken for such a one.
+//! Who needs it on which link is kept in a set beside the guard. Whether it was off before
+//! the first came is kept in a file ([`was_off`]): what an administrator switched on stays
+//! on. A link whose switch was thrown by another implementation is taken for such a one.
+//!
+//! Whoever flushes the ruleset takes the set along, and the guard. The next DEL or GC then
+//! switches the links off: 127.0.0.1 leads to nobody any more, and nothing keeps neighbours
+//! away. `cnibox restore` makes all three again.
 //!
 //! All changes are made under one lock, so that a DEL cannot switch off what an ADD is
-//! about to rely on. In the set comes first and goes last: a process that is killed in
+//! about to rely on. File and element come first and go last: a process that is killed in
 //! between leaves work for the next DEL or GC, which does it.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -20,15 +23,16 @@ use super::identity::{Tag, attachment_comment};
 use super::registry::settle;
 use super::set::{Elements, Key};
 use super::shared::{ensure_shared, is_in_order, look, missing_shared};
-use super::transaction::{apply, rules, try_apply};
+use super::transaction::{Change, apply, rules, try_apply};
+use super::was_off::{self, Record};
 use crate::cni::invocation::Attachment;
 use crate::fsutil::Lock;
 use crate::net::{section, sysctl};
 use crate::netfilter::Owner;
 use crate::netfilter::socket::Socket;
 
-/// The comment of the element that stands for the link itself.
-const WAS_OFF: &str = "route_localnet was 0 and will be again";
+/// What the lock is called, and the files that it protects.
+pub const SECTION: &str = "localnet";
 
 /// Lets the link `device` carry packets from 127.0.0.1 to the owner's attachment. What
 /// comes in from outside and claims to be from or for 127.0.0.0/8 is dropped, which the
@@ -40,15 +44,19 @@ pub fn open(owner: &Owner, device: &str) -> Result<()> {
     let socket = Socket::open()?;
     let _alone = lock()?;
     let key = sysctl_key(device);
-    let user = Key::Device(device.to_owned(), Some(Tag::of(owner)));
-    let mut users = Elements::from([(user, attachment_comment(owner))]);
     if sysctl::read(&key)?.is_some_and(|value| value == "0") {
-        let link = Key::Device(device.to_owned(), None);
-        users.insert(link, WAS_OFF.to_owned());
+        was_off::remember(device)?;
     }
+    let users = Elements::from([user(owner, device)]);
     // First, for not a moment may neighbours reach what listens on 127.0.0.1.
     ensure(&socket, &users).context("keep neighbours away from 127.0.0.1")?;
     sysctl::set(&key, "1").context("let 127.0.0.1 reach the container")
+}
+
+/// The element of an attachment that needs it on the link `device`.
+fn user(owner: &Owner, device: &str) -> (Key, String) {
+    let key = Key::Device(device.to_owned(), Tag::of(owner));
+    (key, attachment_comment(owner))
 }
 
 /// The guard, and `users` in the set.
@@ -88,42 +96,57 @@ pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
 }
 
 fn release(unwanted: impl Fn(Tag) -> bool) -> Result<()> {
-    let is_unwanted = |key: &Key| matches!(key, Key::Device(_, Some(tag)) if unwanted(*tag));
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(());
     };
-    let users = || Ok::<_, anyhow::Error>(USERS.elements(&socket)?.unwrap_or_default());
-    if !users()?.keys().any(is_unwanted) {
+    if unneeded(&socket, &unwanted)?.is_empty() {
         return Ok(());
     }
     let _alone = lock()?;
-    let there = users()?;
-    let mut gone: Vec<Key> = there
-        .keys()
-        .filter(|key| is_unwanted(key))
-        .cloned()
-        .collect();
-    let devices: BTreeSet<&str> = gone.iter().filter_map(device).collect();
-    let is_idle = |name: &&str| {
-        let mut others = there.keys().filter(|key| device(key) == Some(name));
-        others.all(|key| is_unwanted(key) || matches!(key, Key::Device(_, None)))
-    };
-    let links: Vec<Key> = devices
-        .into_iter()
-        .filter(is_idle)
-        .map(|name| Key::Device(name.to_owned(), None))
-        .filter(|link| there.contains_key(link))
-        .collect();
-    for name in links.iter().filter_map(device) {
-        sysctl::set_if_present(&sysctl_key(name), "0")
-            .context("keep 127.0.0.1 from a link that leads to no mapped port any more")?;
+    let Unneeded { users, links } = unneeded(&socket, &unwanted)?;
+    for link in links {
+        if let Some(name) = &link.device {
+            sysctl::set_if_present(&sysctl_key(name), "0")
+                .context("keep 127.0.0.1 from a link that leads to no mapped port any more")?;
+        }
+        link.forget()?;
     }
-    gone.extend(links);
     apply(&socket, || {
-        let there = users()?;
-        let gone = gone.iter().filter(|key| there.contains_key(key));
+        let there = USERS.elements(&socket)?.unwrap_or_default();
+        let gone = users.keys().filter(|key| there.contains_key(key));
         Ok(USERS.delete(&gone.cloned().collect::<Vec<_>>()))
     })
+}
+
+/// What is not needed any more.
+struct Unneeded {
+    /// Elements whose attachments are unwanted.
+    users: Elements,
+    /// Links that were off, and have no other users.
+    links: Vec<Record>,
+}
+
+impl Unneeded {
+    fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.links.is_empty()
+    }
+}
+
+/// What is not needed without the `unwanted` attachments.
+fn unneeded(socket: &Socket, unwanted: impl Fn(Tag) -> bool) -> Result<Unneeded> {
+    let (users, others): (Elements, Elements) = USERS
+        .elements(socket)?
+        .unwrap_or_default()
+        .into_iter()
+        .partition(|(key, _)| matches!(key, Key::Device(_, tag) if unwanted(*tag)));
+    let is_needed = |link: &Record| {
+        others
+            .keys()
+            .any(|key| device(key) == link.device.as_deref())
+    };
+    let mut links = was_off::records()?;
+    links.retain(|link| !is_needed(link));
+    Ok(Unneeded { users, links })
 }
 
 /// What [`collect`] would release, in words.
@@ -134,23 +157,33 @@ pub fn stale(network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(Vec::new());
     };
-    let users = USERS.elements(&socket)?.unwrap_or_default();
-    let stale = users.iter().filter_map(|(key, owner)| match key {
-        Key::Device(name, Some(tag)) if tag.is_stale(network, valid) => {
-            Some(format!("route_localnet of {name} for {owner}"))
-        }
-        _ => None,
+    let Unneeded { users, links } = unneeded(&socket, |tag| tag.is_stale(network, valid))?;
+    let for_users = users.iter().filter_map(|(key, owner)| {
+        let name = device(key)?;
+        Some(format!("route_localnet of {name} for {owner}"))
     });
-    Ok(stale.collect())
+    let left = links.iter().filter_map(|link| {
+        let name = link.device.as_deref()?;
+        let has_users = users.keys().any(|key| device(key) == Some(name));
+        (!has_users).then(|| format!("route_localnet of {name}, which nobody is known to need"))
+    });
+    Ok(for_users.chain(left).collect())
 }
 
-/// The rules of the guard that are missing, each as the command that would add it.
+/// What is missing of what [`open`] makes before it switches `devices` on for the owner:
+/// the rules of the guard and the owner's elements, each as the command that would add it.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-pub fn missing_guard() -> Result<Vec<String>> {
-    let found = rules(&Socket::open()?, &TABLE, None)?;
-    Ok(missing_shared(&shared(), &found))
+pub fn missing_guard(owner: &Owner, devices: &[String]) -> Result<Vec<String>> {
+    let socket = Socket::open()?;
+    let mut missing = missing_shared(&shared(), &rules(&socket, &TABLE, None)?);
+    let mut users: Elements = devices.iter().map(|device| user(owner, device)).collect();
+    if let Some(there) = USERS.elements(&socket)? {
+        users.retain(|key, _| !there.contains_key(key));
+    }
+    missing.extend(USERS.create(users).iter().map(Change::to_string));
+    Ok(missing)
 }
 
 /// The sysctl of the link `device`.
@@ -167,5 +200,5 @@ fn device(key: &Key) -> Option<&str> {
 
 /// Others are in there for a few milliseconds each.
 fn lock() -> Result<Lock> {
-    section::enter("localnet", Duration::from_secs(10))
+    section::enter(SECTION, Duration::from_secs(10))
 }

@@ -24,6 +24,7 @@ mod set;
 mod shared;
 mod spoof_check;
 mod transaction;
+mod was_off;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -41,8 +41,8 @@ pub enum Key {
     Attachment(Tag),
     /// A port of the host.
     Port(Protocol, u16),
-    /// What an attachment has to do with a device of the host; without one, the device.
-    Device(String, Option<Tag>),
+    /// What an attachment has to do with a device of the host.
+    Device(String, Tag),
 }
 
 /// Elements, each with a comment for humans.
@@ -98,9 +98,7 @@ impl Keys {
                 let (name, words) = bytes.split_at_checked(INTERFACE_NAME_LENGTH)?;
                 let end = name.iter().position(|byte| *byte == 0)?;
                 let name = String::from_utf8(name.get(..end)?.to_vec()).ok()?;
-                let is_none = words.iter().all(|byte| *byte == 0);
-                let tag = if is_none { None } else { Some(tag(words)?) };
-                Some(Key::Device(name, tag))
+                Some(Key::Device(name, tag(words)?))
             }
         }
     }
@@ -113,15 +111,11 @@ fn tag(bytes: &[u8]) -> Option<Tag> {
 }
 
 impl Key {
-    fn words(tag: Option<Tag>) -> [u32; 4] {
-        tag.map_or([0; 4], Tag::to_words)
-    }
-
     /// Each part begins at a multiple of four bytes.
     fn encode(&self) -> Vec<u8> {
-        let words = |tag| Self::words(tag).into_iter().flat_map(u32::to_ne_bytes);
+        let words = |tag: &Tag| tag.to_words().into_iter().flat_map(u32::to_ne_bytes);
         match self {
-            Self::Attachment(tag) => words(Some(*tag)).collect(),
+            Self::Attachment(tag) => words(tag).collect(),
             Self::Port(protocol, port) => {
                 let [high, low] = port.to_be_bytes();
                 vec![protocol.number(), 0, 0, 0, high, low, 0, 0]
@@ -129,7 +123,7 @@ impl Key {
             Self::Device(name, tag) => {
                 let mut bytes = name.clone().into_bytes();
                 bytes.resize(INTERFACE_NAME_LENGTH, 0);
-                bytes.extend(words(*tag));
+                bytes.extend(words(tag));
                 bytes
             }
         }
@@ -138,14 +132,14 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hash = |tag| {
-            let words = Self::words(tag);
+        let hash = |tag: &Tag| {
+            let words = tag.to_words();
             words.map(|word| format!("{word:#010x}")).join(" . ")
         };
         match self {
-            Self::Attachment(tag) => f.write_str(&hash(Some(*tag))),
+            Self::Attachment(tag) => f.write_str(&hash(tag)),
             Self::Port(protocol, port) => write!(f, "{} . {port}", protocol.as_str()),
-            Self::Device(name, tag) => write!(f, "\"{name}\" . {}", hash(*tag)),
+            Self::Device(name, tag) => write!(f, "\"{name}\" . {}", hash(tag)),
         }
     }
 }

@@ -71,14 +71,14 @@ impl Plugin for Portmap {
         };
         let owner = Owner::of(call);
         let mut missing = missing(&owner, &settings, &wanted)?;
-        let guard = missing_guard(&wanted)?;
+        let guard = missing_guard(&owner, &wanted)?;
         if missing.is_empty() {
             // The reference makes none: what it added is not broken, but its operator
             // should know.
             for rule in guard {
                 log::warn(&format!(
-                    "neighbours may reach services on 127.0.0.1 until the next mapped port is \
-                     added, or `cnibox restore` is run: missing: {rule}"
+                    "neighbours may reach services on 127.0.0.1, or the mapped ports stop \
+                     answering there, until `cnibox restore` is run: missing: {rule}"
                 ));
             }
             return Ok(());
@@ -118,8 +118,9 @@ impl Plugin for Portmap {
         let Some(wanted) = wanted(call, &settings, &required_result(call)?) else {
             return Ok(Vec::new());
         };
-        let mut missing = missing(&Owner::of(call), &settings, &wanted)?;
-        missing.extend(missing_guard(&wanted)?);
+        let owner = Owner::of(call);
+        let mut missing = missing(&owner, &settings, &wanted)?;
+        missing.extend(missing_guard(&owner, &wanted)?);
         Ok(missing)
     }
 
@@ -267,9 +268,9 @@ fn missing(owner: &Owner, settings: &Settings, wanted: &PortMaps) -> Result<Vec<
 }
 
 /// What is missing of what [`route_localnet`] made first.
-fn missing_guard(wanted: &PortMaps) -> Result<Vec<String>> {
+fn missing_guard(owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
     if must_route_localnet(wanted) && nftables::is_usable() {
-        localnet::missing_guard()
+        localnet::missing_guard(owner, &links_to(wanted)?)
     } else {
         Ok(Vec::new())
     }
