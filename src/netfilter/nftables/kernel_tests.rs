@@ -142,6 +142,7 @@ fn port_maps(container: &[&str], mappings: &[&str]) -> PortMaps {
         mark: Mark::Bit(13),
         conditions_v4: vec![],
         conditions_v6: vec![],
+        warn_of_takeovers: true,
     }
 }
 

@@ -123,8 +123,10 @@ impl Backend for Nftables {
             for plan in &plans {
                 let there = plan.look(&socket)?;
                 changes.extend(plan.ensure(owner, &there));
-                let sentences = plan.taken_over(owner, &there.rules);
-                taken_over.borrow_mut().extend(sentences);
+                if wanted.warn_of_takeovers {
+                    let sentences = plan.taken_over(owner, &there.rules);
+                    taken_over.borrow_mut().extend(sentences);
+                }
                 found.extend(there.rules);
             }
             let effect = port_maps::Effect {

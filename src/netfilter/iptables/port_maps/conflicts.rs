@@ -100,8 +100,8 @@ impl<'a> Mappings<'a> {
 mod tests {
     use super::super::tests::{after, mapping, rules, wanted};
     use super::*;
-    use crate::netfilter::Protocol;
     use crate::netfilter::iptables::golden;
+    use crate::netfilter::{PortMaps, Protocol};
 
     #[test]
     fn only_mappings_that_meet_are_conflicts() {
@@ -119,6 +119,12 @@ mod tests {
             let found = rules("cont2", 0, &maps).conflicts(&first(theirs));
             assert_eq!(found.len(), expected, "{theirs} {ours}: {found:?}");
         }
+        let restored = PortMaps {
+            warn_of_takeovers: false,
+            ..wanted(vec![mapping(Protocol::Tcp, "", 80, 80)])
+        };
+        let found = rules("cont2", 0, &restored).conflicts(&first(""));
+        assert!(found.is_empty(), "{found:?}");
         // Without the chains behind, nobody knows.
         let mut table = first("192.0.2.1");
         table.chains.clear();
