@@ -160,16 +160,12 @@ fn message(index: u32, route: &Route) -> RouteMessage {
 }
 
 /// The name of the link through which packets to `ip` leave (`ip route get`); `None`
-/// when there is no route.
+/// when there is no route, or one that forbids.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
-    let message = match look_up(netlink, ip) {
-        Err(error) if errno(&error) == Some(Errno::ENETUNREACH) => None,
-        found => found?,
-    };
-    let Some(message) = message else {
+    let Some(message) = look_up(netlink, ip)? else {
         return Ok(None);
     };
     let index = message
@@ -191,20 +187,20 @@ pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn is_local(netlink: &Netlink, ip: IpAddr) -> Result<bool> {
-    // What a lookup ends in where there is no route, or one that forbids.
-    const NOWHERE: [Errno; 4] = [
-        Errno::ENETUNREACH,
-        Errno::EHOSTUNREACH,
-        Errno::EACCES,
-        Errno::EINVAL,
-    ];
-    match look_up(netlink, ip) {
-        Err(error) if errno(&error).is_some_and(|errno| NOWHERE.contains(&errno)) => Ok(false),
-        found => Ok(found?.is_some_and(|message| message.header.kind == RouteType::Local)),
-    }
+    let found = look_up(netlink, ip)?;
+    Ok(found.is_some_and(|message| message.header.kind == RouteType::Local))
 }
 
-/// The route that a packet to `ip` would take.
+/// What a lookup ends in where there is no route, or one that forbids.
+const NOWHERE: [Errno; 4] = [
+    Errno::ENETUNREACH,
+    Errno::EHOSTUNREACH,
+    Errno::EACCES,
+    Errno::EINVAL,
+];
+
+/// The route that a packet to `ip` would take; `None` where there is none, or one that
+/// forbids (unreachable, prohibit, blackhole).
 fn look_up(netlink: &Netlink, ip: IpAddr) -> Result<Option<RouteMessage>> {
     let mut request = RouteMessage::default();
     request.header.address_family = family(ip);
@@ -212,9 +208,10 @@ fn look_up(netlink: &Netlink, ip: IpAddr) -> Result<Option<RouteMessage>> {
     request
         .attributes
         .push(RouteAttribute::Destination(ip.into()));
-    let found = netlink
-        .get(RouteNetlinkMessage::GetRoute(request))
-        .with_context(|| format!("look up the route to {ip}"))?;
+    let found = match netlink.get(RouteNetlinkMessage::GetRoute(request)) {
+        Err(error) if errno(&error).is_some_and(|errno| NOWHERE.contains(&errno)) => None,
+        found => found.with_context(|| format!("look up the route to {ip}"))?,
+    };
     Ok(match found {
         Some(RouteNetlinkMessage::NewRoute(message)) => Some(message),
         _ => None,

@@ -108,6 +108,9 @@ pub struct PortMaps {
     pub conditions_v4: Vec<String>,
     /// As `conditions_v4`, for packets to the container's IPv6 address.
     pub conditions_v6: Vec<String>,
+    /// Warn of each port that is taken over from another container: not where the mappings
+    /// are made again, in the order in which they were first made.
+    pub warn_of_takeovers: bool,
 }
 
 /// One port of the host and where it leads.

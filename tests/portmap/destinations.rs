@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::lab::{mapping, on_every_backend};
+use crate::lab::{Lab, mapping, on_every_backend};
 
 #[test]
 fn only_what_is_meant_for_this_host_is_intercepted() {
@@ -203,4 +203,29 @@ fn check_asks_for_what_add_made() {
         lab.cnitool("del", "none", &six).silent();
         assert!(!lab.rules().contains("8002"), "{}", lab.rules());
     });
+}
+
+#[test]
+fn a_container_to_which_no_route_leads_is_mapped_all_the_same() {
+    let lab = Lab::new("nftables");
+    let netns = lab.node.netns("alone");
+    let config = json!({
+        "cniVersion": "1.1.0", "name": "net1", "type": "portmap", "backend": "nftables",
+        "runtimeConfig": {"portMappings": [mapping("tcp", 8080, 80)]},
+        "prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.8.0.2/24"}]},
+    });
+    for kind in ["unreachable", "prohibit", "blackhole", "throw"] {
+        lab.node.sh(&format!("ip route add {kind} 10.8.0.0/24"));
+        let run = |command| {
+            lab.node
+                .plugin("portmap")
+                .netns(&netns)
+                .run(command, &config)
+        };
+        let added = run("ADD");
+        assert!(added.ok, "{kind}: {added:?}");
+        assert!(lab.rules().contains("dnat to 10.8.0.2:80"), "{kind}");
+        run("DEL").silent();
+        lab.node.sh(&format!("ip route del {kind} 10.8.0.0/24"));
+    }
 }

@@ -190,6 +190,8 @@ fn a_restored_mapping_does_not_win_over_a_newer_one() {
         lab.node.sh(FLUSH);
         let restored = lab.restore(&[]);
         assert!(restored.ok, "{restored:?}");
+        // Nobody loses a port that is not lost already.
+        assert!(!restored.stderr.contains("newest mapping"), "{restored:?}");
         assert_eq!(
             restored.stdout.matches(": restored (").count(),
             3,
@@ -211,6 +213,7 @@ fn a_restored_mapping_does_not_win_over_a_newer_one() {
         removed.silent();
         let restored = lab.restore(&["net1"]);
         assert!(restored.ok, "{restored:?}");
+        assert!(!restored.stderr.contains("newest mapping"), "{restored:?}");
         assert_eq!(
             restored.stdout.matches(": restored (").count(),
             1,

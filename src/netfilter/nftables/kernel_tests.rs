@@ -142,6 +142,7 @@ fn port_maps(container: &[&str], mappings: &[&str]) -> PortMaps {
         mark: Mark::Bit(13),
         conditions_v4: vec![],
         conditions_v6: vec![],
+        warn_of_takeovers: true,
     }
 }
 
@@ -494,6 +495,26 @@ fn an_add_after_the_references_replaces_its_rules_and_keeps_its_conditions() {
         place("dnat to 10.9.0.2:80") < place("dnat to 10.9.0.3:80"),
         "{text}"
     );
+}
+
+#[test]
+fn an_add_leaves_the_references_rules_of_another_attachment_alone() {
+    node();
+    feed("nft -f -", REFERENCE);
+    let second = owner("net2", "cont1", "eth1");
+    let wanted = port_maps(&["10.8.0.2/24"], &["tcp 8081:80"]);
+    Nftables.ensure_port_maps(&second, &wanted).unwrap();
+    // Replaced, the second time.
+    Nftables.ensure_port_maps(&second, &wanted).unwrap();
+    Nftables.check_port_maps(&second, &wanted).unwrap();
+    let text = ruleset();
+    for (what, count) in [
+        ("dnat to 10.9.0.2", 3),
+        ("ip daddr 10.9.0.2 masquerade", 2),
+        ("dnat to 10.8.0.2", 1),
+    ] {
+        assert_eq!(text.matches(what).count(), count, "{what}: {text}");
+    }
 }
 
 #[test]
@@ -964,6 +985,8 @@ fn what_the_registry_has_too_much_is_no_obstacle() {
         }
         ensure();
         assert_eq!(ruleset().matches("dnat to").count(), 2, "{damage}");
+        let own = "10.9.0.2 ip daddr 10.9.0.2";
+        assert_eq!(ruleset().matches(own).count(), 1, "{damage}");
         sh(&format!("nft '{damage}'"));
         remove();
     }

@@ -122,15 +122,17 @@ impl Backend for Nftables {
             let mut found = Vec::new();
             taken_over.borrow_mut().clear();
             for plan in &plans {
-                let there = plan.look(owner, &socket)?;
+                let there = plan.look(&socket)?;
                 changes.extend(plan.ensure(owner, &there));
-                let sentences = plan.taken_over(owner, &there.rules);
-                taken_over.borrow_mut().extend(sentences);
+                if wanted.warn_of_takeovers {
+                    let sentences = plan.taken_over(owner, &there.rules);
+                    taken_over.borrow_mut().extend(sentences);
+                }
                 found.extend(there.rules);
             }
             let effect = port_maps::Effect {
                 found: &found,
-                gone: &|rule| port_maps::is_own(owner, rule),
+                gone: &|rule| plans.iter().any(|plan| plan.replaces(owner, rule)),
                 touched: &|tag| tag == own,
                 owner: Some(owner),
                 plans: &plans,

@@ -13,7 +13,7 @@ use super::set::{Elements, Key};
 use super::shared::{
     Shared, Snapshot, command, ensure_shared, in_chain, is_in_order, look, missing_shared,
 };
-use super::transaction::{Change, Found, rules};
+use super::transaction::{Change, Found};
 use crate::netfilter::socket::Socket;
 use crate::netfilter::{Mapping, Owner, PortMaps, Protocol};
 
@@ -44,6 +44,8 @@ const fn table(family: Family) -> Table {
 #[derive(Debug)]
 pub struct Plan {
     pub table: Table,
+    /// The container's address, if there is one of this family.
+    container: Option<IpAddr>,
     snat: bool,
     hostports: Vec<Rule>,
     masquerading: Vec<Rule>,
@@ -81,6 +83,7 @@ impl Plan {
         };
         Self {
             table: table(family_of(address)),
+            container: Some(address),
             snat: wanted.snat,
             hostports,
             masquerading,
@@ -91,26 +94,20 @@ impl Plan {
     pub fn none(table: Table) -> Self {
         Self {
             table,
+            container: None,
             snat: false,
             hostports: Vec::new(),
             masquerading: Vec::new(),
         }
     }
 
-    /// What [`Plan::ensure`] needs to know. The chain that grows fastest is looked at
-    /// only if the owner has rules in another one: without them it has none there.
+    /// What [`Plan::ensure`] needs to know. Every chain is looked at: somebody may have
+    /// flushed one of them, and left the owner's rules in another.
     ///
     /// # Errors
     /// When the kernel refuses to tell.
-    pub fn look(&self, owner: &Owner, socket: &Socket) -> Result<Snapshot> {
-        let shared = shared(self.table, self.snat);
-        let mut there = look(socket, self.table, &shared, &[HOSTPORTS, HOSTIP_HOSTPORTS])?;
-        if there.rules.iter().any(|rule| is_own(owner, rule)) {
-            there
-                .rules
-                .extend(rules(socket, &self.table, Some(MASQUERADING))?);
-        }
-        Ok(there)
+    pub fn look(&self, socket: &Socket) -> Result<Snapshot> {
+        look(socket, self.table, &shared(self.table, true), &OWNED)
     }
 
     /// What makes exactly this plan's rules exist for `owner`.
@@ -120,10 +117,21 @@ impl Plan {
             let shared = shared(self.table, self.snat);
             changes.extend(ensure_shared(self.table, &shared, there));
         }
-        let is_own = |rule: &Found| is_own(owner, rule);
-        changes.extend(remove(self.table, &there.rules, is_own));
+        let is_replaced = |rule: &Found| self.replaces(owner, rule);
+        changes.extend(remove(self.table, &there.rules, is_replaced));
         changes.extend(self.insertions());
         changes
+    }
+
+    /// Whether [`Plan::ensure`] removes a rule: any of the attachment, but of those of the
+    /// reference, which may be another attachment's of the container, only what leads to
+    /// the address.
+    pub fn replaces(&self, owner: &Owner, rule: &Found) -> bool {
+        is_own(owner, rule)
+            && (rule.tag.is_some()
+                || self
+                    .container
+                    .is_some_and(|address| leads_to(rule, address)))
     }
 
     fn insertions(&self) -> Vec<Change> {
@@ -376,6 +384,17 @@ pub fn destination(statements: &[Statement]) -> Option<(Protocol, u16, IpAddr)> 
         Statement::Dnat { to, .. } => Some((protocol, port, *to)),
         _ => None,
     })
+}
+
+/// Whether a rule translates to `container`, or is about packets to it.
+fn leads_to(rule: &Found, container: IpAddr) -> bool {
+    let statements = rule.known_statements();
+    if is_mapping(rule) {
+        return statements
+            .iter()
+            .any(|statement| matches!(statement, Statement::Dnat { to, .. } if *to == container));
+    }
+    statements.contains(&address(End::Destination, container.into()))
 }
 
 /// What all owners in the table share. Without `snat` nothing is masqueraded.

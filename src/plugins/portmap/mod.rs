@@ -129,6 +129,10 @@ impl Plugin for Portmap {
         match wanted(call, &settings, &required_result(call)?) {
             Some(wanted) => {
                 let name = netfilter::choose(settings.backend)?;
+                let wanted = PortMaps {
+                    warn_of_takeovers: false,
+                    ..wanted
+                };
                 ensure(&Owner::of(call), name, &wanted)
             }
             None => Ok(()),
@@ -204,6 +208,7 @@ fn wanted(call: &Call, settings: &Settings, result: &CniResult) -> Option<PortMa
         mark: settings.mark.clone(),
         conditions_v4: settings.conditions_v4.clone(),
         conditions_v6: settings.conditions_v6.clone(),
+        warn_of_takeovers: true,
     })
 }
 

@@ -159,6 +159,7 @@ fn port_maps(container: &[&str], ports: &[u16]) -> PortMaps {
         mark: Mark::Bit(13),
         conditions_v4: vec![],
         conditions_v6: vec![],
+        warn_of_takeovers: true,
     }
 }
 

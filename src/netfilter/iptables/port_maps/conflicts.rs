@@ -1,11 +1,11 @@
 //! Ports that another container had: the newest mapping wins, and its loser is told of.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::{DNAT, KIND, Rules, dports};
-use crate::netfilter::Protocol;
 use crate::netfilter::iptables::owned::parse_comment;
 use crate::netfilter::iptables::rule::{Rule, Table};
 
@@ -14,6 +14,12 @@ impl Rules {
     /// whether they are for the same address of the host, and for this family at all, is
     /// seen in the chain behind, if `table` has it.
     pub fn conflicts(&self, table: &Table) -> Vec<String> {
+        let mut hosts = HashMap::<_, Vec<Option<IpAddr>>>::new();
+        for (protocol, port, host) in &self.ports {
+            let key = (protocol.as_str(), port.to_string());
+            hosts.entry(key).or_default().push(*host);
+        }
+        let mappings = Mappings::of(table);
         let mut found = Vec::new();
         for entry in table.rules.iter().filter(|rule| rule.chain == DNAT) {
             let owner = entry.comment().unwrap_or_default();
@@ -24,15 +30,17 @@ impl Rules {
                 || format!("somebody else (\"{owner}\")"),
                 |(network, id)| format!("container {id} in network {network}"),
             );
-            for (protocol, port, host) in &self.ports {
-                let text = port.to_string();
-                if entry.value("-p") == Some(protocol.as_str())
-                    && dports(entry).any(|other| other == text)
-                    && maps(table, entry, *protocol, &text, *host)
-                {
+            let Some(protocol) = entry.value("-p") else {
+                continue;
+            };
+            for port in dports(entry) {
+                let mut hosts = hosts
+                    .get(&(protocol, port.to_owned()))
+                    .into_iter()
+                    .flatten();
+                if hosts.any(|host| mappings.meet(entry, protocol, port, *host)) {
                     found.push(format!(
-                        "host port {port}/{} was mapped to {whose}: the newest mapping wins",
-                        protocol.as_str()
+                        "host port {port}/{protocol} was mapped to {whose}: the newest mapping wins"
                     ));
                 }
             }
@@ -41,28 +49,51 @@ impl Rules {
     }
 }
 
-/// Whether the chain behind `entry` takes packets to `port` of `host`, or of any address.
-/// Whatever `table` does not tell counts as yes.
-fn maps(table: &Table, entry: &Rule, protocol: Protocol, port: &str, host: Option<IpAddr>) -> bool {
-    let Some(chain) = entry.jump().filter(|chain| table.chains.contains(*chain)) else {
-        return true;
-    };
-    let is_or_lacks =
-        |rule: &Rule, option, wanted: &str| rule.value(option).is_none_or(|value| value == wanted);
-    let meets = |rule: &Rule| {
-        let other = rule.value("-d").and_then(|net| net.parse::<IpNet>().ok());
-        match (host, other) {
-            (Some(host), Some(other)) => other.contains(&host),
-            _ => true,
+/// A rule's chain, and the protocol and the port that it asks for, if it does.
+type Place<'a> = (&'a str, Option<&'a str>, Option<&'a str>);
+
+/// The mappings in a table's chains, found without going through all of them for each port.
+struct Mappings<'a> {
+    table: &'a Table,
+    rules: HashMap<Place<'a>, Vec<&'a Rule>>,
+}
+
+impl<'a> Mappings<'a> {
+    /// Those of `table`.
+    fn of(table: &'a Table) -> Self {
+        let mut rules = HashMap::<_, Vec<_>>::new();
+        for rule in table
+            .rules
+            .iter()
+            .filter(|rule| rule.value("-j") == Some("DNAT"))
+        {
+            let key = (rule.chain.as_str(), rule.value("-p"), rule.value("--dport"));
+            rules.entry(key).or_default().push(rule);
         }
-    };
-    table.rules.iter().any(|rule| {
-        rule.chain == chain
-            && rule.value("-j") == Some("DNAT")
-            && is_or_lacks(rule, "-p", protocol.as_str())
-            && is_or_lacks(rule, "--dport", port)
-            && meets(rule)
-    })
+        Self { table, rules }
+    }
+
+    /// Whether the chain behind `entry` takes packets to `port` of `host`, or of any
+    /// address. Whatever the table does not tell counts as yes.
+    fn meet(&self, entry: &Rule, protocol: &str, port: &str, host: Option<IpAddr>) -> bool {
+        let chains = &self.table.chains;
+        let Some(chain) = entry.jump().filter(|chain| chains.contains(*chain)) else {
+            return true;
+        };
+        let meets = |rule: &&Rule| {
+            let other = rule.value("-d").and_then(|net| net.parse::<IpNet>().ok());
+            match (host, other) {
+                (Some(host), Some(other)) => other.contains(&host),
+                _ => true,
+            }
+        };
+        let keys = [Some(protocol), None]
+            .into_iter()
+            .flat_map(|protocol| [(chain, protocol, Some(port)), (chain, protocol, None)]);
+        keys.filter_map(|key| self.rules.get(&key))
+            .flatten()
+            .any(meets)
+    }
 }
 
 #[cfg(test)]
@@ -70,6 +101,7 @@ mod tests {
     use super::super::tests::{after, mapping, rules, wanted};
     use super::*;
     use crate::netfilter::iptables::golden;
+    use crate::netfilter::{PortMaps, Protocol};
 
     #[test]
     fn only_mappings_that_meet_are_conflicts() {
@@ -87,6 +119,12 @@ mod tests {
             let found = rules("cont2", 0, &maps).conflicts(&first(theirs));
             assert_eq!(found.len(), expected, "{theirs} {ours}: {found:?}");
         }
+        let restored = PortMaps {
+            warn_of_takeovers: false,
+            ..wanted(vec![mapping(Protocol::Tcp, "", 80, 80)])
+        };
+        let found = rules("cont2", 0, &restored).conflicts(&first(""));
+        assert!(found.is_empty(), "{found:?}");
         // Without the chains behind, nobody knows.
         let mut table = first("192.0.2.1");
         table.chains.clear();

@@ -102,7 +102,7 @@ impl Rules {
             ports: wanted
                 .mappings
                 .iter()
-                .filter(|mapping| mapping.is_for(container.addr()))
+                .filter(|mapping| wanted.warn_of_takeovers && mapping.is_for(container.addr()))
                 .map(|mapping| (mapping.protocol, mapping.host_port, only_host(mapping)))
                 .collect(),
             chain,
@@ -429,6 +429,7 @@ mod tests {
             mark: Mark::Bit(13),
             conditions_v4: vec![],
             conditions_v6: vec![],
+            warn_of_takeovers: true,
         }
     }
 
