@@ -8,7 +8,7 @@ mod check;
 mod config;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
-mod host_end;
+pub mod host_end;
 mod plan;
 mod rules;
 mod vlan;
