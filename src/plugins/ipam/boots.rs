@@ -135,8 +135,8 @@ impl Boots {
     }
 
     /// Whether the runtime's memory of the attachment leads to a namespace that lives, or
-    /// the host has the attachment's link. Our own namespace is none of a container's: a process id that was a container's before may be
-    /// anybody's by now.
+    /// the host has the attachment's link. Our own namespace is none of a container's: a
+    /// process id that was a container's before may be anybody's by now.
     fn is_live(&self, owner: &Owner) -> bool {
         // A file of old does not tell the interface, nor its boot.
         let Some(ifname) = owner.ifname.clone() else {
