@@ -600,6 +600,21 @@ fn a_lease_of_unknown_boot_is_not_taken_over() {
     }
 }
 
+#[test]
+fn a_lease_is_kept_while_the_host_has_its_link() {
+    let node = Node::new();
+    let config = config(json!({"subnet": "10.0.0.0/24", "rangeEnd": "10.0.0.2"}));
+    addresses(&add(&node, "a", &config));
+    reboot(&node, "another");
+    // As the bridge plugin leaves it; the runtime remembers nothing where we look.
+    node.sh("ip link add veth0 type veth peer name veth1 && \
+         ip link set veth0 alias 'cni network net interface eth0 container a'");
+    assert!(!add(&node, "b", &config).ok);
+    assert_eq!(call(&node, "x").run("STATUS", &config).error().0, 50);
+    node.sh("ip link set veth0 alias 'cni network net interface eth0 container aa'");
+    assert_eq!(addresses(&add(&node, "b", &config)), ["10.0.0.2/24"]);
+}
+
 /// Writes down that the runtime added container `id` to the namespace `netns`.
 fn remember(id: &str, netns: &str) {
     let results = Path::new("/var/lib/cni/results");

@@ -11,7 +11,7 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use common::{Call, Node, REFERENCE};
@@ -89,6 +89,16 @@ fn sysctl(node: &Node, path: &str) -> String {
     text.trim_end().to_owned()
 }
 
+/// The file that keeps `properties` of `link`, the container's.
+fn backup_of(link: &Value, properties: &str) -> String {
+    let netns = fs::metadata("/run/netns/c1").unwrap().ino();
+    let (ifindex, peer) = (&link["ifindex"], &link["link_index"]);
+    format!(
+        "{{\n{properties} \"link\": {{\n  \"netns\": {netns},\n  \"ifindex\": {ifindex},\n  \
+         \"peer\": {peer}\n }},\n \"network\": \"net1\"\n}}"
+    )
+}
+
 #[track_caller]
 fn assert_no_backup() {
     let Ok(entries) = fs::read_dir(BACKUPS) else {
@@ -125,9 +135,12 @@ fn everything_is_set_and_del_restores_exactly() {
     let mac = before["address"].as_str().unwrap();
     assert_eq!(
         fs::read_to_string(BACKUP).unwrap(),
-        format!(
-            "{{\n \"mac\": \"{mac}\",\n \"promisc\": false,\n \"mtu\": 1500,\n \
-             \"allmulti\": false,\n \"txQLen\": 1000,\n \"network\": \"net1\"\n}}"
+        backup_of(
+            &before,
+            &format!(
+                " \"mac\": \"{mac}\",\n \"promisc\": false,\n \"mtu\": 1500,\n \
+                 \"allmulti\": false,\n \"txQLen\": 1000,\n"
+            )
         )
     );
     let mode = |path: &str| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -156,25 +169,19 @@ fn only_what_is_asked_for_is_changed_kept_and_compared() {
             json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}),
             None,
         ),
-        (
-            json!({"allmulti": true}),
-            Some("{\n \"allmulti\": true,\n \"network\": \"net1\"\n}"),
-        ),
-        (
-            json!({"txQLen": 7}),
-            Some("{\n \"txQLen\": 7,\n \"network\": \"net1\"\n}"),
-        ),
+        (json!({"allmulti": true}), Some(" \"allmulti\": true,\n")),
+        (json!({"txQLen": 7}), Some(" \"txQLen\": 7,\n")),
         (
             json!({"promisc": true, "mtu": 1300}),
-            Some("{\n \"promisc\": true,\n \"mtu\": 1300,\n \"network\": \"net1\"\n}"),
+            Some(" \"promisc\": true,\n \"mtu\": 1300,\n"),
         ),
     ] {
         let config = config(members.clone());
         call.run("ADD", &config).json();
         assert_eq!(properties(&node), before, "{members}");
         assert_eq!(
-            fs::read_to_string(BACKUP).ok().as_deref(),
-            backup,
+            fs::read_to_string(BACKUP).ok(),
+            backup.map(|properties| backup_of(&eth0(&node), properties)),
             "{members}"
         );
         call.run("CHECK", &config).silent();
@@ -657,6 +664,39 @@ fn two_tunings_of_one_interface_and_a_failed_one() {
 }
 
 #[test]
+fn a_link_is_given_nothing_of_the_one_before_it() {
+    let node = Node::new();
+    let call = container(&node);
+    let mac = config(json!({"mac": "c2:11:22:33:44:aa"}));
+    let anew = || {
+        node.sh("ip link del host0; ip netns del c1; ip netns add c1");
+        add_link(&node);
+        eth0(&node)
+    };
+    call.run("ADD", &mac).json();
+    // No DEL: the file stays, and the namespace's number may be the same as before.
+    let before = anew();
+    call.run("ADD", &mac).json();
+    call.run("DEL", &mac).silent();
+    assert_eq!(eth0(&node), before);
+    assert_no_backup();
+
+    call.run("ADD", &mac).json();
+    let kept: Value = serde_json::from_slice(&fs::read(BACKUP).unwrap()).unwrap();
+    let before = anew();
+    assert_ne!(kept["mac"], before["address"]);
+    // This time only the MTU: the address is not to come from the file, nor with DEL.
+    let mtu = config(json!({"mtu": 1400}));
+    call.run("ADD", &mtu).json();
+    call.run("DEL", &mtu).silent();
+    assert_eq!(eth0(&node), before);
+    fs::write(BACKUP, kept.to_string()).unwrap();
+    call.run("DEL", &mac).silent();
+    assert_eq!(eth0(&node), before);
+    assert_no_backup();
+}
+
+#[test]
 fn attachments_are_kept_apart() {
     let node = Node::new();
     let call = container(&node);
@@ -789,8 +829,9 @@ fn what_one_implementation_added_the_other_removes() {
         assert_no_backup();
     }
     // Ours also tells whose it is, which the reference passes over.
-    let named = backups[1].replace("\n}", ",\n \"network\": \"net1\"\n}");
-    assert_eq!(backups[0], named);
+    let properties = backups[1].strip_prefix("{\n").unwrap();
+    let properties = properties.replace("\n}", ",\n");
+    assert_eq!(backups[0], backup_of(&before, &properties));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -62,6 +62,17 @@ impl Netns {
             })
         };
         on_a_thread(made)
+    }
+
+    /// The kernel's number for it, which no other namespace has as long as it lives.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn inode(&self) -> Result<u64> {
+        let metadata = self.file.metadata();
+        Ok(metadata
+            .with_context(|| format!("look at {}", self.path))?
+            .ino())
     }
 
     /// For DEL: the namespace if there is one. A path that does not exist, or names

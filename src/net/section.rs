@@ -15,20 +15,28 @@ pub const DIR: &str = "/run/cni";
 /// Keeps others out of the section `name`, as long as the answer lives.
 ///
 /// # Errors
-/// Code 11 when somebody else is in there for longer than `limit`; otherwise when the file
+/// Code 11 when somebody else is in there for longer than `limit`; code 5 when the file
 /// cannot be locked.
 pub fn enter(name: &str, limit: Duration) -> Result<Lock> {
     let path = lock_file(name)?;
-    match fsutil::lock_within(&path, 0o600, limit)? {
-        Some(lock) => Ok(lock),
-        None => Err(is_occupied(name, &path, limit).into()),
-    }
+    let lock = || {
+        fsutil::create_directory(Path::new(DIR), 0o755)?;
+        fsutil::lock_within(&path, 0o600, limit)
+    };
+    let locked = lock().with_context(|| {
+        let sentence = format!(
+            "keep others out of {}: make {DIR} a directory in which root can write",
+            path.display()
+        );
+        coded(Code::Io, sentence)
+    })?;
+    locked.ok_or_else(|| is_occupied(name, &path, limit).into())
 }
 
-/// Says that somebody else kept `lock` for as long as `limit`.
-pub fn is_occupied(name: &str, lock: &Path, limit: Duration) -> Coded {
+/// Says that somebody else kept `lock`, which is that of `what`, for as long as `limit`.
+pub fn is_occupied(what: &str, lock: &Path, limit: Duration) -> Coded {
     let sentence = format!(
-        "wait {} seconds for the lock of {name}, held by {}",
+        "wait {} seconds for the lock of {what}, held by {}",
         limit.as_secs(),
         fsutil::lock_holder(lock).unwrap_or_else(|| "another process".into()),
     );
@@ -39,7 +47,6 @@ pub fn is_occupied(name: &str, lock: &Path, limit: Duration) -> Coded {
 /// file: anybody may open that one, and lock it for ever.
 fn lock_file(name: &str) -> Result<PathBuf> {
     let file = format!("{}.lock", stem(name)?);
-    fsutil::create_directory(Path::new(DIR), 0o755)?;
     Ok(Path::new(DIR).join(file))
 }
 
@@ -51,7 +58,7 @@ fn lock_file(name: &str) -> Result<PathBuf> {
 pub fn stem(name: &str) -> Result<String> {
     let namespace = "/proc/thread-self/ns/net";
     let inode = std::fs::metadata(namespace)
-        .with_context(|| format!("look up {namespace}"))?
+        .with_context(|| coded(Code::Io, format!("look up {namespace}")))?
         .ino();
     Ok(format!("cnibox-{name}-{inode}"))
 }

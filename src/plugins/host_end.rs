@@ -36,7 +36,8 @@ impl Identity {
         Self::new(&call.config.network, &call.invocation.attachment)
     }
 
-    fn new(network: &str, attachment: &Attachment) -> Self {
+    /// The host end of `attachment` to `network`.
+    pub fn new(network: &str, attachment: &Attachment) -> Self {
         let Attachment {
             container_id,
             ifname,

@@ -216,3 +216,44 @@ fn rules_of_one_backend_go_when_the_other_is_configured() {
         assert_eq!(lab.rules(), before, "{}, then {other}", lab.backend);
     });
 }
+
+#[test]
+fn conditions_that_nobody_understands_are_refused_before_anything_is_made() {
+    let lab = Lab::new("nftables");
+    lab.configure(&json!({}), &json!({"conditionsV4": ["ct state new"]}));
+    let told = lab.node.cnitool(&lab.conf(), &["validate"]);
+    assert!(!told.ok, "{told:?}");
+    assert!(told.stdout.contains("conditionsV4[0]: "), "{told:?}");
+    lab.node.netns("c1");
+    let mappings = json!([mapping("tcp", 8080, 80)]);
+    let refused = lab.cnitool("add", "c1", &mappings);
+    assert!(!refused.ok, "{refused:?}");
+    let sentence =
+        "(add): conditionsV4[0]: the nftables backend does not understand \"ct state new\"";
+    assert!(refused.stderr.contains(sentence), "{refused:?}");
+    assert!(refused.stderr.contains("(code 2)"), "{refused:?}");
+    lab.cnitool("del", "c1", &mappings).silent();
+    let rules = lab.rules();
+    assert!(!rules.contains("8080"), "{rules}");
+}
+
+#[test]
+fn a_lock_that_cannot_be_made_is_named() {
+    let lab = Lab::new("nftables");
+    lab.node
+        .sh("rm -rf /run/cni && echo no directory > /run/cni");
+    lab.node.netns("c1");
+    let mappings = json!([mapping("tcp", 8080, 80)]);
+    let refused = lab.cnitool("add", "c1", &mappings);
+    assert!(!refused.ok, "{refused:?}");
+    for words in [
+        "(add): keep others out of /run/cni/cnibox-localnet-",
+        "make /run/cni a directory",
+        "(code 5)",
+    ] {
+        assert!(refused.stderr.contains(words), "{refused:?}");
+    }
+    lab.node.sh("rm /run/cni");
+    lab.cnitool("del", "c1", &mappings).silent();
+    lab.cnitool("add", "c1", &mappings).json();
+}

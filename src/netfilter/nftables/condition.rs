@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use super::ruleset::{End, Family, Statement, family_of};
 use crate::cni::error::{Code, detailed};
 
-const UNDERSTOOD: &str = "understood are: ip saddr|daddr [!=] ADDRESS[/PREFIX] (ip6 in \
+/// Tells operators what [`parse`] takes.
+pub const UNDERSTOOD: &str = "understood are: ip saddr|daddr [!=] ADDRESS[/PREFIX] (ip6 in \
     conditionsV6), iifname|oifname [!=] \"NAME\", meta mark [!=] NUMBER";
 
 /// The statements in `conditions`, the words of key `key`, for a table of `family`:

@@ -32,6 +32,7 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use ipnet::IpNet;
 
+pub use self::condition::UNDERSTOOD;
 use self::identity::Tag;
 use self::lookup::look_up_chain;
 pub use self::lookup::{chains, has_chain, is_usable};
@@ -180,6 +181,12 @@ impl Backend for Nftables {
         let stale = |tag: Tag| tag.is_stale(network, valid);
         remove_port_maps(None, |rule| rule.tag.is_some_and(stale), stale)
     }
+}
+
+/// Whether `conditions` can be kept in tables of `family`; if not, [`UNDERSTOOD`] says what
+/// can.
+pub fn understands(family: Family, conditions: &[String]) -> bool {
+    condition::parse(family, "conditions", conditions).is_ok()
 }
 
 /// What `wanted` means for both families.

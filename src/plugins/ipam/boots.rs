@@ -4,9 +4,11 @@
 //! earlier boot is somebody's only if its container was started again since, which writes
 //! the lease anew; or if the boot id changed under a living container, as when a data
 //! directory moves between nodes. Against the latter, what runtimes remember is asked too:
-//! a container whose result cache names a living namespace keeps its lease.
+//! a container whose result cache names a living namespace keeps its lease; and so does one
+//! whose host end is there, for runtimes that remember elsewhere.
 
-use std::collections::HashSet;
+use std::cell::OnceCell;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -17,6 +19,10 @@ use super::lease_dir::{Lease, LeaseDir};
 use super::owner::Owner;
 use crate::cni::invocation::Attachment;
 use crate::fsutil;
+use crate::log;
+use crate::net::link;
+use crate::net::netlink::Netlink;
+use crate::plugins::host_end::Identity;
 use crate::runtime::cache::{self, Cache};
 use crate::runtime::gc;
 
@@ -34,6 +40,8 @@ pub struct Boots {
     network: String,
     /// This boot; empty where the kernel does not say.
     this: String,
+    /// The aliases of the host's veth links, once somebody had to look.
+    aliases: OnceCell<Option<BTreeSet<String>>>,
 }
 
 impl Boots {
@@ -43,6 +51,7 @@ impl Boots {
             index: Index::new(data_dir, network),
             network: network.to_owned(),
             this: boot_id(),
+            aliases: OnceCell::new(),
         }
     }
 
@@ -125,9 +134,9 @@ impl Boots {
             .count()
     }
 
-    /// Whether the runtime's memory of the attachment leads to a namespace that lives. Our
-    /// own is none of a container's: a process id that was a container's before may be
-    /// anybody's by now.
+    /// Whether the runtime's memory of the attachment leads to a namespace that lives, or
+    /// the host has the attachment's link. Our own namespace is none of a container's: a
+    /// process id that was a container's before may be anybody's by now.
     fn is_live(&self, owner: &Owner) -> bool {
         // A file of old does not tell the interface, nor its boot.
         let Some(ifname) = owner.ifname.clone() else {
@@ -138,10 +147,27 @@ impl Boots {
             ifname,
         };
         let netns = Cache::new(Path::new(cache::DEFAULT)).netns(&self.network, &attachment);
-        netns.is_some_and(|netns| {
+        let is_remembered = netns.is_some_and(|netns| {
             let own = Path::new("/proc/thread-self/ns/net");
             gc::is_live(&netns) && !fsutil::is_same_file(own, Path::new(&netns))
-        })
+        });
+        is_remembered || self.has_host_end(&attachment)
+    }
+
+    /// Whether the host has the link that the bridge plugin made for `attachment`. Where
+    /// links cannot be listed, any may be there.
+    fn has_host_end(&self, attachment: &Attachment) -> bool {
+        let aliases = self.aliases.get_or_init(|| {
+            let links = Netlink::open().and_then(|host| link::all(&host, "veth"));
+            links
+                .map(|links| links.into_iter().map(|link| link.alias).collect())
+                .inspect_err(|error| log::warn(&format!("no lease is taken over: {error:#}")))
+                .ok()
+        });
+        let alias = Identity::new(&self.network, attachment).alias;
+        aliases
+            .as_ref()
+            .is_none_or(|aliases| aliases.contains(&alias))
     }
 }
 

@@ -18,9 +18,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::owner::Owner;
 use crate::cni::config::parse_ip;
-use crate::cni::error::{Code, coded};
 use crate::fsutil;
 use crate::log;
+use crate::net::section;
 
 const DIR_MODE: u32 = 0o755;
 const LEASE_MODE: u32 = 0o600;
@@ -128,14 +128,8 @@ impl LeaseDir {
             Err(error)
         })?;
         locked.ok_or_else(|| {
-            let holder = fsutil::lock_holder(&path);
-            let sentence = format!(
-                "wait {} seconds for the lock {}, held by {}",
-                LOCK_WAIT.as_secs(),
-                path.display(),
-                holder.unwrap_or_else(|| "another process".into()),
-            );
-            coded(Code::TryAgain, sentence).into()
+            let what = self.path.display().to_string();
+            section::is_occupied(&what, &path, LOCK_WAIT).into()
         })
     }
 

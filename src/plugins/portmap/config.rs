@@ -10,6 +10,7 @@ use crate::cni::config::parse_ip;
 use crate::cni::error::{Code, coded};
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
+use crate::netfilter::nftables::{self, Family, UNDERSTOOD};
 use crate::netfilter::{BackendName, Mapping, Mark, Protocol};
 
 #[derive(Debug, Deserialize)]
@@ -78,22 +79,61 @@ impl Settings {
     /// The settings for `call`.
     ///
     /// # Errors
-    /// Code 6 or 7, naming the key or the mapping.
+    /// Code 6 or 7, naming the key or the mapping; code 2 for a condition that the backend
+    /// does not understand.
     pub fn resolve(call: &Call) -> Result<Self> {
         let wire: Wire = call.config.read()?;
-        wire.settings().map_err(|mut problems| {
-            let first = problems.remove(0);
-            coded(Code::Config, format!("{}: {}", first.path, first.message)).into()
-        })
+        let refused =
+            |code, problem: &Problem| coded(code, format!("{}: {}", problem.path, problem.message));
+        let settings = wire
+            .settings()
+            .map_err(|mut problems| refused(Code::Config, &problems.remove(0)))?;
+        match settings.misunderstood().first() {
+            Some(problem) => Err(refused(Code::UnsupportedField, problem).into()),
+            None => Ok(settings),
+        }
+    }
+
+    /// The conditions that the nftables backend cannot keep. Those for iptables are the
+    /// tool's to judge.
+    fn misunderstood(&self) -> Vec<Problem> {
+        if self.backend != Some(BackendName::Nftables) {
+            return Vec::new();
+        }
+        let families = [
+            ("conditionsV4", Family::Ip, &self.conditions_v4),
+            ("conditionsV6", Family::Ip6, &self.conditions_v6),
+        ];
+        let problem = |(key, family, conditions): (&str, Family, &Vec<String>)| {
+            if nftables::understands(family, conditions) {
+                return None;
+            }
+            // A condition may go on in the next members: the first that cannot be the end
+            // of one is where the mistake begins.
+            let (understood, rest) = (0..conditions.len())
+                .rev()
+                .map(|begin| conditions.split_at(begin))
+                .find(|(before, _)| nftables::understands(family, before))?;
+            let message = format!(
+                "the nftables backend does not understand \"{}\"; {UNDERSTOOD}",
+                rest.join(" ")
+            );
+            Some(Problem::new(
+                format!("{key}[{}]", understood.len()),
+                message,
+            ))
+        };
+        families.into_iter().filter_map(problem).collect()
     }
 }
 
 /// Everything wrong with a configuration; `root` is its path in the file.
 pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
     let mut problems = json::problems::<Wire>(root, document);
-    if let Ok(wire) = json::decode::<Wire>(root, document)
-        && let Err(found) = wire.settings()
-    {
+    if let Ok(wire) = json::decode::<Wire>(root, document) {
+        let found = wire
+            .settings()
+            .map_or_else(|problems| problems, |settings| settings.misunderstood());
         let placed =
             |problem: Problem| Problem::new(json::below(root, &problem.path), problem.message);
         problems.extend(found.into_iter().map(placed));
@@ -165,15 +205,14 @@ impl Wire {
 
     /// The backend asked for, which must be the one that the other keys are written for.
     fn backend(&self) -> Result<Option<BackendName>, Problem> {
-        let asked = match self.backend.as_str() {
-            "" => None,
-            "iptables" => Some(BackendName::Iptables),
-            "nftables" => Some(BackendName::Nftables),
-            other => {
-                let message = format!("\"{other}\" is neither \"iptables\" nor \"nftables\"");
-                return Err(Problem::new("backend", message));
-            }
-        };
+        let asked = BackendName::parse(&self.backend);
+        if asked.is_none() && !self.backend.is_empty() {
+            let message = format!(
+                "\"{}\" is neither \"iptables\" nor \"nftables\"",
+                self.backend
+            );
+            return Err(Problem::new("backend", message));
+        }
         let written_for = |conditions: &[String]| {
             let first = conditions.first()?;
             Some(if first.starts_with(['-', '!']) {
@@ -352,6 +391,36 @@ mod tests {
             json!({"backend": "ebtables"}),
         ] {
             assert_eq!(problems(&value).len(), 1, "{value}");
+        }
+    }
+
+    #[test]
+    fn conditions_must_be_understood() {
+        let misunderstood = |value: &Value| -> Vec<String> {
+            let found = validate("plugins[0]", value).into_iter();
+            found
+                .map(|p| format!("{}: {}", p.path, p.message))
+                .collect()
+        };
+        let wrong = json!({
+            "backend": "nftables",
+            "conditionsV4": ["ct state new"],
+            "conditionsV6": ["ip6", "daddr", "fd00::/8", "ip saddr", "10.0.0.1"],
+        });
+        let found = misunderstood(&wrong);
+        assert_eq!(found.len(), 2, "{found:?}");
+        for (found, start) in found.iter().zip([
+            "plugins[0].conditionsV4[0]: the nftables backend does not understand \"ct state new\"; ",
+            "plugins[0].conditionsV6[3]: the nftables backend does not understand \"ip saddr 10.0.0.1\"; ",
+        ]) {
+            assert!(found.starts_with(start), "{found}");
+            assert!(found.ends_with(UNDERSTOOD), "{found}");
+        }
+        for right in [
+            json!({"backend": "nftables", "conditionsV4": ["ip", "saddr", "!= 10.0.0.0/8"]}),
+            json!({"conditionsV4": ["-m", "conntrack", "--ctstate", "NEW"]}),
+        ] {
+            assert!(misunderstood(&right).is_empty(), "{right}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result};
 
-use super::backup::Backup;
+use super::backup::{Backup, Identity};
 use super::plan::{Found, Property};
 use super::sysctl::{Sysctl, same_value};
 use crate::cni::error::{Code, coded, detailed};
@@ -42,6 +42,18 @@ impl Container {
     /// When the kernel cannot be asked.
     pub fn link(&self, ifname: &str) -> Result<Option<Link>> {
         link::by_name(&self.netlink, ifname)
+    }
+
+    /// Which of all links `link`, one of the container's, is.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn identity(&self, link: &Link) -> Result<Identity> {
+        Ok(Identity {
+            netns: self.netns.inode()?,
+            ifindex: link.index,
+            peer: link.peer,
+        })
     }
 
     /// What each of `sysctls` holds.

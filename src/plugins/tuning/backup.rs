@@ -1,7 +1,8 @@
 //! What DEL restores: the link as it was before ADD, in a file of the reference's
 //! format (behaviour 8.2), so that either implementation can undo the other's ADD. It also
 //! names the network, which the reference passes over: networks share the directory, and
-//! GC must know whose a file is.
+//! GC must know whose a file is. And it names the link: a file that outlived its link says
+//! nothing about the next one of that name.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -32,6 +33,19 @@ const PARENT_MODE: u32 = 0o755;
 /// Writing a backup takes others much less.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 
+/// Which link a backup is of. The kernel gives a namespace's number to another once it is
+/// gone, but counts on in the namespace of the other end of a veth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Inode of the namespace that the link is in.
+    pub netns: u64,
+    /// The link's index in there.
+    pub ifindex: u32,
+    /// Of a veth: the index of its other end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<u32>,
+}
+
 /// Properties of a link before they were changed; what is not changed is not told.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -46,22 +60,27 @@ pub struct Backup {
     pub allmulti: Option<bool>,
     #[serde(rename = "txQLen", skip_serializing_if = "Option::is_none")]
     pub tx_queue_len: Option<u32>,
+    /// `None` in the reference's files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<Identity>,
 }
 
 impl Backup {
-    /// What `link` has where `wanted` asks for something.
-    pub fn of(link: &Link, wanted: &Wanted) -> Self {
+    /// What `link`, known as `identity`, has where `wanted` asks for something.
+    pub fn of(link: &Link, identity: Identity, wanted: &Wanted) -> Self {
         Self {
             mac: wanted.mac.as_ref().map(|_| link.mac.clone()),
             promisc: wanted.promiscuous.then_some(link.is_promiscuous),
             mtu: wanted.mtu.map(|_| link.mtu),
             allmulti: wanted.all_multicast.map(|_| link.is_all_multicast),
             tx_queue_len: wanted.tx_queue_len.map(|_| link.tx_queue_len),
+            link: Some(identity),
         }
     }
 
-    /// This backup where one is kept already: an earlier ADD of this attachment (another
-    /// `tuning` in the same list, or one that was killed) has seen older values.
+    /// This backup where one of the same link is kept already: an earlier ADD of this
+    /// attachment (another `tuning` in the same list, or one that was killed) has seen
+    /// older values.
     pub fn after(&self, earlier: Option<&Self>) -> Self {
         let earlier = earlier.cloned().unwrap_or_default();
         Self {
@@ -70,7 +89,13 @@ impl Backup {
             mtu: earlier.mtu.or(self.mtu),
             allmulti: earlier.allmulti.or(self.allmulti),
             tx_queue_len: earlier.tx_queue_len.or(self.tx_queue_len),
+            link: self.link,
         }
+    }
+
+    /// Whether this was written of another link. The reference's files do not tell.
+    pub fn is_of_another(&self, identity: Identity) -> bool {
+        self.link.is_some_and(|link| link != identity)
     }
 
     /// The content of the file, for an attachment to `network`.
@@ -289,6 +314,11 @@ mod tests {
             mtu: Some(1500),
             allmulti: Some(false),
             tx_queue_len: Some(1000),
+            link: Some(Identity {
+                netns: 4_026_532_177,
+                ifindex: 2,
+                peer: Some(7),
+            }),
         }
     }
 
@@ -308,7 +338,8 @@ mod tests {
         assert_eq!(
             String::from_utf8(full().encode("n").unwrap()).unwrap(),
             "{\n \"mac\": \"96:ef:c8:81:fa:12\",\n \"promisc\": false,\n \"mtu\": 1500,\n \
-             \"allmulti\": false,\n \"txQLen\": 1000,\n \"network\": \"n\"\n}"
+             \"allmulti\": false,\n \"txQLen\": 1000,\n \"link\": {\n  \
+             \"netns\": 4026532177,\n  \"ifindex\": 2,\n  \"peer\": 7\n },\n \"network\": \"n\"\n}"
         );
         let mtu = Backup {
             mtu: Some(1500),
@@ -384,6 +415,7 @@ mod tests {
         let now = Backup {
             mtu: Some(1400),
             tx_queue_len: Some(7),
+            link: full().link,
             ..Backup::default()
         };
         let earlier = Backup {

@@ -149,8 +149,9 @@ fn keep_backup<'a>(
     })?;
     plan::refuse_mtu(&settings.link, &link)?;
     let file = backup::File::of(call, &settings.data_dir);
-    let earlier = file.load();
-    let keep = Backup::of(&link, &settings.link).after(earlier.as_ref());
+    let now = Backup::of(&link, container.identity(&link)?, &settings.link);
+    let earlier = file.load().filter(|earlier| earlier.link == now.link);
+    let keep = now.after(earlier.as_ref());
     file.store(&keep)?;
     undo.push("forget what the link was like", move || {
         file.reset(earlier.as_ref())
@@ -164,7 +165,7 @@ fn change_link(
     wanted: &Wanted,
     undo: &mut Undo<'_>,
 ) -> Result<()> {
-    let had = Backup::of(link, wanted);
+    let had = Backup::of(link, container.identity(link)?, wanted);
     undo.push(format!("restore link {}", link.name), {
         let (container, link) = (container.clone(), link.clone());
         move || {
@@ -184,7 +185,9 @@ fn restore(call: &Call, backup: &Backup) -> Result<()> {
         return Ok(());
     };
     let container = Container::enter(netns)?;
-    if let Some(link) = container.link(&call.invocation.attachment.ifname)? {
+    if let Some(link) = container.link(&call.invocation.attachment.ifname)?
+        && !backup.is_of_another(container.identity(&link)?)
+    {
         container.restore(&link, backup);
     }
     Ok(())
