@@ -316,7 +316,7 @@ fn files_are_created_under_names_nobody_guesses() {
     script(
         &plugin,
         &format!(
-            "exec strace -f -e trace=openat -o {} {}",
+            "exec strace -f -e trace=?open,openat -o {} {}",
             trace.display(),
             real.display()
         ),

@@ -227,6 +227,18 @@ impl Lab {
         for dir in ["/var/lib/cni", "/run/cni"] {
             files(Path::new(dir), &mut found);
         }
+        // Named after the bridge's index: one that is made again has another.
+        let is_record = |name: &String| name.ends_with(".was-off");
+        let records: Vec<String> = found
+            .keys()
+            .filter(|name| is_record(name))
+            .cloned()
+            .collect();
+        for name in records {
+            let start = name.rsplit_once('-').unwrap().0;
+            found.insert(format!("{start}.was-off"), String::new());
+            found.remove(&name);
+        }
         found.insert("rules".into(), self.rules());
         State(found)
     }

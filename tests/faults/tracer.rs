@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -99,13 +99,18 @@ impl Tracer {
             .env("PLUGIN", plugin.to_str().unwrap())
             .env("CNI_COMMAND", command)
             .process();
-        #[expect(clippy::zombie_processes, reason = "`follow` waits for it")]
-        let mut child = process
+        process
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        // A process that another thread is just forking may still have the starter open for
+        // writing.
+        let mut child = loop {
+            match process.spawn() {
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {}
+                spawned => break spawned.unwrap(),
+            }
+        };
         let pid = Pid::from_raw(child.id().cast_signed());
         let options = Options::PTRACE_O_TRACESYSGOOD
             | Options::PTRACE_O_TRACEEXEC

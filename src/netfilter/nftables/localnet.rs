@@ -109,7 +109,7 @@ fn release(unwanted: impl Fn(Tag) -> bool) -> Result<()> {
             sysctl::set_if_present(&sysctl_key(name), "0")
                 .context("keep 127.0.0.1 from a link that leads to no mapped port any more")?;
         }
-        link.forget()?;
+        link.forget();
     }
     apply(&socket, || {
         let there = USERS.elements(&socket)?.unwrap_or_default();

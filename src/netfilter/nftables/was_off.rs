@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use super::localnet::SECTION;
 use crate::fsutil;
+use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{link, section};
 
@@ -66,12 +67,11 @@ pub fn records() -> Result<Vec<Record>> {
 }
 
 impl Record {
-    /// Forgets it; the caller has the lock.
-    ///
-    /// # Errors
-    /// When the file cannot be removed.
-    pub fn forget(&self) -> Result<()> {
-        fsutil::remove(&self.path)?;
-        Ok(())
+    /// Forgets it; the caller has the lock. One that stays does no harm: at worst the link
+    /// is switched off once more when nobody needs it.
+    pub fn forget(&self) {
+        if let Err(error) = fsutil::remove(&self.path) {
+            log::warn(&format!("{error:#}"));
+        }
     }
 }

@@ -13,8 +13,8 @@ use crate::cni::collector::{Collector, Run};
 use crate::cni::invocation::Attachment;
 
 /// Frees every lease of `network` that belongs to none of `valid`. A lease without an
-/// interface belongs to whichever attachment its container has. A file in which something
-/// else than an attachment stands is how an operator sets an address aside: it stays.
+/// interface belongs to whichever attachment its container has. What an operator has
+/// set aside with a note in the file stays.
 ///
 /// # Errors
 /// When the leases cannot be read.
@@ -33,7 +33,7 @@ pub fn collect(
             lease
                 .owner
                 .as_ref()
-                .is_none_or(|owner| owner.is_attachment() && !kept.contains(owner))
+                .is_none_or(|owner| !owner.is_note() && !kept.contains(owner))
         });
         leases.sort_by_key(|lease| lease.ip);
         leases

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::cni::invocation::{Attachment, check_container_id, check_ifname};
+use crate::cni::invocation::{Attachment, check_container_id};
 
 /// The attachment that holds an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,11 +48,13 @@ impl Owner {
         })
     }
 
-    /// Whether these are names that an attachment can have.
-    pub fn is_attachment(&self) -> bool {
-        let ifname = self.ifname.as_deref();
-        check_container_id(&self.container_id).is_ok()
-            && ifname.is_none_or(|ifname| check_ifname(ifname).is_ok())
+    /// Whether this is a text for people, which no attachment can be called: how an
+    /// operator sets an address aside. What is damaged is none.
+    pub fn is_note(&self) -> bool {
+        let is_damaged = |c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER;
+        self.ifname.is_none()
+            && check_container_id(&self.container_id).is_err()
+            && !self.container_id.contains(is_damaged)
     }
 
     /// The content of a lease file, byte for byte the reference's.
@@ -99,5 +101,19 @@ mod tests {
         }
         assert_eq!(owner("abc", Some("eth0")).content(), "abc\r\neth0");
         assert_eq!(owner("abc", None).content(), "abc");
+    }
+
+    #[test]
+    fn notes_are_for_people() {
+        for (content, expected) in [
+            ("abc", false),
+            ("abc\r\neth0", false),
+            ("set aside for the printer", true),
+            ("\u{1}\u{2}\u{3}", false),
+            ("\u{fffd}abc", false),
+        ] {
+            let owner = Owner::parse(content.as_bytes()).unwrap();
+            assert_eq!(owner.is_note(), expected, "{content:?}");
+        }
     }
 }
