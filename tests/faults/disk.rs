@@ -177,8 +177,12 @@ fn damaged_files() {
         let cases: Vec<_> = files
             .iter()
             .flat_map(|path| {
+                // Text in place of a lease is how an operator sets its address aside.
+                let is_lease = path.parent() == Some(Path::new("/var/lib/cni/networks/net1"));
                 let damages = damages(&fs::read(path).unwrap()).into_iter();
-                damages.map(|damage| (path.clone(), damage))
+                damages
+                    .filter(move |damage| !(is_lease && damage.starts_with(b"{\"some")))
+                    .map(|damage| (path.clone(), damage))
             })
             .collect();
         let Some((path, damage)) = cases.get(number) else {

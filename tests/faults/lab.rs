@@ -235,8 +235,9 @@ impl Lab {
             .cloned()
             .collect();
         for name in records {
-            let start = name.rsplit_once('-').unwrap().0;
-            found.insert(format!("{start}.was-off"), String::new());
+            let link = name.strip_suffix(".was-off").unwrap();
+            let network = link.rsplit_once('-').unwrap().0;
+            found.insert(format!("{network}.was-off"), String::new());
             found.remove(&name);
         }
         found.insert("rules".into(), self.rules());
