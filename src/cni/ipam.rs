@@ -1,9 +1,10 @@
 //! What the configurations of IPAM plugins have in common.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::config::parse_ip;
-use super::json::Problem;
+use super::json::{self, Problem};
 use super::result::Route;
 
 /// One of `ipam.routes`.
@@ -17,6 +18,22 @@ pub struct WrittenRoute {
     priority: u32,
     table: Option<u32>,
     scope: Option<u8>,
+}
+
+/// What is wrong with the form in which addresses are asked for, by `args.cni.ips` and by
+/// capability `ips`.
+pub fn requested_addresses(root: &str, document: &Value) -> Vec<Problem> {
+    let mut found = Vec::new();
+    for keys in [
+        &["args", "cni", "ips"] as &[&str],
+        &["runtimeConfig", "ips"],
+    ] {
+        if let Some(ips) = json::member(document, keys) {
+            let path = json::below(root, &keys.join("."));
+            found.extend(json::problems::<Vec<String>>(&path, &ips));
+        }
+    }
+    found
 }
 
 /// The routes that are `written` at `path`; what is wrong with the others goes to

@@ -251,9 +251,8 @@ mod tests {
         reason = "tests make namespaces and ask programs that are not ours"
     )]
 
-    use nix::sched::{CloneFlags, unshare};
-
     use super::*;
+    use crate::netfilter::test_node;
 
     fn sh(command: &str) -> String {
         let output = std::process::Command::new("sh")
@@ -267,7 +266,7 @@ mod tests {
     /// A host 192.0.2.1 and `fd00::1`, and clients whose flows `conntrack` makes up:
     /// protocol, client, destination and port, who answers.
     fn node(flows: &[(&str, &str, &str, u16, &str)]) {
-        unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace for the test");
+        test_node::enter();
         sh(
             "ip link set lo up; ip addr add 192.0.2.1/32 dev lo; ip addr add fd00::1/128 dev lo nodad",
         );

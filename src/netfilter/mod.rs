@@ -9,6 +9,8 @@ pub mod conntrack;
 pub mod iptables;
 pub mod nftables;
 mod socket;
+#[cfg(test)]
+mod test_node;
 
 use std::net::IpAddr;
 

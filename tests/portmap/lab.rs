@@ -94,21 +94,34 @@ impl Lab {
     }
 
     pub fn cnitool(&self, command: &str, name: &str, mappings: &Value) -> Output {
-        let caps = json!({"portMappings": mappings}).to_string();
-        run(
-            Command::new(self.node.bin.join("cnitool"))
-                .args([
-                    command,
-                    "net1",
-                    &format!("/run/netns/{name}"),
-                    "--cap",
-                    &caps,
-                ])
-                .env("CNI_PATH", &self.node.bin)
-                .env("NETCONFPATH", self.conf())
-                .env("PATH", &self.path),
-            "",
+        self.called(
+            Command::new(self.node.bin.join("cnitool")),
+            command,
+            name,
+            mappings,
         )
+    }
+
+    /// The system calls of a `cnitool` that must succeed, as far as strace's `filter` goes.
+    pub fn traced(&self, filter: &str, command: &str, name: &str, mappings: &Value) -> String {
+        let trace = self.node.dir.path().join("trace");
+        let mut strace = Command::new("/usr/bin/strace");
+        strace
+            .args(["-f", "-e", &format!("trace={filter}"), "-o"])
+            .args([&trace, &self.node.bin.join("cnitool")]);
+        let output = self.called(strace, command, name, mappings);
+        assert!(output.ok, "{output:?}");
+        fs::read_to_string(trace).unwrap()
+    }
+
+    fn called(&self, mut tool: Command, command: &str, name: &str, mappings: &Value) -> Output {
+        let caps = json!({"portMappings": mappings}).to_string();
+        let netns = format!("/run/netns/{name}");
+        tool.args([command, "net1", &netns, "--cap", &caps])
+            .env("CNI_PATH", &self.node.bin)
+            .env("NETCONFPATH", self.conf())
+            .env("PATH", &self.path);
+        run(&mut tool, "")
     }
 
     pub fn add(&self, name: &str, mappings: &Value) -> Value {

@@ -1,11 +1,7 @@
 //! What ADD makes, CHECK misses, and DEL and GC remove, with which programs.
 
-use std::fs;
-use std::process::Command;
-
 use serde_json::json;
 
-use crate::common::run;
 use crate::lab::{Lab, mapping, on_every_backend};
 
 #[test]
@@ -150,21 +146,9 @@ fn programs_run_for_a_container() {
         // The first container on a node finds nothing there yet.
         lab.add("c0", &json!([mapping("tcp", 8080, 80)]));
         lab.node.netns("c1");
-        let caps = json!({"portMappings": [mapping("tcp", 8081, 80)]}).to_string();
-        let trace = lab.node.dir.path().join("trace");
+        let mappings = json!([mapping("tcp", 8081, 80)]);
         for (command, programs) in expected {
-            let output = run(
-                Command::new("/usr/bin/strace")
-                    .args(["-f", "-e", "trace=execve", "-o", trace.to_str().unwrap()])
-                    .arg(lab.node.bin.join("cnitool"))
-                    .args([command, "net1", "/run/netns/c1", "--cap", &caps])
-                    .env("CNI_PATH", &lab.node.bin)
-                    .env("NETCONFPATH", lab.conf())
-                    .env("PATH", &lab.path),
-                "",
-            );
-            assert!(output.ok, "{output:?}");
-            let calls = fs::read_to_string(&trace).unwrap();
+            let calls = lab.traced("execve", command, "c1", &mappings);
             let run = calls
                 .lines()
                 .filter(|line| line.contains("execve") && line.ends_with("= 0"))

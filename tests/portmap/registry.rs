@@ -1,11 +1,7 @@
 //! What is remembered beside the rules: who has which port, who needs 127.0.0.1.
 
-use std::fs;
-use std::process::Command;
-
 use serde_json::{Value, json};
 
-use crate::common::run;
 use crate::lab::{Lab, mapping, on_every_backend};
 use crate::restore::FLUSH;
 
@@ -25,21 +21,9 @@ fn adding_lists_no_rules() {
     lab.configure(&json!({"macspoofchk": true}), &json!({}));
     lab.add("c0", &json!([mapping("tcp", 8080, 80)]));
     lab.node.netns("c1");
-    let caps = json!({"portMappings": [mapping("tcp", 8081, 80)]}).to_string();
-    let trace = lab.node.dir.path().join("trace");
+    let mappings = json!([mapping("tcp", 8081, 80)]);
     let listings = |command: &str| {
-        let output = run(
-            Command::new("/usr/bin/strace")
-                .args(["-f", "-e", "trace=%network", "-o", trace.to_str().unwrap()])
-                .arg(lab.node.bin.join("cnitool"))
-                .args([command, "net1", "/run/netns/c1", "--cap", &caps])
-                .env("CNI_PATH", &lab.node.bin)
-                .env("NETCONFPATH", lab.conf())
-                .env("PATH", &lab.path),
-            "",
-        );
-        assert!(output.ok, "{output:?}");
-        let calls = fs::read_to_string(&trace).unwrap();
+        let calls = lab.traced("%network", command, "c1", &mappings);
         let sent =
             |line: &&str| line.contains("nlmsg_type=NFNL_SUBSYS_NFTABLES<<8|NFT_MSG_NEWRULE");
         let is_listing = |line: &&str| {

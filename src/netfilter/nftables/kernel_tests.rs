@@ -8,20 +8,14 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use nix::sched::{CloneFlags, unshare};
-
 use super::shared::Snapshot;
 use super::*;
 use crate::net::sysctl;
-use crate::netfilter::{Mapping, Mark, Protocol};
+use crate::netfilter::{Mapping, Mark, Protocol, test_node};
 
 /// Gives the calling thread a network stack of its own.
 fn node() {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "these tests make network namespaces and need root: run `sudo make test`"
-    );
-    unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace for the test");
+    test_node::enter();
     sh("ip link set lo up");
 }
 

@@ -15,7 +15,7 @@ use super::range_set::{self, RangeSet};
 use crate::cni::args;
 use crate::cni::config::{Config, parse_ip};
 use crate::cni::error::{Code, coded};
-use crate::cni::ipam::{WrittenRoute, routes};
+use crate::cni::ipam::{WrittenRoute, requested_addresses, routes};
 use crate::cni::json::{self, Problem};
 use crate::cni::result::Route;
 use crate::cni::version::Version;
@@ -180,15 +180,7 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
         let path = json::below(root, "runtimeConfig.ipRanges");
         found.extend(json::problems::<Vec<Vec<Written>>>(&path, &ranges));
     }
-    for keys in [
-        &["args", "cni", "ips"] as &[&str],
-        &["runtimeConfig", "ips"],
-    ] {
-        if let Some(ips) = json::member(document, keys) {
-            let path = json::below(root, &keys.join("."));
-            found.extend(json::problems::<Vec<String>>(&path, &ips));
-        }
-    }
+    found.extend(requested_addresses(root, document));
     let version = json::member(document, &["cniVersion"])
         .and_then(|version| Version::exact(version.as_str()?))
         .unwrap_or(Version::NEWEST);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::cni::args;
 use crate::cni::config::parse_ip;
 use crate::cni::error::{Code, detailed};
-use crate::cni::ipam::{WrittenRoute, routes};
+use crate::cni::ipam::{WrittenRoute, requested_addresses, routes};
 use crate::cni::json::{self, Problem};
 use crate::cni::result::{Dns, Ip, Route, same_family};
 use crate::cni::skel::Call;
@@ -246,15 +246,7 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
     if let Some(ipam) = json::member(document, &["ipam"]) {
         found.extend(json::problems::<Ipam>(&json::below(root, "ipam"), &ipam));
     }
-    for keys in [
-        &["args", "cni", "ips"] as &[&str],
-        &["runtimeConfig", "ips"],
-    ] {
-        if let Some(ips) = json::member(document, keys) {
-            let path = json::below(root, &keys.join("."));
-            found.extend(json::problems::<Vec<String>>(&path, &ips));
-        }
-    }
+    found.extend(requested_addresses(root, document));
     let version = json::member(document, &["cniVersion"])
         .and_then(|version| Version::exact(version.as_str()?))
         .unwrap_or(Version::NEWEST);

@@ -12,11 +12,8 @@ mod together;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-
 use super::*;
-use crate::netfilter::{Mapping, Mark, Protocol};
+use crate::netfilter::{Mapping, Mark, Protocol, test_node};
 
 const SBIN: &str = "/usr/sbin";
 
@@ -30,14 +27,7 @@ struct Node {
 
 impl Node {
     fn new(variant: &'static str) -> Self {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-            .expect("these tests make network namespaces and need root");
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        // Of its own: the lock of the legacy tools.
-        for dir in ["/run", "/var/lib"] {
-            mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-        }
+        test_node::enter();
         let bin = tempfile::tempdir().unwrap();
         for command in ["iptables", "ip6tables"] {
             for suffix in ["", "-save", "-restore"] {
