@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::mac::{self, Mac};
-use super::netlink::{Netlink, tolerate};
+use super::netlink::{Netlink, errno, tolerate};
 use super::netns::Netns;
 
 /// What the kernel says of a link.
@@ -222,6 +222,36 @@ pub fn filter_vlans(netlink: &Netlink, bridge: &Link) -> Result<()> {
         .set_info_data(vlan_filtering_on());
     let what = format!("switch VLAN filtering on for bridge {}", bridge.name);
     change(netlink, message, &what)
+}
+
+/// Whether bridges of this kernel can filter VLANs, asked without making one; `None` while
+/// it does not know bridges at all, which may be a module that is not loaded.
+///
+/// What is wrong with the attributes of a bridge is told (`br_validate`) before the new link
+/// is refused because it has the number of another: the loopback interface's. And only who
+/// knows VLANs knows that there is none with number 4095.
+///
+/// # Errors
+/// When the kernel says something else.
+pub fn can_filter_vlans(netlink: &Netlink) -> Result<Option<bool>> {
+    const LOOPBACK: u32 = 1;
+    const NO_VLAN: u16 = 4095;
+    const MULTICAST: [u8; 6] = [1, 0, 0, 0, 0, 0];
+    let impossible =
+        || LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Bridge).index(LOOPBACK);
+    let refused = |bridge: Change| match create(netlink, bridge.build()) {
+        Ok(()) => anyhow::bail!("the kernel made the loopback interface a bridge"),
+        Err(error) => errno(&error).ok_or(error),
+    };
+    let vlan = InfoData::Bridge(vec![InfoBridge::VlanDefaultPvid(NO_VLAN)]);
+    match refused(impossible().set_info_data(vlan))? {
+        Errno::EINVAL => Ok(Some(true)),
+        // Had it looked at the attributes?
+        _ => match refused(impossible().address(MULTICAST.to_vec()))? {
+            Errno::EADDRNOTAVAIL => Ok(Some(false)),
+            _ => Ok(None),
+        },
+    }
 }
 
 /// The part of a request that does.

@@ -60,8 +60,7 @@ pub fn join(
 /// Refuses what would silently do nothing: VLANs on a kernel that cannot keep them apart,
 /// or on a bridge that does not. The reference takes both (defect 38).
 ///
-/// `bridge` is `None` before there is one. The kernel is then tried in a namespace of our
-/// own, as what it lacks shows on a bridge only.
+/// `bridge` is `None` before there is one.
 ///
 /// # Errors
 /// Code 2 where the kernel has no VLAN filtering, 7 where the bridge has it switched off
@@ -70,13 +69,11 @@ pub fn require_filtering(host: &Netlink, settings: &Settings, bridge: Option<&Li
     if settings.vlans.is_none() {
         return Ok(());
     }
-    let vlans = if let Some(bridge) = bridge {
-        bridge.vlans
-    } else {
-        let tried = try_bridge(host).context("find out whether this kernel filters VLANs")?;
-        tried.vlans
+    let can_filter = match bridge {
+        Some(bridge) => bridge.vlans.is_some(),
+        None => can_filter(host).context("find out whether this kernel filters VLANs")?,
     };
-    if vlans.is_none() {
+    if !can_filter {
         return Err(detailed(
             Code::UnsupportedField,
             format!(
@@ -137,12 +134,17 @@ fn asked_for(settings: &Settings) -> String {
     }
 }
 
-/// A bridge that is gone when this returns.
-fn try_bridge(host: &Netlink) -> Result<Link> {
+/// Whether a bridge would filter VLANs if it was made.
+fn can_filter(host: &Netlink) -> Result<bool> {
     const NAME: &str = "br";
+    if let Some(known) = link::can_filter_vlans(host)? {
+        return Ok(known);
+    }
+    // Making one, in a namespace that goes at once, loads the kernel module if there is one.
     let inside = host.open_inside(&Netns::throwaway()?)?;
     link::create_bridge(&inside, NAME, Mac::random()?, None, false)?;
-    link::by_name(&inside, NAME)?.context("the bridge is gone")
+    let made = link::by_name(&inside, NAME)?.context("the bridge is gone")?;
+    Ok(made.vlans.is_some())
 }
 
 #[cfg(test)]
