@@ -165,8 +165,8 @@ fn parse_failure(printed: &str) -> Result<ErrorObject> {
     json::decode("", &Value::Object(object)).context(coded(Code::Decode, "not an error object"))
 }
 
-#[cfg(any(test, fuzzing))]
 /// What holds for whatever a plugin prints when it fails: there is a code and a message.
+#[cfg(any(test, fuzzing))]
 pub fn fuzz(printed: &[u8]) -> ErrorObject {
     let object = failure(&Output {
         status: std::process::ExitStatus::from_raw(1 << 8),

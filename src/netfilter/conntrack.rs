@@ -223,9 +223,9 @@ fn message(is_ipv4: bool, message: ConntrackMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
 }
 
-#[cfg(any(test, fuzzing))]
 /// What holds for every answer of the kernel: an entry is deleted by the very name that the
 /// kernel wrote.
+#[cfg(any(test, fuzzing))]
 pub fn fuzz(answer: &[u8]) {
     let Some(entry) = Entry::parse(answer) else {
         return;

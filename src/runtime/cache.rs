@@ -329,9 +329,9 @@ fn read_record(file: &Path, network: &str, attachment: &Attachment) -> Result<Op
     }))
 }
 
-#[cfg(any(test, fuzzing))]
 /// What holds for every file in a cache: it is about one attachment, whose names are names,
 /// and only that one believes it.
+#[cfg(any(test, fuzzing))]
 pub fn fuzz(content: &[u8]) {
     let stored = json::parse_object("the file", content)
         .and_then(|document| json::decode::<Stored>("", &Value::Object(document)));

@@ -162,9 +162,9 @@ fn inspect(file: &Path, directory: &Directory, look: &Look<'_>) -> Vec<Finding> 
     findings
 }
 
-#[cfg(any(test, fuzzing))]
 /// What holds for every file: each finding has a place in it. Answers whether none of them is
 /// an error, all plugins taken for installed.
+#[cfg(any(test, fuzzing))]
 pub fn fuzz(file: &Path, raw: &[u8]) -> bool {
     let look = Look {
         find: &|_| Ok(()),
