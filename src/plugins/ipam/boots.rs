@@ -8,7 +8,7 @@
 //! whose host end is there, for runtimes that remember elsewhere.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -121,11 +121,11 @@ impl Boots {
         })
     }
 
-    /// How many of the leases of `addresses` are from an earlier boot.
-    pub fn count_earlier(&self, leases: &LeaseDir, addresses: &HashSet<IpAddr>) -> usize {
-        let tally = leases.changed_at().ok();
-        let tally = tally.and_then(|changed_at| self.index.tally(changed_at));
-        if tally.is_some_and(|tally| self.has_no_earlier(&tally)) {
+    /// How many of the leases of `addresses` are from an earlier boot. Which boot that is
+    /// stands in the index only, however old that is.
+    pub fn count_earlier(&self, leases: &LeaseDir, addresses: &[IpAddr]) -> usize {
+        let tally = self.index.last_tally();
+        if tally.is_none_or(|tally| self.has_no_earlier(&tally)) {
             return 0;
         }
         let found = addresses.iter().filter_map(|ip| leases.read(*ip).ok()?);

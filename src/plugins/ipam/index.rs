@@ -24,6 +24,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::addresses::Addresses;
 use super::lease_dir::Lease;
 use super::owner::Owner;
 use crate::fsutil;
@@ -55,12 +56,14 @@ pub struct Known {
     boot: String,
 }
 
-/// How many leases there are of each boot of the node: enough to know, without reading
-/// them, that none is from an earlier one.
+/// Which addresses have leases and how many these are of each boot of the node: enough to
+/// know, without reading them, what is free, and that none is from an earlier boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Those that somebody owns, by boot; empty when that is not known.
     boots: BTreeMap<String, usize>,
+    /// Their addresses.
+    addresses: Addresses,
     /// Whether any named no owner when all were read last.
     pub blank: bool,
     /// The boot in which that was.
@@ -69,23 +72,25 @@ pub struct Tally {
 
 impl Tally {
     fn add(&mut self, entry: &Entry) {
-        for known in entry.leases.values() {
+        for (ip, known) in &entry.leases {
             *self.boots.entry(known.boot.clone()).or_default() += 1;
+            self.addresses.insert(*ip);
         }
     }
 
     fn subtract(&mut self, entry: &Entry) {
-        for known in entry.leases.values() {
+        for (ip, known) in &entry.leases {
             if let Some(count) = self.boots.get_mut(&known.boot) {
                 *count = count.saturating_sub(1);
             }
+            self.addresses.remove(*ip);
         }
         self.boots.retain(|_, count| *count > 0);
     }
 
-    /// How many leases somebody owns.
-    pub fn total(&self) -> usize {
-        self.boots.values().sum()
+    /// The addresses that somebody has.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     /// Whether any lease is known to be from another boot than this one.
@@ -137,17 +142,22 @@ impl Index {
 
     /// Whether every lease is in the index, given when the lease directory changed last.
     pub fn is_complete(&self, changed_at: SystemTime) -> bool {
-        if self.directories().any(|dir| !is_own_directory(dir)) {
-            return false;
-        }
-        fs::symlink_metadata(self.dir.join(COMPLETE))
-            .and_then(|meta| meta.modified())
-            .is_ok_and(|marked| marked == changed_at)
+        self.directories().all(is_own_directory)
+            && fs::symlink_metadata(self.dir.join(COMPLETE))
+                .and_then(|meta| meta.modified())
+                .is_ok_and(|marked| marked == changed_at)
     }
 
     /// The tally of all leases, if every lease is in the index.
     pub fn tally(&self, changed_at: SystemTime) -> Option<Tally> {
-        if !self.is_complete(changed_at) {
+        self.is_complete(changed_at)
+            .then(|| self.last_tally())
+            .flatten()
+    }
+
+    /// The tally when the index was complete last, whatever has happened since.
+    pub fn last_tally(&self) -> Option<Tally> {
+        if !self.directories().all(is_own_directory) {
             return None;
         }
         serde_json::from_slice(&fs::read(self.dir.join(COMPLETE)).ok()?).ok()
@@ -242,6 +252,7 @@ impl Index {
     pub fn rebuild(&self, leases: &[Lease], mut entries: Entries, boot: &str) -> Result<Tally> {
         let mut tally = Tally {
             boots: BTreeMap::new(),
+            addresses: Addresses::default(),
             blank: leases.iter().any(|lease| lease.owner.is_none()),
             read_in: boot.to_owned(),
         };
@@ -381,9 +392,9 @@ fn name(owner: &Owner) -> String {
     sha512_hex(&owner.content(), 64)
 }
 
-#[cfg(any(test, fuzzing))]
 /// What holds for every file in the index: an entry says the same when it is written again,
 /// and one of `owner` is found as that.
+#[cfg(any(test, fuzzing))]
 pub fn fuzz(content: &[u8], owner: &Owner) {
     let entry = Entry::new(owner, BTreeMap::new());
     let read = serde_json::from_slice::<Entry>(content);
@@ -465,7 +476,8 @@ mod tests {
         let mut tally = index.rebuild(&now, index.entries().unwrap(), "b").unwrap();
         assert!(!tally.has_earlier_than("b1"));
         assert!(tally.has_earlier_than("b2") && !tally.blank);
-        assert_eq!(tally.total(), 3);
+        let taken: BTreeSet<IpAddr> = tally.addresses().iter().collect();
+        assert_eq!(taken, now.iter().map(|lease| lease.ip).collect());
         let entry = index.get(&one).unwrap().unwrap();
         assert_eq!(entry.boot_of(&now[0]), Some("b1"));
         assert_eq!(entry.boot_of(&again), None);
@@ -544,8 +556,9 @@ mod tests {
             .unwrap();
         assert!(tally.blank && !index.is_complete(now));
         index.mark_complete(now, &tally).unwrap();
-        assert_eq!(index.tally(now), Some(tally));
+        assert_eq!(index.tally(now).as_ref(), Some(&tally));
         assert_eq!(index.tally(now + Duration::from_nanos(1)), None);
+        assert_eq!(index.last_tally(), Some(tally));
         assert!(index.entries().unwrap().damaged.is_empty());
     }
 

@@ -6,7 +6,7 @@
 //! Nothing is synced to disk. A container does not outlive its node, so a lease lost to a
 //! power cut is right, and one that was damaged counts as nobody's.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File, FileTimes, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 
+use super::addresses::Addresses;
 use super::owner::Owner;
 use crate::cni::config::parse_ip;
 use crate::fsutil;
@@ -258,7 +259,7 @@ impl LeaseDir {
             return Ok(None);
         }
         let recorded = self.recorded()?;
-        Ok(rest.find(|ip| !recorded.contains(ip)))
+        Ok(rest.find(|ip| !recorded.contains(*ip)))
     }
 
     /// The first free address among the first few candidates.
@@ -271,16 +272,18 @@ impl LeaseDir {
     ///
     /// # Errors
     /// When the directory cannot be read; one that does not exist is empty.
-    pub fn recorded(&self) -> Result<HashSet<IpAddr>> {
+    pub fn recorded(&self) -> Result<Addresses> {
         let reading = || format!("read {}", self.path.display());
         let entries = match fs::read_dir(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(HashSet::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Addresses::default()),
             entries => entries.with_context(reading)?,
         };
-        let mut recorded = HashSet::new();
+        let mut recorded = Addresses::default();
         for entry in entries {
             let name = entry.with_context(reading)?.file_name();
-            recorded.extend(name.to_str().and_then(parse_ip));
+            if let Some(ip) = name.to_str().and_then(parse_ip) {
+                recorded.insert(ip);
+            }
         }
         Ok(recorded)
     }
@@ -294,20 +297,20 @@ impl LeaseDir {
         candidates: impl Iterator<Item = IpAddr>,
     ) -> Result<Option<IpAddr>> {
         let found = self.scan(&HashMap::new())?.leases.into_iter();
-        let ownerless: BTreeSet<IpAddr> = found
+        let ownerless: Addresses = found
             .filter(|lease| lease.owner.is_none())
             .map(|lease| lease.ip)
             .collect();
-        if ownerless.is_empty() {
+        if ownerless == Addresses::default() {
             return Ok(None);
         }
         let mut candidates = candidates;
-        Ok(candidates.find(|ip| ownerless.contains(ip)))
+        Ok(candidates.find(|ip| ownerless.contains(*ip)))
     }
 
     /// Whether there is a lease of `ip`, at a glance: only short files are read. One that
     /// cannot be read is not ours to give away.
-    fn is_taken(&self, ip: IpAddr) -> bool {
+    pub fn is_taken(&self, ip: IpAddr) -> bool {
         /// Runtimes' ids are longer than this, and blank files mostly empty.
         const SHORT: u64 = 32;
         match fs::symlink_metadata(self.file(ip)) {

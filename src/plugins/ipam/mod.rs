@@ -5,6 +5,7 @@
 //! the search starts after the one handed out last. `config` says what can be configured,
 //! `lease_dir` what is on disk, in the reference's form.
 
+mod addresses;
 mod allocator;
 mod boots;
 mod config;

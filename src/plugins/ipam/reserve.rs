@@ -255,9 +255,17 @@ pub fn exhausted(set: &RangeSet) -> String {
 
 /// What there is to say about a set without a free address.
 pub fn shortage(network: &str, set: &RangeSet, leases: &LeaseDir, boots: &Boots) -> String {
+    let known = leases.changed_at().ok();
+    let known = known.and_then(|changed_at| boots.index.tally(changed_at));
     // This is for a message: what cannot be read is not counted.
-    let mut in_use = leases.recorded().unwrap_or_default();
-    in_use.retain(|ip| set.range_of(*ip).is_some());
+    let recorded = match &known {
+        Some(tally) => tally.addresses().clone(),
+        None => leases.recorded().unwrap_or_default(),
+    };
+    let in_use: Vec<IpAddr> = recorded
+        .iter()
+        .filter(|ip| set.range_of(*ip).is_some())
+        .collect();
     format!(
         "network {network}, range set {set}: addresses in use: {}, {} of them known to be from \
          an earlier boot of the node; recorded in {}; \

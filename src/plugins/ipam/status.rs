@@ -8,13 +8,16 @@ use anyhow::{Context, Result};
 use super::allocator;
 use super::boots::Boots;
 use super::config::Settings;
-use super::index::Tally;
 use super::lease_dir::LeaseDir;
 use super::range_set::RangeSet;
 use super::reserve::{exhausted, shortage};
 use super::resolv;
 use crate::cni::error::{Code, coded, detailed};
 use crate::fsutil;
+
+/// How far apart addresses are that are tried where many are taken; a prime, so that it is
+/// in step with nobody's habits.
+const STRIDE: usize = 251;
 
 /// Checks what an ADD to `network` needs, as far as `settings` say. Without range sets
 /// that is the directory and `resolvConf`.
@@ -60,7 +63,7 @@ pub fn check(network: &str, settings: &Settings) -> Result<()> {
 }
 
 /// Whether ADD would find an address in `set`, which has this index: as it looks itself,
-/// but reading leases only where the index does not know.
+/// but in the index and among the names of the leases, of which few are looked at.
 fn has_room(
     leases: &LeaseDir,
     boots: &Boots,
@@ -73,18 +76,32 @@ fn has_room(
     if leases.first_at_a_glance(candidates.clone()).is_some() {
         return Ok(true);
     }
-    let tally = boots.index.tally(leases.changed_at()?);
-    // More addresses than there are leases: one of them is free, whichever it is.
-    let has_more_than = |tally: &Tally| candidates.clone().nth(tally.total()).is_some();
-    if tally.as_ref().is_some_and(has_more_than)
-        || leases.first_unrecorded(candidates.clone())?.is_some()
-    {
+    let last = boots.index.last_tally();
+    let is_current = boots.index.is_complete(leases.changed_at()?);
+    let is_free = match &last {
+        Some(tally) if is_current => candidates
+            .clone()
+            .filter(|ip| !tally.addresses().contains(*ip))
+            .any(|ip| !leases.is_taken(ip)),
+        _ => {
+            // The stretch ahead is taken: what is free may be anywhere.
+            let spread = candidates.clone().step_by(STRIDE);
+            leases.first_at_a_glance(spread).is_some()
+                || leases.first_unrecorded(candidates.clone())?.is_some()
+        }
+    };
+    if is_free {
         return Ok(true);
     }
-    let is_known =
-        |known: fn(&Boots, &Tally) -> bool| tally.as_ref().is_some_and(|tally| known(boots, tally));
-    if !is_known(Boots::has_no_blank) && leases.first_ownerless(candidates.clone())?.is_some() {
+    // Of boots the index alone knows. What others do makes no lease one of an earlier boot.
+    let may_have_earlier = last
+        .as_ref()
+        .is_some_and(|tally| !boots.has_no_earlier(tally));
+    if may_have_earlier && boots.first_abandoned(leases, candidates.clone()).is_some() {
         return Ok(true);
     }
-    Ok(!is_known(Boots::has_no_earlier) && boots.first_abandoned(leases, candidates).is_some())
+    // A file that somebody left blank since is seen above, if it is short and one of those
+    // few: no reason to read all, each time.
+    let may_have_blank = last.is_some_and(|tally| !boots.has_no_blank(&tally));
+    Ok(may_have_blank && leases.first_ownerless(candidates)?.is_some())
 }
