@@ -47,17 +47,35 @@ impl Addresses {
         block.is_some_and(|block| block.get(word).is_some_and(|word| word & bit != 0))
     }
 
-    /// Each once, in no order that anybody should rely on.
-    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.blocks.iter().flat_map(|(first, block)| {
-            (0..=u8::MAX)
-                .map(|last| with_last_byte(*first, last))
-                .filter(|ip| {
-                    let (_, word, bit) = place(*ip);
-                    block.get(word).is_some_and(|word| word & bit != 0)
-                })
-        })
+    /// How many there are from `start` to `end`, both included.
+    pub fn count_between(&self, start: IpAddr, end: IpAddr) -> usize {
+        let within = start..=end;
+        let blocks = self.blocks.range(with_last_byte(start, 0)..=end);
+        blocks
+            .map(|(first, block)| {
+                if within.contains(first) && within.contains(&with_last_byte(*first, u8::MAX)) {
+                    return block.iter().map(|word| word.count_ones() as usize).sum();
+                }
+                in_block(*first, *block)
+                    .filter(|ip| within.contains(ip))
+                    .count()
+            })
+            .sum()
     }
+
+    /// Each once, from the smallest on.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let blocks = self.blocks.iter();
+        blocks.flat_map(|(first, block)| in_block(*first, *block))
+    }
+}
+
+fn in_block(first: IpAddr, block: Block) -> impl Iterator<Item = IpAddr> {
+    let ips = (0..=u8::MAX).map(move |last| with_last_byte(first, last));
+    ips.filter(move |ip| {
+        let (_, word, bit) = place(*ip);
+        block.get(word).is_some_and(|word| word & bit != 0)
+    })
 }
 
 impl FromIterator<IpAddr> for Addresses {
@@ -115,6 +133,16 @@ mod tests {
         .into();
         let mut set: Addresses = ips.iter().copied().collect();
         assert_eq!(set.iter().collect::<Vec<_>>(), ips);
+        for (start, end, count) in [
+            ("10.0.0.0", "10.0.0.255", 4),
+            ("10.0.0.1", "10.0.1.0", 4),
+            ("10.0.0.64", "10.0.0.254", 1),
+            ("10.0.1.1", "fd00::", 1),
+            ("fd00::", "fd00::1:0", 3),
+        ] {
+            let found = set.count_between(start.parse().unwrap(), end.parse().unwrap());
+            assert_eq!(found, count, "{start} {end}");
+        }
         let json = serde_json::to_string(&set).unwrap();
         assert_eq!(serde_json::from_str::<Addresses>(&json).unwrap(), set);
         for other in ["10.0.0.1", "10.0.2.0", "::ffff:10.0.0.0", "fd00::1"] {

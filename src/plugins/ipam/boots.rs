@@ -123,12 +123,16 @@ impl Boots {
 
     /// How many of the leases of `addresses` are from an earlier boot. Which boot that is
     /// stands in the index only, however old that is.
-    pub fn count_earlier(&self, leases: &LeaseDir, addresses: &[IpAddr]) -> usize {
+    pub fn count_earlier(
+        &self,
+        leases: &LeaseDir,
+        addresses: impl Iterator<Item = IpAddr>,
+    ) -> usize {
         let tally = self.index.last_tally();
         if tally.is_none_or(|tally| self.has_no_earlier(&tally)) {
             return 0;
         }
-        let found = addresses.iter().filter_map(|ip| leases.read(*ip).ok()?);
+        let found = addresses.filter_map(|ip| leases.read(ip).ok()?);
         found
             .filter(|lease| self.is_earlier(&self.held(lease.clone())))
             .count()

@@ -52,6 +52,15 @@ impl Range {
         (self.start..=self.end).contains(&ip)
     }
 
+    /// How many addresses that are; the number of all IPv6 addresses is one too large.
+    pub fn size(&self) -> u128 {
+        let number = |ip| match ip {
+            IpAddr::V4(ip) => u128::from(ip.to_bits()),
+            IpAddr::V6(ip) => ip.to_bits(),
+        };
+        (number(self.end) - number(self.start)).saturating_add(1)
+    }
+
     /// Whether the two have an address in common.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.start <= other.end && other.start <= self.end

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::addresses::Addresses;
 use super::range::{Range, Written};
 use crate::cni::json::Problem;
 use crate::cni::version::Version;
@@ -57,6 +58,18 @@ impl RangeSet {
     /// The range that `ip` lies in.
     pub fn range_of(&self, ip: IpAddr) -> Option<&Range> {
         self.ranges.iter().find(|range| range.contains(ip))
+    }
+
+    /// How many addresses the set has, and how many of these are in `taken`.
+    pub fn count(&self, taken: &Addresses) -> (u128, usize) {
+        let taken = |range: &Range| taken.count_between(range.start, range.end);
+        (
+            self.ranges
+                .iter()
+                .map(Range::size)
+                .fold(0, u128::saturating_add),
+            self.ranges.iter().map(taken).sum(),
+        )
     }
 
     /// Whether `ip` is a gateway of this set.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
+use super::addresses::Addresses;
 use super::allocator;
 use super::boots::{Boots, Held};
 use super::config::Settings;
@@ -240,10 +241,12 @@ impl Round<'_> {
     }
 
     fn exhausted(&self, store: &Store, index: usize, set: &RangeSet) -> anyhow::Error {
+        // This is for a message: what cannot be read is not counted.
+        let taken = store.leases.recorded().unwrap_or_default();
         detailed(
             Code::Internal,
             format!("failed to allocate for range {index}: {}", exhausted(set)),
-            shortage(self.network, set, &store.leases, &store.boots),
+            shortage(self.network, set, &store.leases, &store.boots, &taken),
         )
     }
 }
@@ -253,25 +256,21 @@ pub fn exhausted(set: &RangeSet) -> String {
     format!("no IP addresses available in range set: {set}")
 }
 
-/// What there is to say about a set without a free address.
-pub fn shortage(network: &str, set: &RangeSet, leases: &LeaseDir, boots: &Boots) -> String {
-    let known = leases.changed_at().ok();
-    let known = known.and_then(|changed_at| boots.index.tally(changed_at));
-    // This is for a message: what cannot be read is not counted.
-    let recorded = match &known {
-        Some(tally) => tally.addresses().clone(),
-        None => leases.recorded().unwrap_or_default(),
-    };
-    let in_use: Vec<IpAddr> = recorded
-        .iter()
-        .filter(|ip| set.range_of(*ip).is_some())
-        .collect();
+/// What there is to say about a set without a free address, of which `taken` are taken.
+pub fn shortage(
+    network: &str,
+    set: &RangeSet,
+    leases: &LeaseDir,
+    boots: &Boots,
+    taken: &Addresses,
+) -> String {
+    let in_set = taken.iter().filter(|ip| set.range_of(*ip).is_some());
     format!(
         "network {network}, range set {set}: addresses in use: {}, {} of them known to be from \
          an earlier boot of the node; recorded in {}; \
          remove containers, have the runtime run GC for those that are gone, or widen the range",
-        in_use.len(),
-        boots.count_earlier(leases, &in_use),
+        set.count(taken).1,
+        boots.count_earlier(leases, in_set),
         leases.path().display()
     )
 }

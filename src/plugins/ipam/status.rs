@@ -3,8 +3,11 @@
 //! Runtimes ask every few seconds: while there is an address to give, few files are looked
 //! at, and while the index is complete none is read, however many leases there are.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result};
 
+use super::addresses::Addresses;
 use super::allocator;
 use super::boots::Boots;
 use super::config::Settings;
@@ -18,6 +21,9 @@ use crate::fsutil;
 /// How far apart addresses are that are tried where many are taken; a prime, so that it is
 /// in step with nobody's habits.
 const STRIDE: usize = 251;
+
+/// How many of these: enough for a range of 16 bits.
+const SAMPLES: usize = 261;
 
 /// Checks what an ADD to `network` needs, as far as `settings` say. Without range sets
 /// that is the directory and `resolvConf`.
@@ -49,59 +55,74 @@ pub fn check(network: &str, settings: &Settings) -> Result<()> {
     }
     let boots = Boots::new(&settings.data_dir, network);
     for (index, set) in settings.sets.iter().enumerate() {
-        let has_room = has_room(&leases, &boots, settings, index, set)
+        let taken = taken_up(&leases, &boots, settings, index, set)
             .with_context(|| unavailable(format!("leases of network {network} cannot be read")))?;
-        if !has_room {
+        if let Some(taken) = taken {
             return Err(detailed(
                 Code::NotAvailable,
                 exhausted(set),
-                shortage(network, set, &leases, &boots),
+                shortage(network, set, &leases, &boots, &taken),
             ));
         }
     }
     Ok(())
 }
 
-/// Whether ADD would find an address in `set`, which has this index: as it looks itself,
-/// but in the index and among the names of the leases, of which few are looked at.
-fn has_room(
+/// The addresses that are taken, if ADD would find none in `set`, which has this index. As it
+/// looks itself, but in the index and among the names of the leases, of which few are looked
+/// at.
+fn taken_up(
     leases: &LeaseDir,
     boots: &Boots,
     settings: &Settings,
     index: usize,
     set: &RangeSet,
-) -> Result<bool> {
+) -> Result<Option<Addresses>> {
     let candidates = allocator::candidates(set, leases.last_reserved(index))
         .filter(|ip| settings.set_with_gateway(*ip).is_none());
     if leases.first_at_a_glance(candidates.clone()).is_some() {
-        return Ok(true);
+        return Ok(None);
     }
     let last = boots.index.last_tally();
     let is_current = boots.index.is_complete(leases.changed_at()?);
-    let is_free = match &last {
-        Some(tally) if is_current => candidates
-            .clone()
-            .filter(|ip| !tally.addresses().contains(*ip))
-            .any(|ip| !leases.is_taken(ip)),
+    let taken = match &last {
+        Some(tally) if is_current => tally.addresses().clone(),
         _ => {
             // The stretch ahead is taken: what is free may be anywhere.
-            let spread = candidates.clone().step_by(STRIDE);
-            leases.first_at_a_glance(spread).is_some()
-                || leases.first_unrecorded(candidates.clone())?.is_some()
+            let mut spread = candidates.clone().step_by(STRIDE).take(SAMPLES);
+            if spread.any(|ip| !leases.is_taken(ip)) {
+                return Ok(None);
+            }
+            leases.recorded()?
         }
     };
-    if is_free {
-        return Ok(true);
+    let is_free = |ip: IpAddr| !taken.contains(ip) && !leases.is_taken(ip);
+    if may_have_room(set, settings, &taken) && candidates.clone().any(is_free) {
+        return Ok(None);
     }
     // Of boots the index alone knows. What others do makes no lease one of an earlier boot.
     let may_have_earlier = last
         .as_ref()
         .is_some_and(|tally| !boots.has_no_earlier(tally));
     if may_have_earlier && boots.first_abandoned(leases, candidates.clone()).is_some() {
-        return Ok(true);
+        return Ok(None);
     }
     // A file that somebody left blank since is seen above, if it is short and one of those
     // few: no reason to read all, each time.
     let may_have_blank = last.is_some_and(|tally| !boots.has_no_blank(&tally));
-    Ok(may_have_blank && leases.first_ownerless(candidates)?.is_some())
+    if may_have_blank && leases.first_ownerless(candidates)?.is_some() {
+        return Ok(None);
+    }
+    Ok(Some(taken))
+}
+
+/// Whether `set` has more addresses than are `taken` or gateways.
+fn may_have_room(set: &RangeSet, settings: &Settings, taken: &Addresses) -> bool {
+    let ranges = settings.sets.iter().flat_map(|set| &set.ranges);
+    let gateways: Addresses = ranges
+        .map(|range| range.gateway)
+        .filter(|ip| !taken.contains(*ip))
+        .collect();
+    let (size, taken) = set.count(taken);
+    size > (taken + set.count(&gateways).1) as u128
 }
