@@ -321,6 +321,66 @@ fn a_dry_run_announces_what_the_real_one_removes() {
 }
 
 #[test]
+fn one_interface_goes_and_the_other_of_the_container_stays() {
+    for backend in ["nftables", "iptables"] {
+        let run = move || {
+            let lab = Lab::new(backend);
+            lab.add("net1", "a", 8001);
+            let only_one = lab.world();
+            let second = ["add", "net1", "/run/netns/net1-a", "--id", "a"];
+            lab.cnitool(&[&second[..], &["--ifname", "eth1"]].concat())
+                .json();
+            assert!(lab.world().len() > only_one.len());
+            let told: String = lab
+                .gc(&valid(&["a"]))
+                .iter()
+                .map(|output| {
+                    output.silent();
+                    output.stderr.clone()
+                })
+                .collect();
+            assert!(
+                told.contains("GC removed masquerade rules of eth1"),
+                "{told}"
+            );
+            assert_eq!(lab.world(), only_one, "{backend}");
+            lab.node.ping("/run/netns/net1-a", "10.9.1.1");
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
+}
+
+#[test]
+fn what_killed_processes_left_goes() {
+    let lab = Lab::new("nftables");
+    lab.add("net1", "killed", 8001);
+    // Before the link was given its alias; and while a lease was being written. The other
+    // link is nobody's, as is what the reference makes.
+    let link = lab.node.sh("ip -br link show type veth | cut -d@ -f1");
+    let link = link.trim();
+    let leftover = format!("{LEASES}/net1/.cnibox-00000000-1-1");
+    lab.node.sh(&format!(
+        "ip link set {link} alias '' && touch {leftover} && \
+         ip link add veth12345678 type veth peer name veth1"
+    ));
+    fs::remove_file("/var/lib/cni/results/net1-killed-eth0").unwrap();
+    let dry = lab.cnitool(&["gc", "net1", "--dry-run"]).stdout;
+    for thing in [&format!("link {link}, left by"), &leftover] {
+        assert!(dry.contains(thing), "{thing}: {dry}");
+    }
+    for output in lab.gc(&json!([])) {
+        output.silent();
+    }
+    let left = lab.world();
+    assert!(left.contains("veth12345678"), "{left:?}");
+    assert!(!left.contains(link) && !Path::new(&leftover).exists());
+    assert!(
+        left.iter().all(|line| !line.contains("10.9.1.2")),
+        "{left:?}"
+    );
+}
+
+#[test]
 fn a_dry_run_does_not_ask_strangers() {
     let lab = Lab::new("nftables");
     let stranger = lab.node.bin.join("stranger");

@@ -3,9 +3,12 @@
 //! A plugin says of each thing what it is and how it goes. Whether it goes, or is only
 //! told of, is decided here: so a dry run makes the very search that the real one acts on.
 
+use std::net::IpAddr;
+
 use anyhow::Result;
 
 use super::error::ErrorObject;
+use super::invocation::Attachment;
 use crate::log;
 
 /// Whether anything is changed.
@@ -17,10 +20,20 @@ pub enum Run {
     Dry,
 }
 
+/// An address that belonged to an attachment which is no longer valid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Freed {
+    /// Whose it was.
+    pub attachment: Attachment,
+    /// Nobody's by now, unless the run is dry.
+    pub address: IpAddr,
+}
+
 /// One GC on its way through the plugins. An error stops nothing.
 #[derive(Debug)]
 pub struct Collector {
     run: Run,
+    freed: Vec<Freed>,
     lines: Vec<String>,
     errors: Vec<anyhow::Error>,
 }
@@ -30,6 +43,7 @@ impl Collector {
     pub fn new(run: Run) -> Self {
         Self {
             run,
+            freed: Vec::new(),
             lines: Vec::new(),
             errors: Vec::new(),
         }
@@ -78,6 +92,16 @@ impl Collector {
                 self.errors.push(error.context(context));
             }
         }
+    }
+
+    /// What IPAM has found: who is dead tells of things that do not say whose they are.
+    pub fn free(&mut self, freed: Freed) {
+        self.freed.push(freed);
+    }
+
+    /// What IPAM has found so far.
+    pub fn freed(&self) -> &[Freed] {
+        &self.freed
     }
 
     /// Something else that the reader of a dry run should know.

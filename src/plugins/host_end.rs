@@ -95,16 +95,56 @@ fn alias_start(network: &str) -> String {
 
 /// GC of the links of a kind, such as the veth pairs, of attachments that are no longer
 /// valid. What their other ends are doing does not matter: the runtime's list rules.
-pub fn collect(kind: &str, network: &str, valid: &[Attachment], collector: &mut Collector) {
-    let looked = Netlink::open().and_then(|host| Ok((link::all(&host, kind)?, host)));
-    let (links, host) = match looked {
+/// Answers which links these are.
+pub fn collect(
+    kind: &str,
+    network: &str,
+    valid: &[Attachment],
+    collector: &mut Collector,
+) -> Vec<Link> {
+    let (host, links) = match look(kind) {
         Ok(found) => found,
-        Err(error) => return collector.attempt(Err(error)),
+        Err(error) => {
+            collector.attempt(Err(error));
+            return Vec::new();
+        }
     };
-    for link in stale(network, valid, links) {
+    let stale = stale(network, valid, links);
+    for link in &stale {
         let what = format!("link {} ({})", link.name, link.alias);
         collector.remove(&what, || link::delete(&host, link.index));
     }
+    stale
+}
+
+/// GC of the host ends that do not say yet whose they are, for the ADD that made them was
+/// killed: those called after an attachment whose address IPAM's GC has just freed.
+pub fn collect_nameless(network: &str, collector: &mut Collector) {
+    let dead: BTreeSet<String> = collector
+        .freed()
+        .iter()
+        .map(|freed| Identity::new(network, &freed.attachment).name)
+        .collect();
+    if dead.is_empty() {
+        return;
+    }
+    let (host, links) = match look("veth") {
+        Ok(found) => found,
+        Err(error) => return collector.attempt(Err(error)),
+    };
+    for link in links {
+        if link.alias.is_empty() && dead.contains(&link.name) {
+            let what = format!("link {}, left by an ADD that was killed", link.name);
+            collector.remove(&what, || link::delete(&host, link.index));
+        }
+    }
+}
+
+/// All links of a kind.
+fn look(kind: &str) -> Result<(Netlink, Vec<Link>)> {
+    let host = Netlink::open()?;
+    let links = link::all(&host, kind)?;
+    Ok((host, links))
 }
 
 /// Those of `links` whose alias names this network and no valid attachment.

@@ -3,11 +3,12 @@
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use crate::cni::collector::Collector;
+use crate::cni::collector::{Collector, Freed};
 use crate::cni::invocation::Attachment;
 use crate::cni::result::Ip;
 use crate::cni::skel::Call;
-use crate::netfilter::{self, BackendName, Masquerade, Owner};
+use crate::netfilter::iptables::Iptables;
+use crate::netfilter::{self, Backend, BackendName, Masquerade, Owner};
 use crate::undo::Undo;
 
 /// What is wrong with `word` as `ipMasqBackend`; empty leaves the choice open.
@@ -107,6 +108,42 @@ pub fn collect(network: &str, valid: &[Attachment], collector: &mut Collector) {
                 Ok(owners.into_iter().map(what).collect())
             },
             || backend.collect_masquerade(network, valid),
+        );
+    }
+    collect_interfaces(network, valid, collector);
+}
+
+/// GC of the rules of interfaces whose container keeps another one in this network: those of
+/// iptables say only which container, and which address.
+fn collect_interfaces(network: &str, valid: &[Attachment], collector: &mut Collector) {
+    let lives = |freed: &Freed| {
+        let mut kept = valid.iter();
+        kept.any(|kept| kept.container_id == freed.attachment.container_id)
+    };
+    let freed: Vec<Freed> = collector
+        .freed()
+        .iter()
+        .filter(|freed| lives(freed))
+        .cloned()
+        .collect();
+    let iptables = Iptables::from_environment();
+    for Freed {
+        attachment,
+        address,
+    } in freed
+    {
+        let owner = Owner {
+            network: network.to_owned(),
+            attachment,
+        };
+        let known = IpNet::from(address);
+        collector.remove_together(
+            || {
+                let is_there = iptables.masquerades(&owner, known)?;
+                let what = format!("masquerade rules of {owner} (iptables)");
+                Ok(is_there.then_some(what).into_iter().collect())
+            },
+            || iptables.remove_masquerade(&owner, &[known]),
         );
     }
 }

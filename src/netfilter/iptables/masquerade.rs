@@ -73,6 +73,11 @@ impl Rules {
             .chain(&self.jumps)
     }
 
+    /// Whether something in `table` leads from one of the addresses into the chain.
+    pub fn has_jump(&self, table: &Table) -> bool {
+        self.jumps.iter().any(|jump| table.rules.contains(jump))
+    }
+
     /// Adds everything. Refused when the container's chain is there already. Exemptions are
     /// inserted: whatever else happens to the chain, they stand in front.
     pub fn add(&self) -> Script {

@@ -184,6 +184,21 @@ impl Iptables {
         Ok(containers.into_iter().collect())
     }
 
+    /// Whether the owner's container has a masquerade rule of `address`.
+    ///
+    /// # Errors
+    /// When the tables cannot be read.
+    pub fn masquerades(&self, owner: &Owner, address: IpNet) -> Result<bool> {
+        let family = family_of(&address);
+        let rules = masquerade::Rules::new(owner, family, &[address]);
+        for tool in self.tools(family, &rules.chains())? {
+            if rules.has_jump(&read(&tool)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn port_map_rules(owner: &Owner, wanted: &PortMaps) -> Result<Vec<(Family, port_maps::Rules)>> {
         wanted
             .container

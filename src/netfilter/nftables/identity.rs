@@ -4,6 +4,7 @@
 //! and length. Type 0 is the comment, ending in a zero byte, of at most 128 bytes; nft
 //! passes over types it does not know.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::cni::invocation::Attachment;
@@ -64,12 +65,14 @@ impl Tag {
         })
     }
 
-    /// Whether this is an attachment to `network`, and none of `valid`.
-    pub fn is_stale(self, network: &str, valid: &[Attachment]) -> bool {
-        self.network == sha512_words(network)
-            && !valid
-                .iter()
-                .any(|attachment| Self::new(network, attachment) == self)
+    /// Tells the tags of attachments to `network` that are none of `valid`.
+    pub fn stale(network: &str, valid: &[Attachment]) -> impl Fn(Self) -> bool {
+        let of_network = sha512_words(network);
+        let kept: BTreeSet<Self> = valid
+            .iter()
+            .map(|attachment| Self::new(network, attachment))
+            .collect();
+        move |tag| tag.network == of_network && !kept.contains(&tag)
     }
 
     /// Both hashes in halves, as the keys of sets have them.
@@ -257,10 +260,14 @@ mod tests {
         let cont1 = owner("net1", "cont1", "eth0");
         let tag = Tag::of(&cont1);
         assert_eq!(Tag::at_start(&masquerade_comment(&cont1)), Some(tag));
-        assert!(tag.is_stale("net1", &[]));
-        assert!(!tag.is_stale("net1", std::slice::from_ref(&cont1.attachment)));
-        assert!(tag.is_stale("net1", &[owner("net1", "cont1", "eth1").attachment]));
-        assert!(!tag.is_stale("net2", &[]));
+        let is_stale = |network: &str, valid: &[Attachment]| Tag::stale(network, valid)(tag);
+        assert!(is_stale("net1", &[]));
+        assert!(!is_stale("net1", std::slice::from_ref(&cont1.attachment)));
+        assert!(is_stale(
+            "net1",
+            &[owner("net1", "cont1", "eth1").attachment]
+        ));
+        assert!(!is_stale("net2", &[]));
         assert_eq!(Tag::at_start("cont1"), None);
     }
 

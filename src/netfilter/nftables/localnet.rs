@@ -92,7 +92,7 @@ pub fn close(owner: &Owner) -> Result<()> {
 /// # Errors
 /// As [`close`].
 pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
-    release(|tag| tag.is_stale(network, valid))
+    release(Tag::stale(network, valid))
 }
 
 fn release(unwanted: impl Fn(Tag) -> bool) -> Result<()> {
@@ -157,7 +157,7 @@ pub fn stale(network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(Vec::new());
     };
-    let Unneeded { users, links } = unneeded(&socket, |tag| tag.is_stale(network, valid))?;
+    let Unneeded { users, links } = unneeded(&socket, Tag::stale(network, valid))?;
     let for_users = users.iter().filter_map(|(key, owner)| {
         let name = device(key)?;
         Some(format!("route_localnet of {name} for {owner}"))

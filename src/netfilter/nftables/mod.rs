@@ -96,16 +96,15 @@ impl Backend for Nftables {
     }
 
     fn stale_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+        let is_stale = Tag::stale(network, valid);
         stale(|socket| {
             let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
-            Ok(masquerade::owners(&found, |tag| {
-                tag.is_stale(network, valid)
-            }))
+            Ok(masquerade::owners(&found, |tag| is_stale(*tag)))
         })
     }
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
-        remove_masquerade(|tag| tag.is_stale(network, valid))
+        remove_masquerade(Tag::stale(network, valid))
     }
 
     fn ensure_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
@@ -165,21 +164,20 @@ impl Backend for Nftables {
     }
 
     fn stale_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+        let is_stale = Tag::stale(network, valid);
         stale(|socket| {
             let mut owners = Vec::new();
             for table in port_maps::TABLES {
                 let found = rules(socket, &table, None)?;
-                owners.extend(port_maps::owners(&found, |tag| {
-                    tag.is_stale(network, valid)
-                }));
+                owners.extend(port_maps::owners(&found, |tag| is_stale(*tag)));
             }
             Ok(owners)
         })
     }
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
-        let stale = |tag: Tag| tag.is_stale(network, valid);
-        remove_port_maps(None, |rule| rule.tag.is_some_and(stale), stale)
+        let is_stale = Tag::stale(network, valid);
+        remove_port_maps(None, |rule| rule.tag.is_some_and(&is_stale), &is_stale)
     }
 }
 

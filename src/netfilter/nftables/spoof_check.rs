@@ -146,9 +146,10 @@ fn stale_interfaces(
     valid: &[Attachment],
     found: &[Found],
 ) -> impl Iterator<Item = String> {
+    let is_stale = Tag::stale(network, valid);
     let stale = found
         .iter()
-        .filter(|rule| rule.tag.is_some_and(|tag| tag.is_stale(network, valid)));
+        .filter(move |rule| rule.tag.is_some_and(&is_stale));
     stale
         .filter_map(jump_target)
         .filter(|interface| interface.starts_with(INTERFACE_PREFIX))

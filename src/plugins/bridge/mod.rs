@@ -17,7 +17,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::cni::collector::Collector;
+use crate::cni::collector::{Collector, Run};
 use crate::cni::delegate;
 use crate::cni::error::{Code, all, detailed, not_available};
 use crate::cni::invocation::Command;
@@ -191,17 +191,22 @@ impl Plugin for Bridge {
         let valid = call.config.valid_attachments()?;
         let network = &call.config.network;
         // No address is free while an interface still has it.
-        host_end::collect("veth", network, &valid, collector);
+        let mut stale = host_end::collect("veth", network, &valid, collector);
         let released = call.config.ipam_type().and_then(|ipam| match ipam {
             Some(plugin) => delegate::gc(call, &plugin, collector),
             None => Ok(()),
         });
         collector.attempt(released);
+        host_end::collect_nameless(network, collector);
         rules::collect(network, &valid, collector);
         let settings = Settings::resolve(call)?;
         let host = Netlink::open()?;
+        if collector.run() == Run::Real {
+            // Those that are there have stayed.
+            stale.clear();
+        }
         collector.remove_together(
-            || vlan_gateway::unused(&host, &settings),
+            || vlan_gateway::unused(&host, &settings, &stale),
             || vlan_gateway::remove_unused(&host, &settings),
         );
         Ok(())

@@ -141,49 +141,52 @@ fn port_of(host: &Netlink, gateway: &Link) -> Result<Option<Link>> {
     Ok(port.filter(|port| Identity::is_name(&port.name)))
 }
 
-/// Removes the gateways on the bridge whose VLAN has no other member left: the reference
+/// Removes the gateways of the network's VLANs that have no other member left: the reference
 /// leaves them for ever (defect 15). Members are all ports, whoever made them.
 ///
 /// # Errors
 /// When one is there and stays.
 pub fn remove_unused(host: &Netlink, settings: &Settings) -> Result<()> {
-    if find_unused(host, settings)?.is_empty() {
+    if find_unused(host, settings, &[])?.is_empty() {
         return Ok(());
     }
     // Once more, with nobody about to need one.
     let _lock = lock()?;
-    for gateway in find_unused(host, settings)? {
+    for gateway in find_unused(host, settings, &[])? {
         link::delete(host, gateway.index)?;
     }
     Ok(())
 }
 
-/// What [`remove_unused`] would remove, in words.
+/// What [`remove_unused`] would remove if `going` were gone, in words.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn unused(host: &Netlink, settings: &Settings) -> Result<Vec<String>> {
-    let unused = find_unused(host, settings)?;
+pub fn unused(host: &Netlink, settings: &Settings, going: &[Link]) -> Result<Vec<String>> {
+    let unused = find_unused(host, settings, going)?;
     let words = unused
         .iter()
         .map(|link| format!("VLAN gateway {}", link.name));
     Ok(words.collect())
 }
 
-fn find_unused(host: &Netlink, settings: &Settings) -> Result<Vec<Link>> {
-    let Some(wanted) = &settings.vlans else {
+fn find_unused(host: &Netlink, settings: &Settings, going: &[Link]) -> Result<Vec<Link>> {
+    if settings.vlans.is_none() {
         return Ok(Vec::new());
-    };
+    }
     // What is no bridge has no members.
     let bridge = link::by_name(host, &settings.bridge)?.filter(|link| link.kind == "bridge");
-    let ports = match bridge {
+    let mut ports = match bridge {
         Some(bridge) => bridge_vlan::list(host, bridge.index)?,
         None => Vec::new(),
     };
+    ports.retain(|port| going.iter().all(|link| link.index != port.index));
     let mut unused = Vec::new();
-    // Our own too: its port may be in no bridge.
-    let vlans: BTreeSet<u16> = wanted.access.into_iter().chain(lonely(&ports)).collect();
-    for vlan in vlans {
+    let lonely = lonely(&ports);
+    let mut vlans = vlan::memberships(settings);
+    // Where the network has its gateway, the port of that may be in no bridge.
+    vlans.retain(|vlan, _| lonely.contains(vlan) || settings.gateway_vlan() == Some(*vlan));
+    for vlan in vlans.into_keys() {
         let Some(gateway) = link::by_name(host, &name(&settings.bridge, vlan))? else {
             continue;
         };

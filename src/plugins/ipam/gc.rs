@@ -9,7 +9,7 @@ use super::boots::Boots;
 use super::lease_dir::{Lease, LeaseDir};
 use super::owner::Owner;
 use super::store::Store;
-use crate::cni::collector::{Collector, Run};
+use crate::cni::collector::{Collector, Freed, Run};
 use crate::cni::invocation::Attachment;
 
 /// Frees every lease of `network` that belongs to none of `valid`. A lease without an
@@ -41,11 +41,14 @@ pub fn collect(
     // A store is locked, and leaves its index behind: nothing for a dry run.
     if collector.run() == Run::Dry {
         let boots = Boots::new(data_dir, network);
-        let leases = LeaseDir::new(data_dir, network)
-            .scan(&HashMap::new())?
-            .leases;
-        for lease in stale(leases) {
+        let found = LeaseDir::new(data_dir, network).scan(&HashMap::new())?;
+        for lease in stale(found.leases) {
             collector.remove(&describe(&lease, &boots), || Ok(()));
+            tell_freed(&lease, collector);
+        }
+        for leftover in found.leftovers {
+            let what = format!("leftover of a killed process {}", leftover.display());
+            collector.remove(&what, || Ok(()));
         }
         return Ok(());
     }
@@ -54,9 +57,29 @@ pub fn collect(
     };
     for lease in stale(store.scan()?) {
         let what = describe(&lease, &store.boots);
+        tell_freed(&lease, collector);
         collector.remove(&what, || store.release(&[lease]));
     }
     Ok(())
+}
+
+/// Whose `lease` was. A file of old does not tell the interface.
+fn tell_freed(lease: &Lease, collector: &mut Collector) {
+    if let Some(Owner {
+        container_id,
+        ifname: Some(ifname),
+    }) = lease.owner.clone()
+    {
+        let attachment = Attachment {
+            container_id,
+            ifname,
+        };
+        let address = lease.ip;
+        collector.free(Freed {
+            attachment,
+            address,
+        });
+    }
 }
 
 fn describe(lease: &Lease, boots: &Boots) -> String {

@@ -139,6 +139,7 @@ impl Plugin for Ptp {
             None => Ok(()),
         });
         collector.attempt(released);
+        host_end::collect_nameless(network, collector);
         masquerade::collect(network, &valid, collector);
         Ok(())
     }
