@@ -1,13 +1,12 @@
 //! Source NAT for what an attachment sends out of its network (`ipMasq`, behaviour 5.8).
 
 use anyhow::{Context, Result};
-use ipnet::IpNet;
 
 use crate::cni::collector::Collector;
 use crate::cni::invocation::Attachment;
 use crate::cni::result::Ip;
 use crate::cni::skel::Call;
-use crate::netfilter::{self, BackendName, Masquerade, Owner};
+use crate::netfilter::{self, BackendName, Known, Masquerade, Owner};
 use crate::undo::Undo;
 
 /// What is wrong with `word` as `ipMasqBackend`; empty leaves the choice open.
@@ -80,18 +79,17 @@ pub fn add(
         move || {
             backend
                 .backend()
-                .remove_masquerade(&owner, &rules.addresses)
+                .remove_masquerade(&owner, &Known::only(&rules.addresses))
         }
     });
     wanted.ensure()
 }
 
-/// Removes what either backend has of the attachment. Without `known` addresses all of
-/// the container's rules in this network go.
+/// Removes what either backend has of the attachment, given what is `known` of it.
 ///
 /// # Errors
 /// When a rule is there and stays.
-pub fn remove(call: &Call, known: &[IpNet]) -> Result<()> {
+pub fn remove(call: &Call, known: &Known) -> Result<()> {
     let owner = Owner::of(call);
     netfilter::with_both(|backend| backend.remove_masquerade(&owner, known))
 }
