@@ -89,13 +89,30 @@ pub fn delete(netlink: &Netlink, index: u32, net: IpNet) -> Result<()> {
 pub fn list(netlink: &Netlink, index: u32) -> Result<Vec<Address>> {
     let mut request = AddressMessage::default();
     request.header.index = index;
+    dump(netlink, request, |of| of == index)
+}
+
+/// The addresses of all links but the one with `index`, both families.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn list_others(netlink: &Netlink, index: Option<u32>) -> Result<Vec<Address>> {
+    dump(netlink, AddressMessage::default(), |of| Some(of) != index)
+}
+
+/// The addresses that `request` describes, of the links whose index is `wanted`.
+fn dump(
+    netlink: &Netlink,
+    request: AddressMessage,
+    wanted: impl Fn(u32) -> bool,
+) -> Result<Vec<Address>> {
     let found = netlink
         .dump(&RouteNetlinkMessage::GetAddress(request))
         .context("list addresses")?;
     Ok(found
         .into_iter()
         .filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
+            RouteNetlinkMessage::NewAddress(message) if wanted(message.header.index) => {
                 from_message(&message)
             }
             _ => None,

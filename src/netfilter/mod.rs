@@ -7,6 +7,7 @@
 
 pub mod conntrack;
 pub mod iptables;
+mod known;
 pub mod nftables;
 mod socket;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use crate::cni::error::{self, Code, all, detailed, not_available};
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
 use iptables::Iptables;
+pub use known::{Known, Others};
 use nftables::Nftables;
 
 /// Whose rules these are: one attachment to one network.
@@ -297,16 +299,28 @@ pub fn check_usable(asked: Option<BackendName>) -> Result<()> {
 /// In the order in which they are cleaned up.
 pub const BACKENDS: [BackendName; 2] = [BackendName::Nftables, BackendName::Iptables];
 
-/// Runs `work` with both backends: what a container left may be in either. All errors
-/// are reported, the first in front.
+/// Runs `work` with both backends: what a container left may be in either. At the same
+/// time, because each has to wait for the kernel when there is something. All errors are
+/// reported, the first in front.
 ///
 /// # Errors
 /// Those of `work`.
-pub fn with_both(work: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> {
-    let done = BACKENDS.map(|name| {
+pub fn with_both(work: impl Fn(&dyn Backend) -> Result<()> + Sync) -> Result<()> {
+    let clean = |name: BackendName| {
         work(name.backend().as_ref()).with_context(|| format!("clean up {} rules", name.as_str()))
-    });
-    all(done)
+    };
+    let [one, other] = BACKENDS;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || clean(one));
+        let done = clean(other);
+        let before = match thread {
+            // A panic ends the process in its hook: there is none to join.
+            Ok(thread) => thread.join().unwrap_or(Ok(())),
+            // No thread to be had: one after the other, then.
+            Err(_none) => clean(one),
+        };
+        all([before, done])
+    })
 }
 
 /// One way to make the kernel filter and translate packets.
@@ -318,13 +332,13 @@ pub trait Backend: Sync {
     /// When the kernel or the tool refuses; nothing is changed then.
     fn ensure_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<()>;
 
-    /// Removes the owner's masquerade rules. `known` are its addresses where they are
-    /// known; without them all of the container's rules in this network go. None there is
-    /// no error, and neither is a backend that this host does not have.
+    /// Removes the owner's masquerade rules, as far as they can be told from those of the
+    /// container's other attachments to the network by what is `known`. None there is no
+    /// error, and neither is a backend that this host does not have.
     ///
     /// # Errors
     /// When a rule is there and stays.
-    fn remove_masquerade(&self, owner: &Owner, known: &[IpNet]) -> Result<()>;
+    fn remove_masquerade(&self, owner: &Owner, known: &Known) -> Result<()>;
 
     /// The rules of `wanted` that are not there, each as the command that would add it.
     ///
@@ -350,12 +364,11 @@ pub trait Backend: Sync {
     /// As [`Backend::ensure_masquerade`].
     fn ensure_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()>;
 
-    /// As [`Backend::remove_masquerade`]; needs no addresses. With iptables, the mappings
-    /// of the container's other attachments to the same network go too.
+    /// As [`Backend::remove_masquerade`].
     ///
     /// # Errors
     /// As [`Backend::remove_masquerade`].
-    fn remove_port_maps(&self, owner: &Owner) -> Result<()>;
+    fn remove_port_maps(&self, owner: &Owner, known: &Known) -> Result<()>;
 
     /// As [`Backend::missing_masquerade`].
     ///

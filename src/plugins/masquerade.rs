@@ -8,7 +8,7 @@ use crate::cni::invocation::Attachment;
 use crate::cni::result::Ip;
 use crate::cni::skel::Call;
 use crate::netfilter::iptables::Iptables;
-use crate::netfilter::{self, Backend, BackendName, Masquerade, Owner};
+use crate::netfilter::{self, Backend, BackendName, Known, Masquerade, Owner};
 use crate::undo::Undo;
 
 /// What is wrong with `word` as `ipMasqBackend`; empty leaves the choice open.
@@ -81,18 +81,17 @@ pub fn add(
         move || {
             backend
                 .backend()
-                .remove_masquerade(&owner, &rules.addresses)
+                .remove_masquerade(&owner, &Known::only(&rules.addresses))
         }
     });
     wanted.ensure()
 }
 
-/// Removes what either backend has of the attachment. Without `known` addresses all of
-/// the container's rules in this network go.
+/// Removes what either backend has of the attachment, given what is `known` of it.
 ///
 /// # Errors
 /// When a rule is there and stays.
-pub fn remove(call: &Call, known: &[IpNet]) -> Result<()> {
+pub fn remove(call: &Call, known: &Known) -> Result<()> {
     let owner = Owner::of(call);
     netfilter::with_both(|backend| backend.remove_masquerade(&owner, known))
 }
@@ -143,7 +142,7 @@ fn collect_interfaces(network: &str, valid: &[Attachment], collector: &mut Colle
                 let what = format!("masquerade rules of {owner} (iptables)");
                 Ok(is_there.then_some(what).into_iter().collect())
             },
-            || iptables.remove_masquerade(&owner, &[known]),
+            || iptables.remove_masquerade(&owner, &Known::only(&[known])),
         );
     }
 }

@@ -19,6 +19,7 @@ use crate::net::netlink::{Changes, Netlink, errno, is_unanswered};
 use crate::net::netns::Netns;
 use crate::net::route::Route;
 use crate::net::{addr, route, sysctl};
+use crate::netfilter::{Known, Others};
 use crate::undo::Undo;
 
 /// The two namespaces of an attachment, each with a socket in it.
@@ -339,14 +340,11 @@ pub fn wait_for_port(host: &Netlink, port: &Link) -> Result<()> {
 }
 
 /// DEL of a veth pair: its addresses, those that IPAM has given, the pair. `clean` removes
-/// the packet filter's rules of the attachment, whose addresses it is told, meanwhile.
+/// the packet filter's rules of the attachment meanwhile, and is told what is known of it.
 ///
 /// # Errors
 /// All that could not be removed, after trying everything.
-pub fn detach(
-    call: &Call,
-    clean: Option<impl FnOnce(&[IpNet]) -> Result<()> + Send>,
-) -> Result<()> {
+pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Send>) -> Result<()> {
     let host = Netlink::open()?;
     let mut done: Vec<Result<()>> = Vec::new();
     // The link and its namespace may be gone, half gone, or somebody else's by now.
@@ -354,11 +352,15 @@ pub fn detach(
         done.push(Err(error));
         None
     });
-    let known = known_addresses(call, link.as_ref());
+    let known = clean.is_some().then(|| Known {
+        own: known_addresses(call, link.as_ref()),
+        others: other_addresses(call),
+    });
     std::thread::scope(|scope| {
         // Deleting a link and deleting rules each wait for the kernel: let them wait at
         // the same time.
-        let cleaner = clean.map(|clean| scope.spawn(|| clean(&known)));
+        let cleaner = clean.zip(known.as_ref());
+        let cleaner = cleaner.map(|(clean, known)| scope.spawn(|| clean(known)));
         // No address is free while an interface still has it; but the link stays until
         // IPAM is done, which may want to talk over it.
         if let Some((container, end)) = &link {
@@ -406,6 +408,27 @@ fn known_addresses(call: &Call, link: Option<&(Netlink, Link)>) -> Vec<IpNet> {
     let listed = listed.and_then(Result::ok).unwrap_or_default();
     let mine = listed.into_iter().filter(|address| address.is_global);
     mine.map(|address| address.net).collect()
+}
+
+/// The addresses of the container's other attachments, for its rules to be told apart.
+pub fn other_addresses(call: &Call) -> Others {
+    let look = |netns: &Netns| {
+        netns.inside(|| {
+            let container = Netlink::open()?;
+            let own = link::by_name(&container, &call.invocation.attachment.ifname)?;
+            let others = addr::list_others(&container, own.map(|own| own.index))?;
+            Ok(others.iter().map(|other| other.net.addr()).collect())
+        })
+    };
+    let netns = Netns::open_if_any(call.invocation.netns.as_deref());
+    match netns.and_then(|netns| netns.as_ref().map(look).transpose()) {
+        Ok(Some(others)) => Others::These(others),
+        Ok(None) => Others::Unknown,
+        Err(error) => {
+            log::warn(&format!("look for other attachments: {error:#}"));
+            Others::Unknown
+        }
+    }
 }
 
 fn remove_addresses(container: &Netlink, end: &Link) -> Result<()> {

@@ -10,6 +10,7 @@
     reason = "a test that cannot do its work says so by panicking; doors are for the product"
 )]
 
+mod attachments;
 #[path = "../common/mod.rs"]
 mod common;
 mod destinations;

@@ -2,7 +2,7 @@
 //! given to `iptables-restore`.
 
 use crate::cni::invocation::Attachment;
-use crate::netfilter::{Owner, PortMaps};
+use crate::netfilter::{Known, Owner, PortMaps};
 
 use super::masquerade;
 use super::owned;
@@ -67,7 +67,7 @@ pub fn table(saved: &[u8]) {
     };
     let rules = masquerade::Rules::new(&owner, Family::V4, &[]);
     assert_lines(&rules.repair(&table));
-    assert_lines(&rules.remove_found(&[], &table));
+    assert_lines(&rules.remove_found(&Known::NOTHING, &table));
 }
 
 /// What `owner` wants becomes lines of ours only, or is refused.

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::owned::{comment, is_owned, private_chain, remove_chain};
 use super::rule::{Rule, Script, Table};
 use super::tool::Family;
-use crate::netfilter::Owner;
+use crate::netfilter::{Known, Owner};
 
 /// Whose comment it is: nothing stands in front.
 pub const KIND: &str = "";
@@ -133,18 +133,20 @@ impl Rules {
         script
     }
 
-    /// Removes what `table` has of the owner: the jumps of its addresses, in today's form
-    /// or with a whole subnet as old versions wrote them, or all of them when no address
-    /// is known; and the chain when it is not needed any more.
-    pub fn remove_found(&self, addresses: &[IpNet], table: &Table) -> Script {
+    /// Removes what `table` has of the owner: its jumps, but for those that `known` spares;
+    /// and the chain when it is not needed any more.
+    pub fn remove_found(&self, known: &Known, table: &Table) -> Script {
         let mut script = Script::default();
-        let is_known = |rule: &Rule| {
-            let mut forms = addresses
-                .iter()
-                .flat_map(|address| [address.addr().into(), address.trunc()]);
-            addresses.is_empty() || forms.any(|form| source(rule) == Some(form))
+        let is_ours = |rule: &Rule| is_owned(rule, &self.comment);
+        let found = table
+            .jumps(&self.chain)
+            .filter(|jump| is_ours(jump))
+            .any(|jump| source(jump).is_some_and(|source| known.is_own(source)));
+        let is_spared = |rule: &Rule| match source(rule) {
+            Some(source) => known.spares(source, found),
+            None => !known.own.is_empty(),
         };
-        let is_doomed = |rule: &Rule| is_owned(rule, &self.comment) && is_known(rule);
+        let is_doomed = |rule: &Rule| is_ours(rule) && !is_spared(rule);
         if remove_chain(&mut script, table, &self.chain, is_doomed) {
             return script;
         }
@@ -236,14 +238,26 @@ COMMIT
         let (all, _) = rules(Family::V4, &["10.9.0.2/24", "10.8.0.2/16", "10.9.0.7/24"]);
         let table = table_after(&all.add());
         // The subnet of the first is still the third's.
-        assert_eq!(first.remove_found(&eth0, &table).text().lines().count(), 3);
+        assert_eq!(
+            first
+                .remove_found(&Known::own(&eth0), &table)
+                .text()
+                .lines()
+                .count(),
+            3
+        );
         assert_golden(
-            &second.remove_found(&eth1, &table).text(),
+            &second.remove_found(&Known::own(&eth1), &table).text(),
             "masquerade-remove-second",
         );
         let last = table_after(&third.add());
-        assert_eq!(third.remove_found(&eth2, &last), third.remove());
-        let everything = rules(Family::V4, &[]).0.remove_found(&[], &table);
+        assert_eq!(
+            third.remove_found(&Known::own(&eth2), &last),
+            third.remove()
+        );
+        let everything = rules(Family::V4, &[])
+            .0
+            .remove_found(&Known::NOTHING, &table);
         assert_eq!(everything.text().matches("-D ").count(), 3);
         assert!(
             everything
@@ -256,12 +270,15 @@ COMMIT
     fn rules_of_old_versions_go_and_what_is_gone_is_no_work() {
         let (v4, addresses) = rules(Family::V4, &["10.9.0.2/24"]);
         let old = Table::parse(&v4.add().text().replace("10.9.0.2/32", "10.9.0.0/24"));
-        let script = v4.remove_found(&addresses, &old).text();
+        let script = v4.remove_found(&Known::own(&addresses), &old).text();
         assert!(script.contains("-D POSTROUTING -s 10.9.0.0/24"), "{script}");
         assert!(
             script.contains("-X CNI-01d424cb2a9303e21c6e971c"),
             "{script}"
         );
-        assert!(v4.remove_found(&addresses, &Table::default()).is_empty());
+        assert!(
+            v4.remove_found(&Known::own(&addresses), &Table::default())
+                .is_empty()
+        );
     }
 }

@@ -28,7 +28,7 @@ use std::time::Duration;
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::{Backend, Masquerade, Owner, PortMaps, nftables};
+use super::{Backend, Known, Masquerade, Owner, PortMaps, nftables};
 use crate::cni::invocation::Attachment;
 use crate::log;
 use rule::{Rule, Script, Table};
@@ -225,19 +225,19 @@ impl Backend for Iptables {
             settle(&tool, |table| Ok(rules.repair(table)))
         });
         if made.is_err() && families.len() > 1 {
-            undo(self.remove_masquerade(owner, &wanted.addresses));
+            undo(self.remove_masquerade(owner, &Known::only(&wanted.addresses)));
         }
         made
     }
 
-    fn remove_masquerade(&self, owner: &Owner, known: &[IpNet]) -> Result<()> {
-        let mut families = by_family(known);
-        if known.is_empty() {
+    fn remove_masquerade(&self, owner: &Owner, known: &Known) -> Result<()> {
+        let mut families = by_family(&known.own);
+        if families.is_empty() {
             families = FAMILIES.map(|family| (family, Vec::new())).into();
         }
         at_once(&families, |(family, addresses)| {
             let rules = masquerade::Rules::new(owner, *family, addresses);
-            let find = |table: &Table| Ok(rules.remove_found(addresses, table));
+            let find = |table: &Table| Ok(rules.remove_found(known, table));
             let mut result = Ok(());
             let chains = rules.chains();
             for (n, tool) in self.tools(*family, &chains)?.iter().enumerate() {
@@ -316,15 +316,15 @@ impl Backend for Iptables {
             log::warn(&conflict);
         }
         if made.is_err() && rules.len() > 1 {
-            undo(self.remove_port_maps(owner));
+            undo(self.remove_port_maps(owner, &Known::only(&wanted.container)));
         }
         made
     }
 
-    fn remove_port_maps(&self, owner: &Owner) -> Result<()> {
+    fn remove_port_maps(&self, owner: &Owner, known: &Known) -> Result<()> {
         at_once(&FAMILIES, |family| {
             self.remove(*family, &port_maps::chains(owner), |table| {
-                port_maps::remove(owner, table)
+                port_maps::remove(owner, known, table)
             })
         })
     }

@@ -8,6 +8,8 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use ipnet::IpNet;
+
 use super::shared::Snapshot;
 use super::*;
 use crate::net::sysctl;
@@ -197,9 +199,9 @@ fn masquerading_is_checked_replaced_removed_and_collected() {
         "{text}"
     );
 
-    Nftables.remove_masquerade(&blue, &[]).unwrap();
+    Nftables.remove_masquerade(&blue, &Known::NOTHING).unwrap();
     Nftables
-        .remove_masquerade(&blue, &nets(&["10.9.0.4/24"]))
+        .remove_masquerade(&blue, &Known::own(&nets(&["10.9.0.4/24"])))
         .unwrap();
     assert_eq!(ruleset(), only_red);
 
@@ -357,8 +359,8 @@ fn attachments_of_one_container_are_told_apart() {
     Nftables.ensure_port_maps(&net2, &two).unwrap();
     Nftables.check_port_maps(&net1, &one).unwrap();
     Nftables.check_port_maps(&net2, &two).unwrap();
-    Nftables.remove_port_maps(&net2).unwrap();
-    Nftables.remove_port_maps(&net2).unwrap();
+    Nftables.remove_port_maps(&net2, &Known::NOTHING).unwrap();
+    Nftables.remove_port_maps(&net2, &Known::NOTHING).unwrap();
     assert_eq!(ruleset(), only_one);
     Nftables.check_port_maps(&net1, &one).unwrap();
     let error = Nftables
@@ -455,8 +457,8 @@ fn rules_of_the_reference_are_checked_and_removed() {
     Nftables.collect_port_maps("net1", &[]).unwrap();
     assert_eq!(ruleset(), before);
 
-    Nftables.remove_port_maps(&red).unwrap();
-    Nftables.remove_masquerade(&red, &[]).unwrap();
+    Nftables.remove_port_maps(&red, &Known::NOTHING).unwrap();
+    Nftables.remove_masquerade(&red, &Known::NOTHING).unwrap();
     let after = ruleset();
     assert!(
         !after.contains("cont1") && after.contains("cont2"),
@@ -606,8 +608,10 @@ fn a_replaced_mapping_is_named() {
 fn what_is_not_there_is_removed_with_success() {
     node();
     let red = owner("net1", "cont1", "eth0");
-    Nftables.remove_masquerade(&red, &nets(&DUAL)).unwrap();
-    Nftables.remove_port_maps(&red).unwrap();
+    Nftables
+        .remove_masquerade(&red, &Known::own(&nets(&DUAL)))
+        .unwrap();
+    Nftables.remove_port_maps(&red, &Known::NOTHING).unwrap();
     Nftables::remove_spoof_check(&red).unwrap();
     Nftables.collect_masquerade("net1", &[]).unwrap();
     Nftables.collect_port_maps("net1", &[]).unwrap();
@@ -628,8 +632,10 @@ fn what_is_not_there_is_removed_with_success() {
         .unwrap();
     // Tables without their chains are no obstacle either.
     sh("nft add table inet cni_plugins_masquerade; nft add table ip cni_hostport");
-    Nftables.remove_masquerade(&red, &nets(&DUAL)).unwrap();
-    Nftables.remove_port_maps(&red).unwrap();
+    Nftables
+        .remove_masquerade(&red, &Known::own(&nets(&DUAL)))
+        .unwrap();
+    Nftables.remove_port_maps(&red, &Known::NOTHING).unwrap();
 }
 
 #[test]
@@ -724,8 +730,8 @@ fn many_at_once_leave_nothing() {
         Nftables::ensure_spoof_check(&one(n), &format!("veth{n}"), mac(n))
     };
     let del = |n: u8| {
-        Nftables.remove_masquerade(&one(n), &[])?;
-        Nftables.remove_port_maps(&one(n))?;
+        Nftables.remove_masquerade(&one(n), &Known::NOTHING)?;
+        Nftables.remove_port_maps(&one(n), &Known::NOTHING)?;
         Nftables::remove_spoof_check(&one(n))
     };
     // On a fresh node: the first to come make the tables.
@@ -768,7 +774,7 @@ fn a_thousand_mappings_are_one_transaction() {
     assert_eq!(text.matches("dnat to").count(), 2000);
     assert!(text.find("dport 1 ").unwrap() < text.find("dport 1000 ").unwrap());
     Nftables.check_port_maps(&red, &wanted).unwrap();
-    Nftables.remove_port_maps(&red).unwrap();
+    Nftables.remove_port_maps(&red, &Known::NOTHING).unwrap();
     assert!(!ruleset().contains("cont1"));
 }
 
@@ -785,8 +791,8 @@ fn long_ids_and_odd_names_are_no_obstacle() {
             .unwrap();
         Nftables::ensure_spoof_check(owner, "veth1", Mac([2, 0, 0, 0, 0, 1])).unwrap();
     }
-    Nftables.remove_port_maps(&long).unwrap();
-    Nftables.remove_masquerade(&long, &[]).unwrap();
+    Nftables.remove_port_maps(&long, &Known::NOTHING).unwrap();
+    Nftables.remove_masquerade(&long, &Known::NOTHING).unwrap();
     Nftables::remove_spoof_check(&long).unwrap();
     Nftables.check_port_maps(&similar, &maps).unwrap();
     Nftables
@@ -890,8 +896,8 @@ fn the_registry_reads_well_and_can_be_loaded_again() {
     // And it is understood again.
     for container_id in ["c1", "c2"] {
         let owner = owner("net1", container_id, "eth0");
-        Nftables.remove_masquerade(&owner, &[]).unwrap();
-        Nftables.remove_port_maps(&owner).unwrap();
+        Nftables.remove_masquerade(&owner, &Known::NOTHING).unwrap();
+        Nftables.remove_port_maps(&owner, &Known::NOTHING).unwrap();
         localnet::close(&owner).unwrap();
     }
     let text = ruleset();
@@ -920,7 +926,7 @@ fn the_registry_follows_the_rules() {
     assert_eq!(keys(&registry::MAPPED).len(), 2);
     assert!(ruleset().contains("tcp . 8080 comment \"blue\""));
     // It is red's again when blue goes.
-    Nftables.remove_port_maps(&blue).unwrap();
+    Nftables.remove_port_maps(&blue, &Known::NOTHING).unwrap();
     assert!(ruleset().contains("tcp . 8080 comment \"red\""));
     assert_eq!(keys(&registry::MAPPED).len(), 1);
     // Other mappings replace the old ones, here too.
@@ -954,8 +960,8 @@ fn what_the_registry_has_too_much_is_no_obstacle() {
         Nftables.check_port_maps(&red, &maps).unwrap();
     };
     let remove = || {
-        Nftables.remove_masquerade(&red, &[]).unwrap();
-        Nftables.remove_port_maps(&red).unwrap();
+        Nftables.remove_masquerade(&red, &Known::NOTHING).unwrap();
+        Nftables.remove_port_maps(&red, &Known::NOTHING).unwrap();
         assert!(!ruleset().contains("red"), "{}", ruleset());
     };
     for damage in [

@@ -30,7 +30,6 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use ipnet::IpNet;
 
 pub use self::condition::UNDERSTOOD;
 use self::identity::Tag;
@@ -41,7 +40,7 @@ use self::ruleset::{Statement, Table};
 use self::shared::{command, is_in_order, look};
 use self::transaction::{Change, Found, apply, rules, try_apply};
 use super::socket::Socket;
-use super::{Backend, Masquerade, Owner, PortMaps, conntrack};
+use super::{Backend, Known, Masquerade, Owner, PortMaps, conntrack};
 use crate::cni::invocation::Attachment;
 use crate::log;
 use crate::net::mac::Mac;
@@ -85,7 +84,7 @@ impl Backend for Nftables {
         })
     }
 
-    fn remove_masquerade(&self, owner: &Owner, _known: &[IpNet]) -> Result<()> {
+    fn remove_masquerade(&self, owner: &Owner, _known: &Known) -> Result<()> {
         let own = Tag::of(owner);
         remove_masquerade(|tag| tag == own)
     }
@@ -147,10 +146,10 @@ impl Backend for Nftables {
         Ok(())
     }
 
-    fn remove_port_maps(&self, owner: &Owner) -> Result<()> {
+    fn remove_port_maps(&self, owner: &Owner, known: &Known) -> Result<()> {
         let own = Tag::of(owner);
-        let is_own = |rule: &Found| port_maps::is_own(owner, rule);
-        remove_port_maps(Some(owner), is_own, |tag| tag == own)
+        let gone = |rule: &Found| port_maps::goes(owner, known, rule);
+        remove_port_maps(Some(owner), gone, |tag| tag == own)
     }
 
     fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {

@@ -15,7 +15,7 @@ use super::shared::{
 };
 use super::transaction::{Change, Found};
 use crate::netfilter::socket::Socket;
-use crate::netfilter::{Mapping, Owner, PortMaps, Protocol};
+use crate::netfilter::{Known, Mapping, Owner, PortMaps, Protocol};
 
 /// Names that other implementations know.
 const HOSTPORTS: &str = "hostports";
@@ -128,10 +128,7 @@ impl Plan {
     /// the address.
     pub fn replaces(&self, owner: &Owner, rule: &Found) -> bool {
         is_own(owner, rule)
-            && (rule.tag.is_some()
-                || self
-                    .container
-                    .is_some_and(|address| leads_to(rule, address)))
+            && (rule.tag.is_some() || self.container.is_some() && target(rule) == self.container)
     }
 
     fn insertions(&self) -> Vec<Change> {
@@ -386,15 +383,18 @@ pub fn destination(statements: &[Statement]) -> Option<(Protocol, u16, IpAddr)> 
     })
 }
 
-/// Whether a rule translates to `container`, or is about packets to it.
-fn leads_to(rule: &Found, container: IpAddr) -> bool {
+/// The container that a rule translates to, or to which the packets go that it is about.
+fn target(rule: &Found) -> Option<IpAddr> {
     let statements = rule.known_statements();
-    if is_mapping(rule) {
-        return statements
-            .iter()
-            .any(|statement| matches!(statement, Statement::Dnat { to, .. } if *to == container));
-    }
-    statements.contains(&address(End::Destination, container.into()))
+    statements.iter().find_map(|statement| match statement {
+        Statement::Dnat { to, .. } if is_mapping(rule) => Some(*to),
+        Statement::Address {
+            end: End::Destination,
+            is: true,
+            net,
+        } if !is_mapping(rule) && net.prefix_len() == net.max_prefix_len() => Some(net.addr()),
+        _ => None,
+    })
 }
 
 /// What all owners in the table share. Without `snat` nothing is masqueraded.
@@ -496,6 +496,12 @@ fn address(end: End, net: IpNet) -> Statement {
 pub fn is_own(owner: &Owner, rule: &Found) -> bool {
     rule.comment.as_ref() == Some(&port_map_comment(owner))
         && rule.tag.as_ref().is_none_or(|tag| *tag == Tag::of(owner))
+}
+
+/// Whether a rule goes with the owner's attachment, given what is `known` of that.
+pub fn goes(owner: &Owner, known: &Known, rule: &Found) -> bool {
+    let is_anothers = || target(rule).is_some_and(|address| known.spares(address.into(), false));
+    is_own(owner, rule) && (rule.tag.is_some() || !is_anothers())
 }
 
 /// Whose the rules are whose tag is `unwanted`.

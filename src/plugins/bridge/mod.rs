@@ -14,7 +14,6 @@ mod vlan;
 mod vlan_gateway;
 
 use anyhow::Result;
-use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cni::collector::{Collector, Run};
@@ -28,7 +27,7 @@ use crate::cni::version::Shape;
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 use crate::netfilter::nftables::{self, Nftables};
-use crate::netfilter::{self, Owner};
+use crate::netfilter::{self, Known, Owner};
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{container_end, host_end, masquerade};
 use crate::undo::Undo;
@@ -143,7 +142,7 @@ impl Plugin for Bridge {
             call,
             rules
                 .any()
-                .then_some(|known: &[IpNet]| rules::remove(call, rules, known)),
+                .then_some(|known: &Known| rules::remove(call, rules, known)),
         );
         // The gateway of a VLAN goes with its last port.
         let tidied = match Settings::resolve(call) {

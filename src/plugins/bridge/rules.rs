@@ -2,7 +2,6 @@
 //! container sends from its own hardware address (behaviour 5.7, 5.8).
 
 use anyhow::{Context, Result};
-use ipnet::IpNet;
 
 use super::config::Settings;
 use crate::cni::collector::Collector;
@@ -11,8 +10,8 @@ use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
 use crate::net::link::Link;
 use crate::net::mac::Mac;
-use crate::netfilter::Owner;
 use crate::netfilter::nftables::Nftables;
+use crate::netfilter::{Known, Owner};
 use crate::plugins::container_end::Existing;
 use crate::plugins::masquerade;
 use crate::undo::Undo;
@@ -40,12 +39,11 @@ fn required_mac(text: &str) -> Result<Mac> {
     })
 }
 
-/// Removes what either backend has of the attachment. Without `known` addresses all of
-/// the container's rules in this network go.
+/// Removes what either backend has of the attachment, given what is `known` of it.
 ///
 /// # Errors
 /// When a rule is there and stays.
-pub fn remove(call: &Call, rules: Rules, known: &[IpNet]) -> Result<()> {
+pub fn remove(call: &Call, rules: Rules, known: &Known) -> Result<()> {
     let mut done = Vec::new();
     if rules.masquerade {
         done.push(masquerade::remove(call, known));

@@ -21,7 +21,8 @@ use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{route, sysctl};
 use crate::netfilter::nftables::{self, localnet};
-use crate::netfilter::{self, BackendName, Owner, PortMaps, conntrack};
+use crate::netfilter::{self, BackendName, Known, Owner, PortMaps, conntrack};
+use crate::plugins::veth;
 use crate::undo::Undo;
 
 use config::Settings;
@@ -43,10 +44,10 @@ impl Plugin for Portmap {
         let name = netfilter::choose(settings.backend)?;
         let owner = Owner::of(call);
         undo.push("remove the port mappings", {
-            let owner = owner.clone();
+            let (owner, known) = (owner.clone(), Known::only(&wanted.container));
             move || {
                 all([
-                    name.backend().remove_port_maps(&owner),
+                    name.backend().remove_port_maps(&owner, &known),
                     localnet::close(&owner),
                 ])
             }
@@ -58,7 +59,8 @@ impl Plugin for Portmap {
 
     fn del(&self, call: &Call) -> Result<()> {
         let owner = Owner::of(call);
-        let removed = netfilter::with_both(|backend| backend.remove_port_maps(&owner));
+        let known = known(call);
+        let removed = netfilter::with_both(|backend| backend.remove_port_maps(&owner, &known));
         forget_flows(call);
         all([removed, localnet::close(&owner)])
     }
@@ -183,6 +185,17 @@ fn forget_flows(call: &Call) {
         })
         .collect();
     conntrack::forget_removed(&flows);
+}
+
+/// What tells the attachment's mappings from those of the container's others. Nothing that
+/// is wrong here may get in the way of a DEL.
+fn known(call: &Call) -> Known {
+    let result = call.config.prev_result().ok().flatten();
+    let own = result.map(|result| addresses(&result, &call.invocation.attachment.ifname));
+    Known {
+        own: own.unwrap_or_default(),
+        others: veth::other_addresses(call),
+    }
 }
 
 fn required_result(call: &Call) -> Result<CniResult> {

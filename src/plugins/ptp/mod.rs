@@ -22,7 +22,7 @@ use crate::cni::skel::{Call, Plugin};
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::{addr, route, sysctl};
-use crate::netfilter::{self, Owner};
+use crate::netfilter::{self, Known, Owner};
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
@@ -92,7 +92,7 @@ impl Plugin for Ptp {
         let masquerade = Settings::resolve(call).map_or(true, |settings| settings.masquerade);
         veth::detach(
             call,
-            masquerade.then_some(|known: &[IpNet]| masquerade::remove(call, known)),
+            masquerade.then_some(|known: &Known| masquerade::remove(call, known)),
         )
     }
 

@@ -8,10 +8,10 @@ fn masquerade_comes_and_goes_without_a_trace() {
         let backend = &node.iptables;
         backend.ensure_masquerade(&owner("first"), &dual()).unwrap();
         backend
-            .remove_masquerade(&owner("first"), &dual().addresses)
+            .remove_masquerade(&owner("first"), &Known::own(&dual().addresses))
             .unwrap();
         let before = node.saved();
-        for known in [dual().addresses, vec![]] {
+        for known in [Known::own(&dual().addresses), Known::NOTHING] {
             for _ in 0..2 {
                 backend.ensure_masquerade(&owner("c1"), &dual()).unwrap();
                 backend.check_masquerade(&owner("c1"), &dual()).unwrap();
@@ -52,9 +52,23 @@ fn two_attachments_of_a_container_to_one_network() {
             chain.len() == 3 && chain[2].ends_with("MASQUERADE"),
             "{chain:#?}"
         );
-        backend.remove_masquerade(&eth1, &second.addresses).unwrap();
+        backend
+            .remove_masquerade(&eth1, &Known::own(&second.addresses))
+            .unwrap();
         assert_eq!(node.private(), before);
-        backend.remove_masquerade(&eth0, &first.addresses).unwrap();
+        // Once more, its own being gone.
+        let known = Known {
+            others: Others::These(vec![
+                "10.9.0.2".parse().unwrap(),
+                "fd00:9::2".parse().unwrap(),
+            ]),
+            ..Known::own(&second.addresses)
+        };
+        backend.remove_masquerade(&eth1, &known).unwrap();
+        assert_eq!(node.private(), before);
+        // The address is not what everybody thinks.
+        let known = Known::own(&nets(&["10.9.0.77/24", "fd00:9::77/64"]));
+        backend.remove_masquerade(&eth0, &known).unwrap();
         assert_eq!(node.private(), [""; 0]);
     });
 }

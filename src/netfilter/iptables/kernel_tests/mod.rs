@@ -13,7 +13,7 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use super::*;
-use crate::netfilter::{Mapping, Mark, Protocol, test_node};
+use crate::netfilter::{Mapping, Mark, Others, Protocol, test_node};
 
 const SBIN: &str = "/usr/sbin";
 

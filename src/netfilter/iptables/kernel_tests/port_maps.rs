@@ -9,7 +9,9 @@ fn port_maps_come_and_go_without_a_trace() {
         let backend = &node.iptables;
         let maps = dual_maps(&[8080, 8443]);
         backend.ensure_port_maps(&owner("first"), &maps).unwrap();
-        backend.remove_port_maps(&owner("first")).unwrap();
+        backend
+            .remove_port_maps(&owner("first"), &Known::NOTHING)
+            .unwrap();
         let before = node.saved();
         // The shared base: three chains, two hooks, and what marks and masquerades.
         assert_eq!(
@@ -28,7 +30,9 @@ fn port_maps_come_and_go_without_a_trace() {
             .unwrap();
         assert!(!node.saved().iter().any(|line| line.contains("8443")));
         for _ in 0..2 {
-            backend.remove_port_maps(&owner("c1")).unwrap();
+            backend
+                .remove_port_maps(&owner("c1"), &Known::NOTHING)
+                .unwrap();
             assert_eq!(node.saved(), before);
         }
     });
@@ -46,6 +50,7 @@ fn two_attachments_of_a_container_to_one_network() {
         let first = dual_maps(&[8080, 8081]);
         let second = port_maps(&["10.9.0.3/24", "fd00:9::3/64"], &[8080, 8082]);
         backend.ensure_port_maps(&owner("c1"), &first).unwrap();
+        let only_first = node.private();
         let mut made = Vec::new();
         for _ in 0..2 {
             backend.ensure_port_maps(&other, &second).unwrap();
@@ -56,8 +61,23 @@ fn two_attachments_of_a_container_to_one_network() {
         assert_eq!(made[0], made[1]);
         backend.ensure_port_maps(&owner("c1"), &first).unwrap();
         backend.check_port_maps(&other, &second).unwrap();
-        // No addresses are known then: both go.
-        backend.remove_port_maps(&other).unwrap();
+        // Of the two, the one whose addresses are known goes.
+        for known in [
+            Known::own(&second.container),
+            Known::only(&second.container),
+        ] {
+            backend.remove_port_maps(&other, &known).unwrap();
+            assert_eq!(node.private(), only_first);
+            backend.ensure_port_maps(&other, &second).unwrap();
+        }
+        backend
+            .remove_port_maps(&owner("c1"), &Known::own(&first.container))
+            .unwrap();
+        backend.check_port_maps(&other, &second).unwrap();
+        assert!(!node.private().iter().any(|line| line.contains("8081")));
+        backend.ensure_port_maps(&owner("c1"), &first).unwrap();
+        // No addresses are known: both go.
+        backend.remove_port_maps(&other, &Known::NOTHING).unwrap();
         assert_eq!(node.private(), [""; 0]);
     });
 }
@@ -69,7 +89,9 @@ fn what_others_flushed_is_repaired() {
         let maps = dual_maps(&[8080]);
         backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
         let before = node.saved();
-        backend.remove_port_maps(&owner("c1")).unwrap();
+        backend
+            .remove_port_maps(&owner("c1"), &Known::NOTHING)
+            .unwrap();
         for command in [
             "iptables -t nat -F PREROUTING",
             "iptables -t nat -F OUTPUT",
@@ -81,7 +103,9 @@ fn what_others_flushed_is_repaired() {
             node.sh(command);
             backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
             assert_eq!(node.saved(), before, "{command}");
-            backend.remove_port_maps(&owner("c1")).unwrap();
+            backend
+                .remove_port_maps(&owner("c1"), &Known::NOTHING)
+                .unwrap();
         }
     });
 }
@@ -129,7 +153,9 @@ fn somebody_elses_chain_marks() {
         node.sh("iptables -t nat -N KUBE-MARK-MASQ");
         backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
         backend.check_port_maps(&owner("c1"), &maps).unwrap();
-        backend.remove_port_maps(&owner("c1")).unwrap();
+        backend
+            .remove_port_maps(&owner("c1"), &Known::NOTHING)
+            .unwrap();
         assert_eq!(node.private(), [""; 0]);
     });
 }
@@ -157,7 +183,9 @@ fn conditions_in_the_words_of_iptables() {
             "{error:?}"
         );
         assert_eq!(node.saved(), before, "all or nothing");
-        backend.remove_port_maps(&owner("c1")).unwrap();
+        backend
+            .remove_port_maps(&owner("c1"), &Known::NOTHING)
+            .unwrap();
         assert_eq!(node.private(), [""; 0]);
     });
 }
@@ -179,7 +207,9 @@ fn a_thousand_ports() {
                 .count(),
             1000
         );
-        backend.remove_port_maps(&owner("c1")).unwrap();
+        backend
+            .remove_port_maps(&owner("c1"), &Known::NOTHING)
+            .unwrap();
         assert_eq!(node.private(), [""; 0]);
     });
 }

@@ -57,7 +57,7 @@ fn the_reference_and_we_masquerade_alike() {
             .check_masquerade(&owner("c1"), &dual())
             .unwrap();
         node.iptables
-            .remove_masquerade(&owner("c1"), &dual().addresses)
+            .remove_masquerade(&owner("c1"), &Known::own(&dual().addresses))
             .unwrap();
         assert_eq!(node.private(), [""; 0]);
         node.iptables
@@ -109,7 +109,9 @@ fn the_reference_and_we_map_ports_alike() {
         reference(node, "portmap", "ADD", &config);
         let theirs = node.saved();
         node.iptables.check_port_maps(&owner("c1"), &maps).unwrap();
-        node.iptables.remove_port_maps(&owner("c1")).unwrap();
+        node.iptables
+            .remove_port_maps(&owner("c1"), &Known::NOTHING)
+            .unwrap();
         assert_eq!(node.private(), [""; 0]);
         node.sh("iptables -t nat -F; iptables -t nat -X; ip6tables -t nat -F; ip6tables -t nat -X");
         node.iptables.ensure_port_maps(&owner("c1"), &maps).unwrap();

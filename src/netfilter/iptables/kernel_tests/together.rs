@@ -29,8 +29,12 @@ fn one_of_two_containers_goes() {
             .collect();
         assert!(entries[0].contains("id: \\\"new\\\""), "{entries:#?}");
         assert!(entries[1].contains("id: \\\"old\\\""), "{entries:#?}");
-        backend.remove_port_maps(&owner("new")).unwrap();
-        backend.remove_masquerade(&owner("new"), &[]).unwrap();
+        backend
+            .remove_port_maps(&owner("new"), &Known::NOTHING)
+            .unwrap();
+        backend
+            .remove_masquerade(&owner("new"), &Known::NOTHING)
+            .unwrap();
         assert_eq!(node.private(), before);
         backend.check_masquerade(&owner("old"), &other).unwrap();
         backend.check_port_maps(&owner("old"), &other_maps).unwrap();
@@ -47,8 +51,12 @@ fn only_families_with_addresses_are_touched() {
         backend
             .ensure_port_maps(&owner("c1"), &port_maps(&["10.9.0.2/24"], &[80]))
             .unwrap();
-        backend.remove_port_maps(&owner("c1")).unwrap();
-        backend.remove_masquerade(&owner("c1"), &[]).unwrap();
+        backend
+            .remove_port_maps(&owner("c1"), &Known::NOTHING)
+            .unwrap();
+        backend
+            .remove_masquerade(&owner("c1"), &Known::NOTHING)
+            .unwrap();
         backend.collect_masquerade("net1", &[]).unwrap();
         assert!(!Family::V6.has_legacy_table());
         assert_eq!(Family::V4.has_legacy_table(), node.variant == "legacy");
@@ -89,10 +97,10 @@ fn many_at_once_on_a_fresh_node() {
         // And each is removed by several.
         at_once(&[ids.as_slice(), &ids, &ids].concat(), |n| {
             let owner = owner(&format!("c{n}"));
-            backend.remove_port_maps(&owner)?;
+            backend.remove_port_maps(&owner, &Known::NOTHING)?;
             let addresses = addresses(*n);
             let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-            backend.remove_masquerade(&owner, &nets(&addresses))
+            backend.remove_masquerade(&owner, &Known::own(&nets(&addresses)))
         })
         .unwrap();
         assert_eq!(node.private(), [""; 0]);
@@ -220,7 +228,7 @@ fn both_variants_are_cleaned() {
         }
         let backend = Iptables::new(other.path().into());
         backend
-            .remove_masquerade(&owner("c1"), &dual().addresses)
+            .remove_masquerade(&owner("c1"), &Known::own(&dual().addresses))
             .unwrap();
         backend.collect_port_maps("net1", &[]).unwrap();
         assert_eq!(node.private(), [""; 0]);
@@ -237,11 +245,21 @@ fn what_cannot_be_removed_is_no_success() {
         let maps = port_maps(maps, &[8080]);
         node.iptables.ensure_port_maps(&owner("c1"), &maps).unwrap();
         // Somebody else's are not missed.
-        without.remove_masquerade(&owner("c2"), &[]).unwrap();
-        without.remove_port_maps(&owner("c2")).unwrap();
+        without
+            .remove_masquerade(&owner("c2"), &Known::NOTHING)
+            .unwrap();
+        without
+            .remove_port_maps(&owner("c2"), &Known::NOTHING)
+            .unwrap();
         for (removed, kind) in [
-            (without.remove_masquerade(&owner("c1"), &[]), "CNI-"),
-            (without.remove_port_maps(&owner("c1")), "CNI-DN-"),
+            (
+                without.remove_masquerade(&owner("c1"), &Known::NOTHING),
+                "CNI-",
+            ),
+            (
+                without.remove_port_maps(&owner("c1"), &Known::NOTHING),
+                "CNI-DN-",
+            ),
         ] {
             if node.variant == "legacy" {
                 // The kernel does not tell whose the table is.
@@ -262,13 +280,21 @@ fn what_cannot_be_removed_is_no_success() {
                 assert!(error.contains(word), "{error}");
             }
         }
-        node.iptables.remove_masquerade(&owner("c1"), &[]).unwrap();
-        node.iptables.remove_port_maps(&owner("c1")).unwrap();
+        node.iptables
+            .remove_masquerade(&owner("c1"), &Known::NOTHING)
+            .unwrap();
+        node.iptables
+            .remove_port_maps(&owner("c1"), &Known::NOTHING)
+            .unwrap();
         if node.variant == "nft" {
             without.collect_port_maps("net1", &[]).unwrap();
         }
-        without.remove_masquerade(&owner("c1"), &[]).unwrap();
-        without.remove_port_maps(&owner("c1")).unwrap();
+        without
+            .remove_masquerade(&owner("c1"), &Known::NOTHING)
+            .unwrap();
+        without
+            .remove_port_maps(&owner("c1"), &Known::NOTHING)
+            .unwrap();
     });
 }
 
@@ -277,8 +303,12 @@ fn without_tools_there_is_nothing_to_remove() {
     let empty = tempfile::tempdir().unwrap();
     let backend = Iptables::new(empty.path().into());
     assert!(!backend.is_usable());
-    backend.remove_masquerade(&owner("c1"), &[]).unwrap();
-    backend.remove_port_maps(&owner("c1")).unwrap();
+    backend
+        .remove_masquerade(&owner("c1"), &Known::NOTHING)
+        .unwrap();
+    backend
+        .remove_port_maps(&owner("c1"), &Known::NOTHING)
+        .unwrap();
     backend.collect_masquerade("net1", &[]).unwrap();
     let error = backend
         .ensure_masquerade(&owner("c1"), &dual())
@@ -375,7 +405,7 @@ fn names_that_are_too_long_for_a_comment() {
             .collect_masquerade("net1", std::slice::from_ref(&owner.attachment))
             .unwrap();
         backend.check_masquerade(&owner, &dual()).unwrap();
-        backend.remove_masquerade(&owner, &[]).unwrap();
+        backend.remove_masquerade(&owner, &Known::NOTHING).unwrap();
         backend.collect_port_maps("net1", &[]).unwrap();
         assert_eq!(node.private(), [""; 0]);
     });
@@ -425,18 +455,24 @@ fn processes() {
             (4, &|| backend.ensure_port_maps(&owner("c4"), &taken)),
             (2, &|| backend.ensure_port_maps(&owner("c2"), &maps)),
             (2, &|| backend.check_port_maps(&owner("c2"), &maps)),
-            (4, &|| backend.remove_port_maps(&owner("c2"))),
-            (gone(2), &|| backend.remove_port_maps(&owner("c2"))),
+            (4, &|| {
+                backend.remove_port_maps(&owner("c2"), &Known::NOTHING)
+            }),
+            (gone(2), &|| {
+                backend.remove_port_maps(&owner("c2"), &Known::NOTHING)
+            }),
             (2, &|| backend.ensure_masquerade(&owner("c2"), &dual())),
             (2, &|| backend.check_masquerade(&owner("c2"), &dual())),
             (2 + gone(2), &|| {
-                backend.remove_masquerade(&owner("c2"), &addresses)
+                backend.remove_masquerade(&owner("c2"), &Known::own(&addresses))
             }),
             (gone(2), &|| {
-                backend.remove_masquerade(&owner("c2"), &addresses)
+                backend.remove_masquerade(&owner("c2"), &Known::own(&addresses))
             }),
             (1, &|| backend.ensure_port_maps(&owner("c3"), &v4)),
-            (2 + gone(1), &|| backend.remove_port_maps(&owner("c3"))),
+            (2 + gone(1), &|| {
+                backend.remove_port_maps(&owner("c3"), &Known::NOTHING)
+            }),
             (4, &|| backend.collect_port_maps("net1", &[])),
             (gone(2), &|| backend.collect_port_maps("net1", &[])),
         ] as [(usize, &dyn Fn() -> Result<()>); 13]

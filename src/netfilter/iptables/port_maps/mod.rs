@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::owned::{comment, is_owned, private_chain, remove_chain};
 use super::rule::{Rule, Script, Table};
 use crate::cni::error::{Code, coded, detailed};
-use crate::netfilter::{Mapping, Mark, Owner, PortMaps, Protocol};
+use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
 
 /// Stands in front of the comment that names the owner.
 pub const KIND: &str = "dnat ";
@@ -187,11 +187,11 @@ impl Rules {
         let mut kept = Vec::new();
         if table.chains.contains(&self.chain) {
             let replaced;
-            (replaced, kept) = self.divide(table);
+            (replaced, kept) = divide(table, &self.chain, |address| address != self.address);
+            let (replaced, kept) = (ports(&replaced), ports(&kept));
             for entry in table.jumps(&self.chain) {
-                let serves = |rules: &[&Rule]| rules.iter().any(|rule| has_port(entry, rule));
-                let is_done = kept.is_empty() || (serves(&replaced) && !serves(&kept));
-                if is_owned(entry, &self.comment) && (is_done || self.entries.contains(entry)) {
+                let is_spent = is_spent(entry, &replaced, &kept);
+                if is_owned(entry, &self.comment) && (is_spent || self.entries.contains(entry)) {
                     script.delete(entry);
                 }
             }
@@ -205,30 +205,6 @@ impl Rules {
         }
         self.enter(&mut script);
         Ok(script)
-    }
-
-    /// The rules that the container's chain has in `table`: those that lead to this
-    /// address, and all others. Rules that mark belong to the mapping behind them.
-    fn divide<'a>(&self, table: &'a Table) -> (Vec<&'a Rule>, Vec<&'a Rule>) {
-        let (mut ours, mut others) = (Vec::new(), Vec::new());
-        let mut marks = Vec::new();
-        for rule in table.rules.iter().filter(|rule| rule.chain == self.chain) {
-            marks.push(rule);
-            // What is no address, of another tool or version, cannot be told apart.
-            let Some(target) = rule.value("--to-destination") else {
-                continue;
-            };
-            let leads_elsewhere = target
-                .parse::<SocketAddr>()
-                .is_ok_and(|target| target.ip() != self.address);
-            if leads_elsewhere {
-                others.append(&mut marks);
-            } else {
-                ours.append(&mut marks);
-            }
-        }
-        ours.append(&mut marks);
-        (ours, others)
     }
 
     /// `error` is that the rules were refused: by the words of the operator, if there are
@@ -257,18 +233,61 @@ impl Rules {
     }
 }
 
+/// The rules that the container's chain has in `table`: those of mappings that go, and of
+/// those that stay because they lead to an address that is `spared`. Rules that mark belong
+/// to the mapping behind them.
+fn divide<'a>(
+    table: &'a Table,
+    chain: &str,
+    spared: impl Fn(IpAddr) -> bool,
+) -> (Vec<&'a Rule>, Vec<&'a Rule>) {
+    let (mut gone, mut kept) = (Vec::new(), Vec::new());
+    let mut marks = Vec::new();
+    for rule in table.rules.iter().filter(|rule| rule.chain == chain) {
+        marks.push(rule);
+        if rule.value("--to-destination").is_none() {
+            continue;
+        }
+        // What is no address, of another tool or version, cannot be told apart.
+        if destination(rule).is_some_and(&spared) {
+            kept.append(&mut marks);
+        } else {
+            gone.append(&mut marks);
+        }
+    }
+    gone.append(&mut marks);
+    (gone, kept)
+}
+
+/// The address that a mapping leads to.
+fn destination(rule: &Rule) -> Option<IpAddr> {
+    let target = rule.value("--to-destination")?;
+    target.parse().ok().map(|target: SocketAddr| target.ip())
+}
+
+/// Protocol and port, as rules have them.
+type Ports<'a> = BTreeSet<(Option<&'a str>, Option<&'a str>)>;
+
+/// The ports that `rules` are about.
+fn ports<'a>(rules: &[&'a Rule]) -> Ports<'a> {
+    let port = |rule: &&'a Rule| (rule.value("-p"), rule.value("--dport"));
+    rules.iter().map(port).collect()
+}
+
+/// Whether `entry` goes with the rules that are `gone` from the chain behind it: of those
+/// that are `kept` it serves none, or others do as it lists a port that none of them has.
+fn is_spent(entry: &Rule, gone: &Ports<'_>, kept: &Ports<'_>) -> bool {
+    let listed: Ports<'_> = dports(entry)
+        .map(|port| (entry.value("-p"), Some(port)))
+        .collect();
+    let of_gone: Ports<'_> = listed.intersection(gone).copied().collect();
+    kept.is_empty() || !of_gone.is_empty() && (listed.is_disjoint(kept) || !of_gone.is_subset(kept))
+}
+
 /// The ports that `entry` lists.
 fn dports(entry: &Rule) -> impl Iterator<Item = &str> {
     let ports = entry.value("--dports").unwrap_or_default();
     ports.split(',')
-}
-
-/// Whether `entry` lists the port of `mapping`, a rule of the chain behind it.
-fn has_port(entry: &Rule, mapping: &Rule) -> bool {
-    entry.value("-p") == mapping.value("-p")
-        && mapping
-            .value("--dport")
-            .is_some_and(|port| dports(entry).any(|listed| listed == port))
 }
 
 /// The chains without which there is nothing of the owner: today's, and one that versions
@@ -278,15 +297,36 @@ pub fn chains(owner: &Owner) -> [String; 2] {
         .map(|prefix| private_chain(prefix, &owner.network, &owner.attachment.container_id))
 }
 
-/// Removes what `table` has of the owner. The chain is that of the container in the
-/// network, and no addresses are known: the mappings of all its attachments to that
-/// network go at once.
-pub fn remove(owner: &Owner, table: &Table) -> Script {
+/// Removes what `table` has of the owner. Its chain is that of all the container's
+/// attachments to the network: the mappings that lead to what is `known` as another's stay.
+pub fn remove(owner: &Owner, known: &Known, table: &Table) -> Script {
     let comment = comment(KIND, &owner.network, &owner.attachment.container_id);
     let mut script = Script::default();
     let [chain, old] = chains(owner);
-    remove_chain(&mut script, table, &chain, |rule| is_owned(rule, &comment));
-    remove_chain(&mut script, table, &old, |_| true);
+    let found = table
+        .rules
+        .iter()
+        .filter(|rule| rule.chain == chain)
+        .filter_map(destination)
+        .any(|address| known.is_own(address.into()));
+    let (gone, kept) = divide(table, &chain, |address| known.spares(address.into(), found));
+    if kept.is_empty() {
+        remove_chain(&mut script, table, &chain, |rule| is_owned(rule, &comment));
+        remove_chain(&mut script, table, &old, |_| true);
+    } else if !gone.is_empty() {
+        let (gone, remaining) = (ports(&gone), ports(&kept));
+        for entry in table.jumps(&chain) {
+            if is_owned(entry, &comment) && is_spent(entry, &gone, &remaining) {
+                script.delete(entry);
+            }
+        }
+        // Two mappings can be marked by rules that are the same: which of them was deleted
+        // would be anybody's guess.
+        script.flush_chain(&chain);
+        for rule in kept {
+            script.append(rule);
+        }
+    }
     script
 }
 
@@ -575,8 +615,10 @@ mod tests {
     #[test]
     fn removal_knows_no_ports() {
         let table = Table::parse(&golden::read("port-maps-saved"));
-        assert_golden(&remove(&owner("cont1"), &table).text(), "port-maps-remove");
-        assert!(remove(&owner("other"), &table).is_empty());
+        let none = Known::NOTHING;
+        let script = remove(&owner("cont1"), &none, &table);
+        assert_golden(&script.text(), "port-maps-remove");
+        assert!(remove(&owner("other"), &none, &table).is_empty());
     }
 
     #[test]
