@@ -164,7 +164,7 @@ conf_dir = "/etc/cni/net.d"
             assert!(addresses.contains(address), "{address}: {addresses}");
         }
         run("two", "ping -c 1 -W 1 10.82.0.1");
-        self.machine.nothing_left(&["cni0"]);
+        self.machine.node.nothing_left(&["cni0"]);
 
         let pod = self.run_pod("web").unwrap();
         assert_eq!(self.pods(), [pod.as_str()]);
@@ -181,13 +181,14 @@ conf_dir = "/etc/cni/net.d"
         assert!(lo.contains("127.0.0.1/8"), "{lo}");
         self.remove_pod(&pod);
         assert!(self.pods().is_empty());
-        self.machine.nothing_left(&["cni0"]);
+        self.machine.node.nothing_left(&["cni0"]);
     }
 }
 
 /// The containerd that asks plugins for STATUS: the Makefile finds one.
 fn newer() -> String {
-    env::var("CONTAINERD_2").expect("the directory of a containerd 2.1: see `make test-e2e`")
+    env::var("CONTAINERD_2")
+        .unwrap_or_else(|_| panic!("CONTAINERD_2 is not set: see `make test-e2e`"))
 }
 
 #[test]
@@ -226,6 +227,6 @@ fn a_node_without_free_addresses_says_that_it_is_not_ready() {
         assert_eq!(containerd.network(), Ok(()));
         let pod = containerd.run_pod("third").unwrap();
         containerd.remove_pod(&pod);
-        machine.nothing_left(&["cni0"]);
+        machine.node.nothing_left(&["cni0"]);
     });
 }

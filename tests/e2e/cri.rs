@@ -2,10 +2,10 @@
 //! (kubernetes/cri-api, `runtime.v1`) over its Unix socket. curl speaks HTTP/2; gRPC puts five
 //! bytes in front of a message, and of protobuf there are two kinds of fields here.
 
+use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-
-use std::io::Write;
 
 /// A protobuf message under construction, or a received one.
 #[derive(Clone, Default, Debug)]
@@ -39,12 +39,14 @@ impl Message {
         self
     }
 
-    fn varint(&mut self, mut value: u64) {
-        while value > 0x7f {
-            self.0.push((value & 0x7f) as u8 | 0x80);
-            value >>= 7;
+    fn varint(&mut self, value: u64) {
+        let low = u8::try_from(value & 0x7f).unwrap();
+        if value > 0x7f {
+            self.0.push(low | 0x80);
+            self.varint(value >> 7);
+        } else {
+            self.0.push(low);
         }
-        self.0.push(value as u8);
     }
 
     /// Every field with its number, in their order: bytes of length-delimited ones, and
@@ -154,7 +156,7 @@ pub fn call(
     curl.stdin.take().unwrap().write_all(&body).unwrap();
     let output = curl.wait_with_output().unwrap();
     assert!(output.status.success(), "{method}: curl failed");
-    let headers = std::fs::read_to_string(headers).unwrap();
+    let headers = fs::read_to_string(headers).unwrap();
     if headers.lines().any(|line| line.trim() == "grpc-status: 0") {
         return Ok(Message(output.stdout.get(5..).unwrap_or_default().to_vec()));
     }

@@ -6,6 +6,7 @@
     clippy::unwrap_used,
     clippy::disallowed_methods,
     clippy::panic,
+    clippy::unused_self,
     reason = "a test that cannot do its work says so by panicking; doors are for the product"
 )]
 

@@ -119,7 +119,7 @@ fn published_ports_fixed_addresses_and_a_restart() {
             podman.call("restart --time 0 web");
         }
         podman.call("rm --force --time 0 web");
-        machine.nothing_left(&["cni-podman0"]);
+        machine.node.nothing_left(&["cni-podman0"]);
     });
 }
 
@@ -149,7 +149,7 @@ fn networks_of_the_users_own_two_on_one_container() {
         assert_eq!(tcp("127.0.0.1:8080"), "both");
         podman.call("rm --force --time 0 both peer");
         podman.call("network rm front back");
-        machine.nothing_left(&[]);
+        machine.node.nothing_left(&[]);
     });
 }
 
@@ -179,6 +179,6 @@ fn twenty_containers_at_once() {
             assert_eq!(&tcp(&format!("127.0.0.1:80{port}")), name);
         }
         podman.call("rm --force --time 0 --all");
-        machine.nothing_left(&["cni-podman0"]);
+        machine.node.nothing_left(&["cni-podman0"]);
     });
 }
