@@ -95,6 +95,38 @@ fn it_says_what_it_is() {
     assert!(!refused.ok && refused.stderr.contains("DIR"), "{refused:?}");
 }
 
+/// A version as semver has it, with or without a `v` in front.
+fn version(word: &str) -> Option<[u64; 3]> {
+    let word = word.strip_prefix('v').unwrap_or(word);
+    let parts: Option<Vec<u64>> = word.split('.').map(|part| part.parse().ok()).collect();
+    parts?.try_into().ok()
+}
+
+/// Nomad runs every file of the directory without an argument and takes the first word that is a
+/// version; nerdctl reads the line that starts with the plugin's name, on stderr only. Both
+/// want the run to succeed (field report R-12).
+#[test]
+fn runtimes_that_ask_which_version_a_plugin_has_find_out() {
+    let dir = tempfile::tempdir().unwrap();
+    install(&[], dir.path());
+    for name in links() {
+        if name == "cnitool" {
+            continue;
+        }
+        let mut command = Command::new(dir.path().join(&name));
+        let said = run(command.env_remove("CNI_COMMAND"), "");
+        assert!(said.ok && said.stdout.is_empty(), "{name}: {said:?}");
+        let nomads = said.stderr.split_whitespace().find_map(version);
+        let title = format!("CNI {name} plugin ");
+        let line = said
+            .stderr
+            .lines()
+            .find_map(|line| line.strip_prefix(&title));
+        assert_eq!(nomads, line.and_then(version), "{name}: {said:?}");
+        assert!(nomads >= Some([1, 1, 0]), "{name}: {said:?}");
+    }
+}
+
 #[test]
 fn unknown_names_fail_loudly() {
     let dir = tempfile::tempdir().unwrap();

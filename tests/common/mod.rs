@@ -158,6 +158,25 @@ impl Node {
         self.sh(&format!("ip netns exec {name} ping -n -c 1 -W 1 {address}"));
     }
 
+    /// Asserts that nothing tells any more that there were containers: no links but `bridges`,
+    /// which stay as the reference's do, no leases, results and namespaces, and no rules for an
+    /// address or an attachment.
+    #[track_caller]
+    pub fn nothing_left(&self, bridges: &[&str]) {
+        assert_eq!(self.links(), bridges);
+        let files = self.sh(
+            "find /var/lib/cni -type f ! -name 'last_reserved_ip.*' ! -name lock ! -name complete
+            ls /run/netns",
+        );
+        assert_eq!(files, "");
+        for list in ["iptables-save", "ip6tables-save", "nft list ruleset"] {
+            let rules = self.sh(list);
+            for trace in ["CNI-DN-", "dnat to", "id: ", " 10.", " fd00:", "elements"] {
+                assert!(!rules.contains(trace), "{trace}: {rules}");
+            }
+        }
+    }
+
     /// A call of plugin `name` for container `c1` and `eth0`, to be changed and run.
     pub fn plugin(&self, name: &str) -> Call {
         let mut call = Call {
