@@ -89,17 +89,23 @@ fn parameters(options: &Options, target: &Target) -> Result<Parameters> {
         container_id: options.id.clone().unwrap_or_else(|| container_id(&netns)),
         ifname: options.ifname.clone(),
     };
-    let capability_args = if options.cap.is_empty() {
-        Object::new()
-    } else {
-        json::parse_object("CAP_ARGS (--cap)", options.cap.as_bytes())?
-    };
     Parameters::new(
         attachment,
         netns,
         parse_args(&options.args)?,
-        capability_args,
+        capability_args(&options.cap)?,
     )
+}
+
+/// What `--cap` says, by capability.
+///
+/// # Errors
+/// Code 6 for what is no JSON object.
+pub fn capability_args(text: &str) -> Result<Object> {
+    if text.is_empty() {
+        return Ok(Object::new());
+    }
+    json::parse_object("CAP_ARGS (--cap)", text.as_bytes())
 }
 
 /// What is told of each call of a plugin.
