@@ -109,11 +109,11 @@ pub fn capability_args(text: &str) -> Result<Object> {
 }
 
 /// What is told of each call of a plugin.
-pub fn trace(options: &Options) -> Trace {
-    Trace {
-        verbose: options.verbose,
-        timing: options.timing,
-    }
+///
+/// # Errors
+/// Those of [`Trace::new`].
+pub fn trace(options: &Options) -> Result<Trace> {
+    Trace::new(options.verbose, options.timing)
 }
 
 /// Reads the configurations; what cannot be read is told and disables nothing else.
@@ -144,7 +144,7 @@ fn on_chain(
 ) -> Result<ExitCode> {
     let directory = open(options.conf())?;
     let network = directory.find(network)?;
-    let trace = trace(options);
+    let trace = trace(options)?;
     let runtime = runtime(options, &trace);
     run(&runtime.chain(network)?)?;
     Ok(ExitCode::SUCCESS)

@@ -72,7 +72,7 @@ struct Options {
     /// Print each call of a plugin: command, file, input, output or error, time taken
     #[arg(long, short, global = true)]
     verbose: bool,
-    /// Print one line for each call of a plugin: plugin, command, milliseconds
+    /// Print how long each call of a plugin took and, if it is one of ours, each of its steps
     #[arg(long, global = true)]
     timing: bool,
     #[command(flatten)]

@@ -56,7 +56,7 @@ fn attach_and_run(options: &Options, args: &ExecArgs) -> Result<ExitCode> {
     let given = commands::capability_args(&options.attachment.cap)?;
     let capability_args = args.wishes.join(given)?;
     args.wishes.refuse_unheard(network)?;
-    let trace = commands::trace(options);
+    let trace = commands::trace(options)?;
     let runtime = commands::runtime(options, &trace);
     let chain = runtime.chain(network)?;
 
