@@ -14,6 +14,7 @@ mod fsutil;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod hash;
+mod journal;
 mod log;
 mod net;
 mod netfilter;

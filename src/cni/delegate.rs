@@ -17,6 +17,7 @@ use super::result::CniResult;
 use super::skel::{self, Applets, Call, Plugin};
 use super::version::Version;
 use crate::fsutil;
+use crate::journal;
 use crate::undo::Undo;
 
 /// Delegates ADD to `plugin` and answers its result. The delegate's DEL goes on `undo`.
@@ -36,18 +37,17 @@ pub fn add<'a>(call: &'a Call, plugin: &str, undo: &mut Undo<'a>) -> Result<CniR
             let inner = enter(call, plugin, Command::Add)?;
             let mut own = Undo::default();
             inner.config.allow(Command::Add, delegate.versions())?;
-            let result = delegate.add(&inner, &mut own)?;
+            let result = step(plugin, Command::Add, || delegate.add(&inner, &mut own))?;
             own.commit();
             undo.push(what, release);
             Ok(result)
         }
         Located::Elsewhere(executable) => {
             undo.push(what, release);
-            let printed = exec::run(
-                &executable,
-                &[("CNI_COMMAND", Command::Add.as_str())],
-                &call.config.raw,
-            )?;
+            let env = [("CNI_COMMAND", Command::Add.as_str())];
+            let printed = step(plugin, Command::Add, || {
+                exec::run(&executable, &env, &call.config.raw)
+            })?;
             read_result(plugin, &printed, call.config.version)
         }
     }
@@ -81,15 +81,21 @@ pub fn run(call: &Call, plugin: &str, command: Command) -> Result<()> {
         Located::Here(delegate) => {
             let inner = enter(call, plugin, command)?;
             inner.config.allow(command, delegate.versions())?;
-            skel::dispatch(delegate, &inner)
+            step(plugin, command, || skel::dispatch(delegate, &inner))
         }
-        Located::Elsewhere(executable) => exec::run(
-            &executable,
-            &[("CNI_COMMAND", command.as_str())],
-            &call.config.raw,
-        )
-        .map(drop),
+        Located::Elsewhere(executable) => {
+            let env = [("CNI_COMMAND", command.as_str())];
+            step(plugin, command, || {
+                exec::run(&executable, &env, &call.config.raw)
+            })
+            .map(drop)
+        }
     }
+}
+
+/// A step of the journal. Those that a delegate takes in this process are then told too.
+fn step<T>(plugin: &str, command: Command, work: impl FnOnce() -> T) -> T {
+    journal::step(&format!("{} of {plugin}", command.as_str()), work)
 }
 
 /// Delegates GC. A dry run asks only those that run in this process: the protocol has no

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::error::{Code, Coded, coded, detailed};
+use crate::journal;
 
 /// The environment as a value, so that the protocol can be tested without a process.
 pub type Environment = BTreeMap<String, String>;
 
-/// The `CNI_` variables of this process. Bytes that are not UTF-8 become U+FFFD and
+/// The variables of this process that matter. Bytes that are not UTF-8 become U+FFFD and
 /// then fail the check of whichever variable they stand in.
 #[expect(
     clippy::disallowed_methods,
@@ -20,7 +21,12 @@ pub type Environment = BTreeMap<String, String>;
 pub fn environment() -> Environment {
     ROWS.iter()
         .map(|row| row.name)
-        .chain(["CNI_COMMAND", "CNI_ARGS", "CNI_NETNS_OVERRIDE"])
+        .chain([
+            "CNI_COMMAND",
+            "CNI_ARGS",
+            "CNI_NETNS_OVERRIDE",
+            journal::VARIABLE,
+        ])
         .filter_map(|name| {
             let value = std::env::var_os(name)?;
             Some((name.to_owned(), value.to_string_lossy().into_owned()))

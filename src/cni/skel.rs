@@ -22,6 +22,7 @@ use super::json::{self, Problem};
 use super::result::CniResult;
 use super::version::Version;
 use crate::fsutil;
+use crate::journal::Journal;
 use crate::log;
 use crate::undo::Undo;
 
@@ -201,18 +202,24 @@ pub fn main(
         about(name, plugin);
         return ExitCode::SUCCESS;
     };
+    let journal = Journal::begin(env);
     let mut session = Session {
         plugin,
         applets,
         stdout,
         cni_version: String::new(),
+        network: String::new(),
     };
-    match session.serve(word, env, stdin) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            session.report(&error);
-            ExitCode::FAILURE
-        }
+    let served = session.serve(word, env, stdin);
+    if let Err(error) = &served {
+        session.report(error);
+    }
+    if let Some(journal) = journal {
+        journal.finish(name, &session.network, env, served.as_deref());
+    }
+    match served {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -236,10 +243,13 @@ struct Session<'a> {
     stdout: &'a mut dyn Write,
     /// As the caller wrote it, for the error object.
     cni_version: String,
+    /// For the journal; empty as long as it is not known.
+    network: String,
 }
 
 impl Session<'_> {
-    fn serve(&mut self, word: &str, env: &Environment, stdin: &mut dyn Input) -> Result<()> {
+    /// Answers what has been printed.
+    fn serve(&mut self, word: &str, env: &Environment, stdin: &mut dyn Input) -> Result<Vec<u8>> {
         let command = Command::exact(word);
         if command == Some(Command::Version) {
             return self.version(stdin);
@@ -264,20 +274,22 @@ impl Session<'_> {
             applets: self.applets,
             depth: 0,
         };
+        self.network.clone_from(&call.config.network);
         if call.invocation.command != Command::Add {
-            return dispatch(self.plugin, &call);
+            return dispatch(self.plugin, &call).map(|()| Vec::new());
         }
         let mut undo = Undo::default();
         let result = self.plugin.add(&call, &mut undo)?;
         // Only a result that the runtime has received counts as an ADD.
-        self.print(&json::pretty(&result.to_wire(call.config.version)?)?)?;
+        let answer = json::pretty(&result.to_wire(call.config.version)?)?;
+        self.print(&answer)?;
         undo.commit();
-        Ok(())
+        Ok(answer)
     }
 
     /// Answers VERSION without insisting on anything, as the reference: stdin is not
     /// read, only looked at for the version to echo.
-    fn version(&mut self, stdin: &dyn Input) -> Result<()> {
+    fn version(&mut self, stdin: &dyn Input) -> Result<Vec<u8>> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Versions {
@@ -291,7 +303,8 @@ impl Session<'_> {
         };
         let mut line = json::compact(&versions)?;
         line.push(b'\n');
-        self.print(&line)
+        self.print(&line)?;
+        Ok(line)
     }
 
     fn print(&mut self, bytes: &[u8]) -> Result<()> {

@@ -89,25 +89,31 @@ fn parameters(options: &Options, target: &Target) -> Result<Parameters> {
         container_id: options.id.clone().unwrap_or_else(|| container_id(&netns)),
         ifname: options.ifname.clone(),
     };
-    let capability_args = if options.cap.is_empty() {
-        Object::new()
-    } else {
-        json::parse_object("CAP_ARGS (--cap)", options.cap.as_bytes())?
-    };
     Parameters::new(
         attachment,
         netns,
         parse_args(&options.args)?,
-        capability_args,
+        capability_args(&options.cap)?,
     )
 }
 
-/// What is told of each call of a plugin.
-pub fn trace(options: &Options) -> Trace {
-    Trace {
-        verbose: options.verbose,
-        timing: options.timing,
+/// What `--cap` says, by capability.
+///
+/// # Errors
+/// Code 6 for what is no JSON object.
+pub fn capability_args(text: &str) -> Result<Object> {
+    if text.is_empty() {
+        return Ok(Object::new());
     }
+    json::parse_object("CAP_ARGS (--cap)", text.as_bytes())
+}
+
+/// What is told of each call of a plugin.
+///
+/// # Errors
+/// Those of [`Trace::new`].
+pub fn trace(options: &Options) -> Result<Trace> {
+    Trace::new(options.verbose, options.timing)
 }
 
 /// Reads the configurations; what cannot be read is told and disables nothing else.
@@ -138,7 +144,7 @@ fn on_chain(
 ) -> Result<ExitCode> {
     let directory = open(options.conf())?;
     let network = directory.find(network)?;
-    let trace = trace(options);
+    let trace = trace(options)?;
     let runtime = runtime(options, &trace);
     run(&runtime.chain(network)?)?;
     Ok(ExitCode::SUCCESS)

@@ -21,7 +21,7 @@ use crate::runtime::gc::{self, Extent, Sweep};
 pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
     let directory = commands::open(options.conf())?;
     let network = directory.find(&args.whole.network)?;
-    let trace = commands::trace(options);
+    let trace = commands::trace(options)?;
     let runtime = commands::runtime(options, &trace);
     let chain = runtime.chain(network)?;
     let contents = runtime.cache.contents()?;

@@ -2,6 +2,7 @@
 //! cache and output (behaviour 3.9), and tells more when something is missing.
 
 mod commands;
+mod exec;
 mod gc;
 mod list;
 mod output;
@@ -40,6 +41,8 @@ enum Verb {
     Check(Target),
     /// Remove an attachment
     Del(DelArgs),
+    /// Run a command in a new namespace that is attached to a network meanwhile
+    Exec(exec::ExecArgs),
     /// Remove the attachments whose namespace is gone, and what else is stale
     Gc(GcArgs),
     /// Ask every plugin whether it could serve an ADD
@@ -48,6 +51,13 @@ enum Verb {
     List,
     /// Report everything that is wrong with configurations
     Validate(ValidateArgs),
+    /// Become the command of `exec`
+    #[command(name = exec::BECOME, hide = true)]
+    BecomeCommand {
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
 }
 
 /// What every command takes, before its name or behind it.
@@ -62,7 +72,7 @@ struct Options {
     /// Print each call of a plugin: command, file, input, output or error, time taken
     #[arg(long, short, global = true)]
     verbose: bool,
-    /// Print one line for each call of a plugin: plugin, command, milliseconds
+    /// Print how long each call of a plugin took and, if it is one of ours, each of its steps
     #[arg(long, global = true)]
     timing: bool,
     #[command(flatten)]
@@ -204,7 +214,7 @@ impl Verb {
             | Self::Del(DelArgs { target, .. })
             | Self::Check(target) => &target.surplus.surplus,
             Self::Gc(GcArgs { whole, .. }) | Self::Status(whole) => &whole.surplus.surplus,
-            Self::List | Self::Validate(_) => &[],
+            Self::Exec(_) | Self::List | Self::Validate(_) | Self::BecomeCommand { .. } => &[],
         }
     }
 }
@@ -228,6 +238,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Verb::Status(whole) => commands::status(options, whole),
         Verb::List => list::run(options),
         Verb::Validate(args) => validate::run(options, args),
+        Verb::Exec(args) => return exec::run(options, args),
+        Verb::BecomeCommand { command } => return exec::replace_this_process(command),
     };
     done.unwrap_or_else(|error| {
         output::report(&error);

@@ -1,16 +1,74 @@
-//! `--verbose` and `--timing`: what each plugin was asked and what it said.
+//! `--verbose` and `--timing`: what each plugin was asked, what it said, and where the
+//! time went.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::output;
+use crate::cni::invocation::environment;
+use crate::fsutil;
+use crate::journal::{Journal, Steps};
 use crate::runtime::chain::{Observer, PluginCall};
 
 /// Tells stderr about each call, as much as asked for.
 pub struct Trace {
-    pub verbose: bool,
-    pub timing: bool,
+    verbose: bool,
+    /// Where plugins of ours tell of their steps.
+    timing: Option<StepsFile>,
+}
+
+impl Trace {
+    /// # Errors
+    /// When there is no place for plugins to tell how their time went.
+    pub fn new(verbose: bool, timing: bool) -> Result<Self> {
+        Ok(Self {
+            verbose,
+            timing: timing.then(StepsFile::new).transpose()?,
+        })
+    }
+}
+
+/// A journal of our own, in a directory that nobody else can enter. It goes with the value.
+struct StepsFile {
+    file: PathBuf,
+}
+
+impl StepsFile {
+    fn new() -> Result<Self> {
+        let template = std::env::temp_dir().join("cnitool-XXXXXX");
+        let dir = nix::unistd::mkdtemp(&template)
+            .with_context(|| format!("create {}", template.display()))?;
+        Ok(Self {
+            file: dir.join("steps"),
+        })
+    }
+
+    /// What has been told since the last time; it is also put where it would have gone
+    /// without this file.
+    fn take(&self) -> Vec<Steps> {
+        let told = fsutil::read(&self.file).ok().flatten().unwrap_or_default();
+        drop(fs::remove_file(&self.file));
+        if let Some(journal) = Journal::open(&environment())
+            && !told.is_empty()
+        {
+            journal.append(&told);
+        }
+        told.split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect()
+    }
+}
+
+impl Drop for StepsFile {
+    fn drop(&mut self) {
+        drop(fs::remove_file(&self.file));
+        if let Some(dir) = self.file.parent() {
+            drop(fs::remove_dir(dir));
+        }
+    }
 }
 
 impl Observer for Trace {
@@ -31,18 +89,45 @@ impl Observer for Trace {
         if self.verbose {
             output::note(&ending(call, outcome, milliseconds));
         }
-        if self.timing {
+        if let Some(steps) = &self.timing {
             output::note(&format!(
                 "timing: {} {} {milliseconds:.1} ms",
                 call.plugin,
                 call.command.as_str()
             ));
+            for line in steps
+                .take()
+                .iter()
+                .flat_map(|told| lines(told, call.plugin))
+            {
+                output::note(&line);
+            }
         }
+    }
+
+    fn journal(&self) -> Option<&Path> {
+        self.timing.as_ref().map(|steps| steps.file.as_path())
     }
 
     fn note(&self, text: &str) {
         output::note(text);
     }
+}
+
+/// A line for each step of `called`, or of a delegate of that.
+fn lines(told: &Steps, called: &str) -> Vec<String> {
+    let who = if told.applet == called {
+        String::new()
+    } else {
+        format!("{}: ", told.applet)
+    };
+    let steps = told.steps.iter();
+    steps
+        .map(|step| {
+            let (at, ms, what) = (step.at, step.ms, &step.what);
+            format!("timing:   {ms:8.2} ms from {at:8.2} ms on: {who}{what}")
+        })
+        .collect()
 }
 
 fn ending(call: &PluginCall<'_>, outcome: &Result<Vec<u8>>, milliseconds: f64) -> String {

@@ -149,6 +149,11 @@ impl Netns {
         &self.path
     }
 
+    /// A path that leads here for other processes too, as long as this value lives.
+    pub fn path_by_descriptor(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.fd())
+    }
+
     /// The descriptor, for requests that name a namespace.
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()

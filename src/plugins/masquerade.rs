@@ -7,6 +7,7 @@ use crate::cni::collector::{Collector, Freed};
 use crate::cni::invocation::Attachment;
 use crate::cni::result::Ip;
 use crate::cni::skel::Call;
+use crate::journal::step;
 use crate::netfilter::iptables::Iptables;
 use crate::netfilter::{self, Backend, BackendName, Known, Masquerade, Owner};
 use crate::undo::Undo;
@@ -54,9 +55,12 @@ impl Wanted {
     /// # Errors
     /// When the kernel refuses.
     pub fn ensure(&self) -> Result<()> {
-        self.backend
-            .backend()
-            .ensure_masquerade(&self.owner, &self.rules)
+        let ensure = || {
+            self.backend
+                .backend()
+                .ensure_masquerade(&self.owner, &self.rules)
+        };
+        step("masquerade", ensure)
             .with_context(|| format!("masquerade with {} (ipMasq)", self.backend.as_str()))
     }
 }
@@ -93,7 +97,9 @@ pub fn add(
 /// When a rule is there and stays.
 pub fn remove(call: &Call, known: &Known) -> Result<()> {
     let owner = Owner::of(call);
-    netfilter::with_both(|backend| backend.remove_masquerade(&owner, known))
+    step("remove masquerade rules", || {
+        netfilter::with_both(|backend| backend.remove_masquerade(&owner, known))
+    })
 }
 
 /// GC of the rules of attachments that are no longer valid, of both backends.

@@ -12,6 +12,7 @@ use crate::cni::error::{Code, all, coded, detailed};
 use crate::cni::invocation::Command;
 use crate::cni::result::Ip;
 use crate::cni::skel::Call;
+use crate::journal::step;
 use crate::log;
 use crate::net::link::{self, End, Link};
 use crate::net::mac::Mac;
@@ -113,7 +114,10 @@ pub fn create_pair(
             name: &name,
             mac: Mac::random()?,
         };
-        match link::create_veth(&sides.host, here, there, Some(&sides.netns), mtu) {
+        let created = step("create the veth pair", || {
+            link::create_veth(&sides.host, here, there, Some(&sides.netns), mtu)
+        });
+        match created {
             Ok(()) => {
                 let host = sides.host.clone();
                 let created = name.clone();
@@ -206,15 +210,21 @@ impl Addressing<'_> {
 /// Names the address or sysctl.
 pub fn give_addresses(sides: &Sides, end: &Link, wanted: Addressing<'_>) -> Result<()> {
     let dad = wanted.detect_duplicates;
-    sides.netns.inside(|| prepare_sysctls(&end.name, wanted))?;
-    for ip in wanted.ips {
-        addr::add(&sides.container, end.index, ip.address, dad)
-            .map_err(|error| explain_ipv6(error, &end.name, &ip.address))
-            .with_context(|| format!("configure {} in the container", end.name))?;
-    }
-    set_up(&sides.container, end)?;
+    step("set the container's sysctls", || {
+        sides.netns.inside(|| prepare_sysctls(&end.name, wanted))
+    })?;
+    step("give the container its addresses", || {
+        for ip in wanted.ips {
+            addr::add(&sides.container, end.index, ip.address, dad)
+                .map_err(|error| explain_ipv6(error, &end.name, &ip.address))
+                .with_context(|| format!("configure {} in the container", end.name))?;
+        }
+        set_up(&sides.container, end)
+    })?;
     if wanted.has_ipv6() && dad {
-        wait_for_addresses(sides, end)?;
+        step("wait for duplicate address detection", || {
+            wait_for_addresses(sides, end)
+        })?;
     }
     Ok(())
 }
@@ -224,9 +234,10 @@ pub fn give_addresses(sides: &Sides, end: &Link, wanted: Addressing<'_>) -> Resu
 /// # Errors
 /// Names the route.
 pub fn give_routes(sides: &Sides, end: &Link, routes: &[Route]) -> Result<()> {
-    routes
-        .iter()
-        .try_for_each(|route| route::add(&sides.container, end.index, &end.name, route))
+    let add = |route| route::add(&sides.container, end.index, &end.name, route);
+    step("give the container its routes", || {
+        routes.iter().try_for_each(add)
+    })
 }
 
 /// Sets the container's end up.
@@ -329,9 +340,11 @@ const PORT_LIMIT: Duration = Duration::from_millis(2550);
 /// # Errors
 /// When the kernel cannot be asked; a port that is late is only worth a warning.
 pub fn wait_for_port(host: &Netlink, port: &Link) -> Result<()> {
-    let running = host.wait_until(Changes::Links, None, PORT_LIMIT, || {
-        let link = link::by_index(host, port.index)?;
-        Ok(link.filter(|link| link.is_running).map(drop))
+    let running = step("wait until the port is up", || {
+        host.wait_until(Changes::Links, None, PORT_LIMIT, || {
+            let link = link::by_index(host, port.index)?;
+            Ok(link.filter(|link| link.is_running).map(drop))
+        })
     })?;
     if running.is_none() {
         log::warn(&format!("{} is not up yet", port.name));
@@ -348,7 +361,10 @@ pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Sen
     let host = Netlink::open()?;
     let mut done: Vec<Result<()>> = Vec::new();
     // The link and its namespace may be gone, half gone, or somebody else's by now.
-    let link = find_container_end(call, &host).unwrap_or_else(|error| {
+    let found = step("find the container's end", || {
+        find_container_end(call, &host)
+    });
+    let link = found.unwrap_or_else(|error| {
         done.push(Err(error));
         None
     });
@@ -364,16 +380,21 @@ pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Sen
         // No address is free while an interface still has it; but the link stays until
         // IPAM is done, which may want to talk over it.
         if let Some((container, end)) = &link {
-            done.push(remove_addresses(container, end));
+            done.push(step("remove the container's addresses", || {
+                remove_addresses(container, end)
+            }));
         }
         done.push(call.config.ipam_type().and_then(|ipam| match ipam {
             Some(plugin) => delegate::run(call, &plugin, Command::Del),
             None => Ok(()),
         }));
-        if let Some((container, end)) = &link {
-            done.push(link::delete(container, end.index));
-        }
-        done.push(Identity::of(call).delete(&host));
+        done.push(step("delete the veth pair", || {
+            let deleted = match &link {
+                Some((container, end)) => link::delete(container, end.index),
+                None => Ok(()),
+            };
+            all([deleted, Identity::of(call).delete(&host)])
+        }));
         // A panic ends the process in its hook: there is none to join.
         done.extend(cleaner.and_then(|cleaner| cleaner.join().ok()));
     });

@@ -18,6 +18,7 @@ use crate::cni::invocation::{Attachment, Command};
 use crate::cni::json;
 use crate::cni::result::CniResult;
 use crate::cni::version::Version;
+use crate::journal;
 use crate::net::link;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
@@ -30,6 +31,8 @@ pub trait Observer {
     fn ended(&self, call: &PluginCall<'_>, outcome: &Result<Vec<u8>>, took: Duration);
     /// Something the operator should know that is no error.
     fn note(&self, text: &str);
+    /// The file in which plugins are to tell of their steps, if any is wanted.
+    fn journal(&self) -> Option<&Path>;
 }
 
 /// One run of one plugin.
@@ -446,8 +449,8 @@ impl Chain<'_> {
         let stdin = request::encode(self.network, step.plugin, additions)?;
         let attachment = parameters.map(|p| &p.attachment);
         let args = parameters.map(Parameters::args_text).unwrap_or_default();
-        // All six are always set, so that none of our own environment shines through.
-        let env = [
+        // These six are always set, so that none of our own environment shines through.
+        let mut env = vec![
             ("CNI_COMMAND", command.as_str()),
             (
                 "CNI_CONTAINERID",
@@ -458,6 +461,8 @@ impl Chain<'_> {
             ("CNI_IFNAME", attachment.map_or("", |a| a.ifname.as_str())),
             ("CNI_PATH", self.runtime.path.as_str()),
         ];
+        let journal = self.runtime.observer.journal().and_then(Path::to_str);
+        env.extend(journal.map(|file| (journal::VARIABLE, file)));
         let call = PluginCall {
             command,
             plugin: &step.plugin.plugin,

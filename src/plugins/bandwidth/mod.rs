@@ -18,6 +18,7 @@ use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Version;
+use crate::journal::step;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::traffic::{self, TokenBucket};
@@ -50,20 +51,26 @@ impl Plugin for Bandwidth {
         if !settings.any() {
             return Ok(result);
         }
-        let sides = Sides::open(call)?;
+        let sides = step("open the namespaces", || Sides::open(call))?;
         let host = &sides.host;
         let host_end = find_host_end(&sides, call)?;
         if let Some(bucket) = settings.ingress {
-            traffic::limit(host, &host_end, bucket)?;
+            step("limit what the container receives", || {
+                traffic::limit(host, &host_end, bucket)
+            })?;
             let (host, host_end) = (host.clone(), host_end.clone());
             undo.push("remove the limit", move || {
                 traffic::remove_limit(&host, &host_end)
             });
         }
         if let Some(bucket) = settings.egress {
-            let ifb = ifb::create(host, call, host_end.mtu, undo)?;
-            traffic::limit(host, &ifb, bucket)?;
-            traffic::redirect(host, &host_end, &ifb)?;
+            let ifb = step("create the ifb link", || {
+                ifb::create(host, call, host_end.mtu, undo)
+            })?;
+            step("limit what the container sends", || {
+                traffic::limit(host, &ifb, bucket)?;
+                traffic::redirect(host, &host_end, &ifb)
+            })?;
             let host = host.clone();
             undo.push("lead nothing to the ifb", move || {
                 traffic::remove_redirect(&host, &host_end)
@@ -79,7 +86,9 @@ impl Plugin for Bandwidth {
 
     fn del(&self, call: &Call) -> Result<()> {
         // The limit of the host's end goes with it.
-        ifb::delete(&Netlink::open()?, call)
+        step("delete the ifb link", || {
+            ifb::delete(&Netlink::open()?, call)
+        })
     }
 
     fn check(&self, call: &Call) -> Result<()> {

@@ -24,6 +24,7 @@ use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Shape;
+use crate::journal::step;
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 use crate::netfilter::nftables::{self, Nftables};
@@ -47,7 +48,7 @@ impl Plugin for Bridge {
         if settings.spoof_check {
             Nftables::fits_spoof_check(&Owner::of(call))?;
         }
-        let sides = Sides::open(call)?;
+        let sides = step("open the namespaces", || Sides::open(call))?;
         veth::refuse_existing(&sides, call)?;
         let existing = apply::find_bridge(&sides.host, &settings.bridge)?;
         vlan::require_filtering(&sides.host, &settings, existing.as_ref())?;
@@ -62,28 +63,31 @@ impl Plugin for Bridge {
             None => Plan::default(),
         };
 
-        let bridge = apply::ensure_bridge(&sides.host, &settings)?;
+        let bridge = step("make sure of the bridge", || {
+            apply::ensure_bridge(&sides.host, &settings)
+        })?;
         let vlan = settings.gateway_vlan();
         let lock = vlan.map(|_| vlan_gateway::lock()).transpose()?;
         let gateway = match vlan {
             Some(vlan) => vlan_gateway::ensure(&sides.host, &settings, &bridge, vlan, undo)?,
             None => bridge.clone(),
         };
-        apply::ensure_gateways(
-            &sides.host,
-            &settings,
-            &gateway,
-            &plan.gateway_addresses,
-            undo,
-        )?;
+        step("make sure of the gateways", || {
+            let wanted = &plan.gateway_addresses;
+            apply::ensure_gateways(&sides.host, &settings, &gateway, wanted, undo)
+        })?;
         let pair = veth::create_pair(&sides, call, settings.mac, settings.mtu, undo)?;
-        let bridge = apply::attach(&sides, call, &settings, &bridge, &pair)?;
+        let bridge = step("attach to the bridge", || {
+            apply::attach(&sides, call, &settings, &bridge, &pair)
+        })?;
         if vlan.is_some() {
             vlan_gateway::fit_mtu(&sides.host, &bridge, &gateway)?;
         }
         drop(lock);
         if settings.spoof_check {
-            rules::check_spoofing(call, &pair.host_end, &pair.container_end.mac, undo)?;
+            step("check for spoofed addresses", || {
+                rules::check_spoofing(call, &pair.host_end, &pair.container_end.mac, undo)
+            })?;
         }
         if ipam.is_some() {
             let addressing = Addressing {
@@ -104,7 +108,9 @@ impl Plugin for Bridge {
             // A bridge whose last port has gone gets its carrier back a moment after the
             // next one has.
             veth::wait_for_port(&sides.host, &bridge)?;
-            apply::announce(&sides, &gateway, &pair.container_end, &plan);
+            step("announce the addresses", || {
+                apply::announce(&sides, &gateway, &pair.container_end, &plan);
+            });
         }
 
         let ipam = ipam.unwrap_or_default();

@@ -38,6 +38,7 @@ use crate::cni::error::{Code, detailed};
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Dns};
 use crate::cni::skel::{Call, Plugin};
+use crate::journal::step;
 use crate::log;
 use crate::undo::Undo;
 
@@ -55,14 +56,18 @@ impl Plugin for Ipam {
         };
         let network = &call.config.network;
         let attachment = &call.invocation.attachment;
-        let mut store = Store::create(&settings.data_dir, network)?;
+        let mut store = step("lock the leases", || {
+            Store::create(&settings.data_dir, network)
+        })?;
         let request = Request {
             network,
             attachment,
             settings: &settings,
             requested,
         };
-        let Reserved { leases, ips } = reserve::reserve(&mut store, request)?;
+        let Reserved { leases, ips } = step("reserve addresses", || {
+            reserve::reserve(&mut store, request)
+        })?;
         let data_dir = settings.data_dir.clone();
         undo.push(
             format!("release the addresses of {}", Owner::of(attachment)),
@@ -78,17 +83,21 @@ impl Plugin for Ipam {
 
     fn del(&self, call: &Call) -> Result<()> {
         let data_dir = config::data_dir(&call.config)?;
-        let Some(mut store) = Store::open(&data_dir, &call.config.network)? else {
+        let opened = step("lock the leases", || {
+            Store::open(&data_dir, &call.config.network)
+        })?;
+        let Some(mut store) = opened else {
             return Ok(());
         };
         let attachment = &call.invocation.attachment;
-        let held = store.held_by(attachment)?;
+        let held = step("find the leases", || store.held_by(attachment))?;
         let (exact, legacy): (Vec<Lease>, Vec<Lease>) = held
             .into_iter()
             .map(|held| held.lease)
             .partition(|lease| lease.owner == Some(Owner::of(attachment)));
         // A lease without interface is another interface's if this one has its own.
-        store.release(if exact.is_empty() { &legacy } else { &exact })
+        let leases = if exact.is_empty() { &legacy } else { &exact };
+        step("release addresses", || store.release(leases))
     }
 
     fn check(&self, call: &Call) -> Result<()> {

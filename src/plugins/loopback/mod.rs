@@ -12,6 +12,7 @@ use crate::cni::error::{Code, detailed};
 use crate::cni::json::{self, Problem};
 use crate::cni::result::{CniResult, Interface, Ip};
 use crate::cni::skel::{Call, Plugin};
+use crate::journal::step;
 use crate::net::addr::{self, Address};
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
@@ -27,7 +28,7 @@ impl Plugin for Loopback {
         let path = call.invocation.netns.as_deref().unwrap_or_default();
         let (container, lo) = find(&Netns::open(path)?)?;
         if !lo.is_up {
-            set_up(&container, &lo)?;
+            step("set lo up", || set_up(&container, &lo))?;
             let (container, lo) = (container.clone(), lo.clone());
             undo.push("set lo down", move || set_down(&container, &lo));
         }
@@ -46,7 +47,7 @@ impl Plugin for Loopback {
             return Ok(());
         };
         let (container, lo) = find(&netns)?;
-        set_down(&container, &lo)
+        step("set lo down", || set_down(&container, &lo))
     }
 
     fn check(&self, call: &Call) -> Result<()> {

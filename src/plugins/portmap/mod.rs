@@ -17,6 +17,7 @@ use crate::cni::error::{Code, all, coded};
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::{Call, Plugin};
+use crate::journal::step;
 use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{route, sysctl};
@@ -41,7 +42,7 @@ impl Plugin for Portmap {
         if wanted.masquerade_all && !wanted.snat {
             log::warn("masqAll has no effect: snat is false, so that nothing is masqueraded");
         }
-        let name = netfilter::choose(settings.backend)?;
+        let name = step("choose a backend", || netfilter::choose(settings.backend))?;
         let owner = Owner::of(call);
         undo.push("remove the port mappings", {
             let (owner, known) = (owner.clone(), Known::only(&wanted.container));
@@ -60,9 +61,12 @@ impl Plugin for Portmap {
     fn del(&self, call: &Call) -> Result<()> {
         let owner = Owner::of(call);
         let known = known(call);
-        let removed = netfilter::with_both(|backend| backend.remove_port_maps(&owner, &known));
-        forget_flows(call);
-        all([removed, localnet::close(&owner)])
+        let removed = step("remove port mappings", || {
+            netfilter::with_both(|backend| backend.remove_port_maps(&owner, &known))
+        });
+        step("forget connections", || forget_flows(call));
+        let closed = step("close the way from 127.0.0.1", || localnet::close(&owner));
+        all([removed, closed])
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -148,15 +152,20 @@ impl Plugin for Portmap {
 
 /// Makes the mappings, and whatever they need to be reached from everywhere.
 fn ensure(owner: &Owner, name: BackendName, wanted: &PortMaps) -> Result<()> {
-    name.backend()
-        .ensure_port_maps(owner, wanted)
-        .with_context(|| format!("map ports with {}", name.as_str()))?;
+    step("map ports", || {
+        name.backend().ensure_port_maps(owner, wanted)
+    })
+    .with_context(|| format!("map ports with {}", name.as_str()))?;
     if must_route_localnet(wanted) {
-        route_localnet(owner, wanted)?;
+        step("open a way from 127.0.0.1", || {
+            route_localnet(owner, wanted)
+        })?;
     }
     // Connections without an end, UDP above all, go on leading where they led when they
     // began.
-    conntrack::forget_replaced(&wanted.mappings, &wanted.container);
+    step("forget connections", || {
+        conntrack::forget_replaced(&wanted.mappings, &wanted.container);
+    });
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
+use crate::journal::step;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::{addr, route, sysctl};
@@ -40,7 +41,7 @@ pub struct Ptp;
 impl Plugin for Ptp {
     fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
         let settings = Settings::resolve(call)?;
-        let sides = Sides::open(call)?;
+        let sides = step("open the namespaces", || Sides::open(call))?;
         veth::refuse_existing(&sides, call)?;
         // The address first: the rest is quick to undo, and most failures are here.
         let ipam = delegate::add(call, &settings.ipam, undo)?;
@@ -58,7 +59,9 @@ impl Plugin for Ptp {
             route::delete_connected(&sides.container, pair.container_end.index, *network)?;
         }
         veth::give_routes(&sides, &pair.container_end, &plan.container_routes)?;
-        lead_to_container(&sides.host, &pair.host_end, &plan)?;
+        step("lead the host to the container", || {
+            lead_to_container(&sides.host, &pair.host_end, &plan)
+        })?;
         sysctl::forward(plan.ips.iter().map(|ip| ip.address.addr()))?;
         if settings.masquerade {
             masquerade::add(call, settings.backend, &plan.ips, undo)?;

@@ -23,6 +23,7 @@ use crate::cni::json::Problem;
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
 use crate::fsutil;
+use crate::journal::step;
 use crate::log;
 use crate::net::link::Link;
 use crate::net::netns::Netns;
@@ -43,15 +44,21 @@ impl Plugin for Tuning {
         check_allowed(&settings)?;
         let previous = require_previous(call)?;
         let ifname = &call.invocation.attachment.ifname;
-        let container = enter(call)?;
+        let container = step("enter the namespace", || enter(call))?;
         let before = container.read(&settings.sysctls)?;
         container.refuse_missing(&settings.sysctls, &before)?;
-        let link = keep_backup(call, &settings, &container, undo)?;
+        let link = step("write down what the link is like", || {
+            keep_backup(call, &settings, &container, undo)
+        })?;
         // Sysctls first, as the reference does: a small MTU takes IPv6 and its sysctls
         // away.
-        container.write(&settings.sysctls, before, undo)?;
+        step("set sysctls", || {
+            container.write(&settings.sysctls, before, undo)
+        })?;
         if let Some(link) = link {
-            change_link(&container, &link, &settings.link, undo)?;
+            step("change the link", || {
+                change_link(&container, &link, &settings.link, undo)
+            })?;
         }
         Ok(plan::result(previous, &settings.link, ifname))
     }
@@ -60,7 +67,7 @@ impl Plugin for Tuning {
         let attachment = &call.invocation.attachment;
         let file = backup::File::of(call, &config::data_dir(&call.config)?);
         if let Some(backup) = file.load()
-            && let Err(error) = restore(call, &backup)
+            && let Err(error) = step("restore the link", || restore(call, &backup))
         {
             log::warn(&format!("restore {}: {error:#}", attachment.ifname));
         }
