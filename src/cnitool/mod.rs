@@ -5,6 +5,8 @@ mod commands;
 mod gc;
 mod list;
 mod output;
+mod see;
+mod table;
 mod trace;
 mod validate;
 
@@ -48,6 +50,8 @@ enum Verb {
     List,
     /// Report everything that is wrong with configurations
     Validate(ValidateArgs),
+    #[command(flatten)]
+    See(see::See),
 }
 
 /// What every command takes, before its name or behind it.
@@ -204,7 +208,7 @@ impl Verb {
             | Self::Del(DelArgs { target, .. })
             | Self::Check(target) => &target.surplus.surplus,
             Self::Gc(GcArgs { whole, .. }) | Self::Status(whole) => &whole.surplus.surplus,
-            Self::List | Self::Validate(_) => &[],
+            Self::List | Self::Validate(_) | Self::See(_) => &[],
         }
     }
 }
@@ -228,6 +232,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Verb::Status(whole) => commands::status(options, whole),
         Verb::List => list::run(options),
         Verb::Validate(args) => validate::run(options, args),
+        Verb::See(see) => see::run(options, see),
     };
     done.unwrap_or_else(|error| {
         output::report(&error);

@@ -89,14 +89,29 @@ pub fn delete(netlink: &Netlink, index: u32, net: IpNet) -> Result<()> {
 pub fn list(netlink: &Netlink, index: u32) -> Result<Vec<Address>> {
     let mut request = AddressMessage::default();
     request.header.index = index;
+    let found = dump(netlink, request)?;
+    // Not every kernel obeys the index.
+    let own = found.into_iter().filter(|(found, _)| *found == index);
+    Ok(own.map(|(_, address)| address).collect())
+}
+
+/// The addresses of all links, each with the index of its link (`ip address show`).
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn all(netlink: &Netlink) -> Result<Vec<(u32, Address)>> {
+    dump(netlink, AddressMessage::default())
+}
+
+fn dump(netlink: &Netlink, request: AddressMessage) -> Result<Vec<(u32, Address)>> {
     let found = netlink
         .dump(&RouteNetlinkMessage::GetAddress(request))
         .context("list addresses")?;
     Ok(found
         .into_iter()
         .filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
-                from_message(&message)
+            RouteNetlinkMessage::NewAddress(message) => {
+                Some((message.header.index, from_message(&message)?))
             }
             _ => None,
         })

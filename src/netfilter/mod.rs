@@ -7,6 +7,7 @@
 
 pub mod conntrack;
 pub mod iptables;
+pub mod listing;
 pub mod nftables;
 mod socket;
 #[cfg(test)]

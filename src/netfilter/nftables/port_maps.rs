@@ -386,6 +386,27 @@ pub fn destination(statements: &[Statement]) -> Option<(Protocol, u16, IpAddr)> 
     })
 }
 
+/// What a mapping rule does, with the address in the container.
+pub fn mapping(statements: &[Statement]) -> Option<(Mapping, IpAddr)> {
+    let Endpoint {
+        protocol,
+        port: host_port,
+        host: host_ip,
+    } = endpoint(statements)?;
+    statements.iter().find_map(|statement| match statement {
+        Statement::Dnat { to, port } => Some((
+            Mapping {
+                protocol,
+                host_ip,
+                host_port,
+                container_port: *port,
+            },
+            *to,
+        )),
+        _ => None,
+    })
+}
+
 /// Whether a rule translates to `container`, or is about packets to it.
 fn leads_to(rule: &Found, container: IpAddr) -> bool {
     let statements = rule.known_statements();
