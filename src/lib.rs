@@ -20,6 +20,7 @@ mod net;
 mod netfilter;
 mod plugins;
 mod runtime;
+mod survey;
 mod undo;
 
 use std::ffi::OsString;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use super::table::{self, Cell};
 use super::{Options, output};
 use crate::runtime::chain::find;
 use crate::runtime::directory::{self, Directory};
@@ -30,14 +31,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 const HEADER: [&str; 5] = ["NAME", "VERSION", "FILE", "PLUGIN", "EXECUTABLE"];
 
 fn render(directory: &Directory, locate: &dyn Fn(&str) -> String) -> String {
-    let mut rows = vec![HEADER.map(str::to_owned)];
+    let mut rows: Vec<Vec<Cell>> = vec![HEADER.map(Cell::from).into()];
     for network in &directory.networks {
         rows.extend(rows_of(network, locate));
     }
     let mut lines = if directory.networks.is_empty() {
         vec![format!("no networks in {}", directory.path.display())]
     } else {
-        table(&rows)
+        table::lines(&rows, false)
     };
     for (index, network) in directory.networks.iter().enumerate() {
         let first = directory
@@ -60,7 +61,7 @@ fn render(directory: &Directory, locate: &dyn Fn(&str) -> String) -> String {
 }
 
 /// One row for each plugin and each delegate; the first one names the network.
-fn rows_of(network: &Network, locate: &dyn Fn(&str) -> String) -> Vec<[String; 5]> {
+fn rows_of(network: &Network, locate: &dyn Fn(&str) -> String) -> Vec<Vec<Cell>> {
     let mut name = network.name.clone();
     let mut version = if network.cni_version.is_empty() {
         "0.1.0".to_owned()
@@ -74,34 +75,17 @@ fn rows_of(network: &Network, locate: &dyn Fn(&str) -> String) -> Vec<[String; 5
         let ipam = ipam.map(|ipam| (format!("  {ipam} (ipam)"), locate(&ipam)));
         let own = (plugin.plugin.clone(), locate(&plugin.plugin));
         for (label, executable) in [Some(own), ipam].into_iter().flatten() {
-            rows.push([
+            let row = [
                 std::mem::take(&mut name),
                 std::mem::take(&mut version),
                 std::mem::take(&mut file),
                 label,
                 executable,
-            ]);
+            ];
+            rows.push(row.map(Cell::from).into());
         }
     }
     rows
-}
-
-/// Columns padded to their widest cell, two spaces between them.
-fn table(rows: &[[String; 5]]) -> Vec<String> {
-    let mut widths = [0; 5];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    let pad = |row: &[String; 5]| {
-        let cells = row.iter().zip(widths);
-        let cells: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(pad).collect()
 }
 
 #[cfg(test)]

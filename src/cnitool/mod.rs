@@ -6,6 +6,8 @@ mod exec;
 mod gc;
 mod list;
 mod output;
+mod see;
+mod table;
 mod trace;
 mod validate;
 
@@ -58,6 +60,8 @@ enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
+    #[command(flatten)]
+    See(see::See),
 }
 
 /// What every command takes, before its name or behind it.
@@ -214,7 +218,11 @@ impl Verb {
             | Self::Del(DelArgs { target, .. })
             | Self::Check(target) => &target.surplus.surplus,
             Self::Gc(GcArgs { whole, .. }) | Self::Status(whole) => &whole.surplus.surplus,
-            Self::Exec(_) | Self::List | Self::Validate(_) | Self::BecomeCommand { .. } => &[],
+            Self::Exec(_)
+            | Self::List
+            | Self::Validate(_)
+            | Self::See(_)
+            | Self::BecomeCommand { .. } => &[],
         }
     }
 }
@@ -240,6 +248,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Verb::Validate(args) => validate::run(options, args),
         Verb::Exec(args) => return exec::run(options, args),
         Verb::BecomeCommand { command } => return exec::replace_this_process(command),
+        Verb::See(see) => see::run(options, see),
     };
     done.unwrap_or_else(|error| {
         output::report(&error);

@@ -89,7 +89,18 @@ pub fn delete(netlink: &Netlink, index: u32, net: IpNet) -> Result<()> {
 pub fn list(netlink: &Netlink, index: u32) -> Result<Vec<Address>> {
     let mut request = AddressMessage::default();
     request.header.index = index;
-    dump(netlink, request, |of| of == index)
+    let found = dump(netlink, request)?;
+    // Not every kernel obeys the index.
+    let own = found.into_iter().filter(|(found, _)| *found == index);
+    Ok(own.map(|(_, address)| address).collect())
+}
+
+/// The addresses of all links, each with the index of its link (`ip address show`).
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn all(netlink: &Netlink) -> Result<Vec<(u32, Address)>> {
+    dump(netlink, AddressMessage::default())
 }
 
 /// The addresses of all links but the one with `index`, both families.
@@ -97,23 +108,21 @@ pub fn list(netlink: &Netlink, index: u32) -> Result<Vec<Address>> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn list_others(netlink: &Netlink, index: Option<u32>) -> Result<Vec<Address>> {
-    dump(netlink, AddressMessage::default(), |of| Some(of) != index)
+    let others = all(netlink)?
+        .into_iter()
+        .filter(|(of, _)| Some(*of) != index);
+    Ok(others.map(|(_, address)| address).collect())
 }
 
-/// The addresses that `request` describes, of the links whose index is `wanted`.
-fn dump(
-    netlink: &Netlink,
-    request: AddressMessage,
-    wanted: impl Fn(u32) -> bool,
-) -> Result<Vec<Address>> {
+fn dump(netlink: &Netlink, request: AddressMessage) -> Result<Vec<(u32, Address)>> {
     let found = netlink
         .dump(&RouteNetlinkMessage::GetAddress(request))
         .context("list addresses")?;
     Ok(found
         .into_iter()
         .filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) if wanted(message.header.index) => {
-                from_message(&message)
+            RouteNetlinkMessage::NewAddress(message) => {
+                Some((message.header.index, from_message(&message)?))
             }
             _ => None,
         })

@@ -149,15 +149,25 @@ pub fn by_index(netlink: &Netlink, index: u32) -> Result<Option<Link>> {
 /// All links of a kind (`ip link show type KIND`).
 ///
 /// # Errors
-/// When the kernel cannot be asked, or links come and go too fast to list them.
+/// As [`list`].
 pub fn all(netlink: &Netlink, kind: &str) -> Result<Vec<Link>> {
+    let mut links = list(netlink)?;
+    links.retain(|link| link.kind == kind);
+    Ok(links)
+}
+
+/// All links (`ip link show`).
+///
+/// # Errors
+/// When the kernel cannot be asked, or links come and go too fast to list them.
+pub fn list(netlink: &Netlink) -> Result<Vec<Link>> {
     let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let found = netlink.dump(&message).context("list links")?;
     let links = found.into_iter().filter_map(|message| match message {
         RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
         _ => None,
     });
-    Ok(links.filter(|link| link.kind == kind).collect())
+    Ok(links.collect())
 }
 
 /// Whether a bridge has any port.

@@ -168,14 +168,7 @@ pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
     let Some(message) = look_up(netlink, ip)? else {
         return Ok(None);
     };
-    let index = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        });
-    match index {
+    match output(&message) {
         None => Ok(None),
         Some(index) => Ok(link::by_index(netlink, index)?.map(|link| link.name)),
     }
@@ -223,6 +216,29 @@ fn look_up(netlink: &Netlink, ip: IpAddr) -> Result<Option<RouteMessage>> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn list(netlink: &Netlink, sample: IpAddr) -> Result<Vec<Route>> {
+    let messages = dump(netlink, sample)?;
+    let routes = messages.iter();
+    Ok(routes
+        .filter_map(|message| from_message(message, sample))
+        .collect())
+}
+
+/// The routes of `sample`'s family to other hosts (`ip route show table all type unicast`),
+/// each with the index of the link it leads through. Those through several are left out.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn list_with_links(netlink: &Netlink, sample: IpAddr) -> Result<Vec<(u32, Route)>> {
+    let messages = dump(netlink, sample)?;
+    let unicast = messages
+        .iter()
+        .filter(|message| message.header.kind == RouteType::Unicast);
+    Ok(unicast
+        .filter_map(|message| Some((output(message)?, from_message(message, sample)?)))
+        .collect())
+}
+
+fn dump(netlink: &Netlink, sample: IpAddr) -> Result<Vec<RouteMessage>> {
     let mut request = RouteMessage::default();
     request.header.address_family = family(sample);
     let found = netlink
@@ -231,10 +247,21 @@ pub fn list(netlink: &Netlink, sample: IpAddr) -> Result<Vec<Route>> {
     Ok(found
         .into_iter()
         .filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => from_message(&message, sample),
+            RouteNetlinkMessage::NewRoute(message) => Some(message),
             _ => None,
         })
         .collect())
+}
+
+/// The index of the link that a route leads through.
+fn output(message: &RouteMessage) -> Option<u32> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
 }
 
 fn from_message(message: &RouteMessage, sample: IpAddr) -> Option<Route> {

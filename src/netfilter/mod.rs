@@ -8,6 +8,7 @@
 pub mod conntrack;
 pub mod iptables;
 mod known;
+pub mod listing;
 pub mod nftables;
 mod socket;
 #[cfg(test)]

@@ -93,6 +93,14 @@ fn alias_start(network: &str) -> String {
     format!("cni network {network} interface ")
 }
 
+/// Network and attachment as an alias of ours tells them; a long container id is cut.
+pub fn parse_alias(alias: &str) -> Option<(&str, &str, &str)> {
+    let names = alias.strip_prefix("cni network ")?;
+    let (network, names) = names.split_once(" interface ")?;
+    let (ifname, container_id) = names.split_once(" container ")?;
+    Some((network, ifname, container_id))
+}
+
 /// GC of the links of a kind, such as the veth pairs, of attachments that are no longer
 /// valid. What their other ends are doing does not matter: the runtime's list rules.
 /// Answers which links these are.

@@ -4,7 +4,7 @@
 pub mod bandwidth;
 pub mod bridge;
 mod container_end;
-mod host_end;
+pub mod host_end;
 pub mod ipam;
 mod layer3;
 pub mod loopback;

@@ -10,6 +10,7 @@
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod listing;
 mod masquerade;
 mod owned;
 mod port_maps;

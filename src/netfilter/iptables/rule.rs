@@ -21,6 +21,15 @@ impl Rule {
         }
     }
 
+    /// A rule with the packets that it has met, from a line of `iptables-save -c`:
+    /// `[3:180] -A CHAIN …`.
+    pub fn parse_counted(line: &str) -> Option<(u64, Self)> {
+        let (packets, rule) = line.strip_prefix('[')?.split_once(':')?;
+        let (_, rule) = rule.split_once("] ")?;
+        let rule = Table::parse(rule).rules.pop()?;
+        Some((packets.parse().ok()?, rule))
+    }
+
     /// The argument that follows `option`.
     pub fn value(&self, option: &str) -> Option<&str> {
         let at = self.args.iter().position(|arg| arg == option)?;

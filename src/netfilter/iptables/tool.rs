@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::owned::is_private;
-use super::rule::{Script, Table};
+use super::rule::{Rule, Script, Table};
 use crate::cni::error::{Code, detailed};
 use crate::fsutil::Lock;
 use crate::net::section;
@@ -161,6 +161,20 @@ impl Tool {
             ))));
         }
         Ok(Ok(Table::parse(&text)))
+    }
+
+    /// The rules of table `nat`, in order, each with the packets that it has met.
+    ///
+    /// # Errors
+    /// When the tool cannot be run, or does not tell.
+    pub fn counted(&self) -> Result<Vec<(u64, Rule)>> {
+        let output = self.run(&self.save, &["-c", "-t", "nat"], "")?;
+        if !output.status.success() {
+            let refusal = Refusal(String::from_utf8_lossy(&output.stderr).into_owned());
+            return Err(refusal.during("read", self));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().filter_map(Rule::parse_counted).collect())
     }
 
     /// Does all of `script` or nothing; answers what it prints.

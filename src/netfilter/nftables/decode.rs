@@ -63,6 +63,19 @@ pub fn destination_port(expressions: &[u8]) -> Option<u16> {
     None
 }
 
+/// The packets that have come to a `counter` among the expressions; `None` without one.
+pub fn packets(expressions: &[u8]) -> Option<u64> {
+    /// `NFTA_COUNTER_PACKETS`.
+    const PACKETS: u16 = 2;
+    attributes(expressions).find_map(|(_, expression)| {
+        if attribute(expression, 1)? != b"counter\0" {
+            return None;
+        }
+        let packets = attribute(attribute(expression, 2)?, PACKETS)?;
+        Some(u64::from_be_bytes(packets.try_into().ok()?))
+    })
+}
+
 /// What a register was loaded with.
 enum Loaded {
     Payload { base: u32, offset: u32, length: u32 },

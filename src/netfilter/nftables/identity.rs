@@ -46,6 +46,7 @@ impl Tag {
         }
     }
 
+    /// That of `owner`.
     pub fn of(owner: &Owner) -> Self {
         Self::new(&owner.network, &owner.attachment)
     }
@@ -126,6 +127,15 @@ fn details(owner: &Owner) -> String {
         },
     } = owner;
     format!("net: {network}, if: {ifname}, id: {container_id}").replace('"', "")
+}
+
+/// Network, interface and container id as the comment of masquerade rules has them, where
+/// there was room for all three.
+pub fn parse_details(comment: &str) -> Option<(&str, &str, &str)> {
+    let details = comment.get(TAG_LENGTH..)?.strip_prefix(SEPARATOR)?;
+    let (network, names) = details.strip_prefix("net: ")?.split_once(", if: ")?;
+    let (ifname, container_id) = names.split_once(", id: ")?;
+    Some((network, ifname, container_id))
 }
 
 /// Whose a masquerade rule is that has this comment.
@@ -237,6 +247,8 @@ mod tests {
             "8e48f37d5de60467-f37378035343678b, net: net1, if: eth0, id: cont1"
         );
         let comment = masquerade_comment(&owner("net1", "cont1", "eth0"));
+        assert_eq!(parse_details(&comment), Some(("net1", "eth0", "cont1")));
+        assert_eq!(parse_details("cut off"), None);
         assert_eq!(owner_in_words(&comment), "eth0 of container cont1");
         assert_eq!(owner_in_words("cut off"), "cut off");
     }

@@ -14,6 +14,7 @@ mod guard;
 mod identity;
 #[cfg(test)]
 mod kernel_tests;
+pub mod listing;
 pub mod localnet;
 mod lookup;
 mod masquerade;
@@ -32,7 +33,7 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 
 pub use self::condition::UNDERSTOOD;
-use self::identity::Tag;
+pub use self::identity::Tag;
 use self::lookup::look_up_chain;
 pub use self::lookup::{chains, has_chain, is_usable};
 pub use self::ruleset::Family;

@@ -383,6 +383,27 @@ pub fn destination(statements: &[Statement]) -> Option<(Protocol, u16, IpAddr)> 
     })
 }
 
+/// What a mapping rule does, with the address in the container.
+pub fn mapping(statements: &[Statement]) -> Option<(Mapping, IpAddr)> {
+    let Endpoint {
+        protocol,
+        port: host_port,
+        host: host_ip,
+    } = endpoint(statements)?;
+    statements.iter().find_map(|statement| match statement {
+        Statement::Dnat { to, port } => Some((
+            Mapping {
+                protocol,
+                host_ip,
+                host_port,
+                container_port: *port,
+            },
+            *to,
+        )),
+        _ => None,
+    })
+}
+
 /// The container that a rule translates to, or to which the packets go that it is about.
 fn target(rule: &Found) -> Option<IpAddr> {
     let statements = rule.known_statements();

@@ -113,6 +113,13 @@ pub fn ensure(
     changes
 }
 
+/// Whose a rule of [`PREROUTING`] is, as the chain it leads to says: container id and
+/// interface, in one word.
+pub fn owner_id(rule: &Found) -> Option<String> {
+    let target = jump_target(rule)?;
+    target.strip_prefix(INTERFACE_PREFIX).map(str::to_owned)
+}
+
 /// What removes the chains `present`, of one owner, and the jump to them from among the
 /// rules of [`PREROUTING`].
 pub fn remove(present: &[String], found: &[Found]) -> Vec<Change> {

@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use super::decode::{decode, decode_known, destination_port};
+use super::decode::{decode, decode_known, destination_port, packets};
 use super::expression::encode;
 use super::identity::{self, Tag};
 use super::ruleset::{Chain, Family, Place, Rule, Statement, Table};
@@ -232,6 +232,11 @@ impl Found {
     /// The destination port that it asks for, if any.
     pub fn port(&self) -> Option<u16> {
         destination_port(&self.expressions)
+    }
+
+    /// How many packets it has counted, if it does.
+    pub fn packets(&self) -> Option<u64> {
+        packets(&self.expressions)
     }
 
     /// That part of it that is understood.

@@ -15,6 +15,7 @@ mod gc;
 mod index;
 mod lease_dir;
 mod owner;
+pub mod pool;
 mod range;
 mod range_set;
 mod reserve;

@@ -7,6 +7,7 @@ use crate::cni::invocation::{Attachment, check_container_id};
 /// The attachment that holds an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
+    /// Its container.
     pub container_id: String,
     /// `None` in files from before interfaces were recorded: the address is the
     /// container's, whatever the interface.

@@ -1,0 +1,152 @@
+//! The attachments' rules, read for people.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::owned::{is_private, parse_comment};
+use super::rule::Rule;
+use super::tool::Family;
+use super::{FAMILIES, Iptables, masquerade, port_maps};
+use crate::netfilter::listing::{Claim, Listing, OwnedRule, Purpose};
+use crate::netfilter::{BackendName, Mapping, Protocol};
+
+impl Iptables {
+    /// Adds the rules of every attachment to `listing`, or why they cannot be told.
+    pub fn list(&self, listing: &mut Listing) {
+        for family in FAMILIES {
+            match self.tools(family, &[]) {
+                Ok(tools) => {
+                    for tool in tools {
+                        match tool.counted() {
+                            Ok(rules) => listing.rules.extend(owned(family, &rules)),
+                            Err(error) => listing.doubts.push(format!("{error:#}")),
+                        }
+                    }
+                }
+                Err(error) => listing.doubts.push(format!("{error:#}")),
+            }
+        }
+    }
+}
+
+/// Those of `rules` that are somebody's. Mappings come in the order of the entries that
+/// lead to them, which is the one in which packets meet them.
+fn owned(family: Family, rules: &[(u64, Rule)]) -> Vec<OwnedRule> {
+    let mut chains: BTreeMap<&str, (usize, Claim)> = BTreeMap::new();
+    for (position, (_, rule)) in rules.iter().enumerate() {
+        if let (Some(claim), Some(chain)) = (claim(rule), rule.jump())
+            && is_private(chain)
+        {
+            chains.entry(chain).or_insert((position, claim));
+        }
+    }
+    let mut found: Vec<(usize, OwnedRule)> = Vec::new();
+    for (position, (packets, rule)) in rules.iter().enumerate() {
+        let home = chains.get(rule.chain.as_str());
+        let Some(owner) = claim(rule).or_else(|| home.map(|(_, claim)| claim.clone())) else {
+            continue;
+        };
+        let place = home.map_or(position, |(entry, _)| *entry);
+        let purpose = mapping(rule)
+            .map(|(mapping, to)| Purpose::PortMap(mapping, to))
+            .or_else(|| source(rule).map(Purpose::Masquerade))
+            .unwrap_or(Purpose::Other);
+        let command = family.command();
+        let rule = OwnedRule {
+            owner,
+            backend: BackendName::Iptables,
+            command: format!("{command} -t nat -v -S {}", rule.chain),
+            text: format!("-A {rule}"),
+            purpose,
+            packets: Some(*packets),
+        };
+        found.push((place, rule));
+    }
+    found.sort_by_key(|(place, _)| *place);
+    found.into_iter().map(|(_, rule)| rule).collect()
+}
+
+/// Whose the rule says that it is.
+fn claim(rule: &Rule) -> Option<Claim> {
+    let comment = rule.comment()?;
+    let (network, container_id) = [port_maps::KIND, masquerade::KIND]
+        .into_iter()
+        .find_map(|kind| parse_comment(kind, comment))?;
+    Some(Claim {
+        network: Some(network.to_owned()),
+        container_id: Some(container_id.to_owned()),
+        ..Claim::default()
+    })
+}
+
+/// Of the rule that leads to an owner's masquerading: which address that is for.
+fn source(rule: &Rule) -> Option<IpAddr> {
+    rule.jump().filter(|chain| is_private(chain))?;
+    let net: IpNet = rule.value("-s")?.parse().ok()?;
+    Some(net.addr())
+}
+
+/// Of a rule that translates: which port leads to which address.
+fn mapping(rule: &Rule) -> Option<(Mapping, IpAddr)> {
+    let to: SocketAddr = rule.value("--to-destination")?.parse().ok()?;
+    let protocol = rule.value("-p")?;
+    let host: Option<IpNet> = rule.value("-d").and_then(|net| net.parse().ok());
+    let mapping = Mapping {
+        protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+            .into_iter()
+            .find(|known| known.as_str() == protocol)?,
+        host_ip: host.map(|net| net.addr()),
+        host_port: rule.value("--dport")?.parse().ok()?,
+        container_port: to.port(),
+    };
+    Some((mapping, to.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_told_with_owner_and_purpose() {
+        let text = r#"
+:CNI-HOSTPORT-DNAT - [0:0]
+[7:420] -A POSTROUTING -s 10.9.0.2/32 -m comment --comment "name: \"n\" id: \"a\"" -j CNI-0123456789abcdef01234567
+[1:60] -A CNI-0123456789abcdef01234567 -d 10.9.0.0/24 -m comment --comment "name: \"n\" id: \"a\"" -j ACCEPT
+[0:0] -A CNI-DN-0123456789abcdef01234 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.9.0.3:80
+[5:300] -A CNI-DN-bbbbbbbbbbbbbbbbbbbbb -d 192.0.2.1/32 -p udp -m udp --dport 53 -j DNAT --to-destination 10.9.0.2:5353
+[5:300] -A CNI-HOSTPORT-DNAT -p udp -m comment --comment "dnat name: \"n\" id: \"a\"" -m multiport --dports 53 -j CNI-DN-bbbbbbbbbbbbbbbbbbbbb
+[0:0] -A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \"n\" id: \"b\"" -m multiport --dports 8080 -j CNI-DN-0123456789abcdef01234
+[0:0] -A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+"#;
+        let rules: Vec<_> = text.lines().filter_map(Rule::parse_counted).collect();
+        assert_eq!(rules.len(), 7);
+        let told: Vec<String> = owned(Family::V4, &rules)
+            .into_iter()
+            .map(|rule| {
+                let purpose = match rule.purpose {
+                    Purpose::Masquerade(ip) => format!("masquerade {ip}"),
+                    Purpose::PortMap(mapping, to) => {
+                        format!("{mapping} to {to} {}", mapping.container_port)
+                    }
+                    Purpose::Other => "other".into(),
+                };
+                let owner = rule.owner.container_id.unwrap_or_default();
+                let packets = rule.packets.unwrap_or_default();
+                format!("{owner}: {purpose}, {packets}")
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "a: masquerade 10.9.0.2, 7",
+                "a: other, 1",
+                "a: 192.0.2.1:53/udp to 10.9.0.2 5353, 5",
+                "a: other, 5",
+                "b: 8080/tcp to 10.9.0.3 80, 0",
+                "b: other, 0",
+            ]
+        );
+    }
+}

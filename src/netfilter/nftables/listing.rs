@@ -1,0 +1,96 @@
+//! The attachments' rules, read for people.
+
+use anyhow::Result;
+
+use super::identity::{Tag, parse_details};
+use super::ruleset::{Rule, Statement, Table};
+use super::transaction::{Found, rules};
+use super::{masquerade, port_maps, spoof_check};
+use crate::netfilter::BackendName;
+use crate::netfilter::listing::{Claim, OwnedRule, Purpose};
+use crate::netfilter::socket::Socket;
+
+/// The rules of every attachment, in the order in which packets meet them.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn list() -> Result<Vec<OwnedRule>> {
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(Vec::new());
+    };
+    let mut all = Vec::new();
+    for table in port_maps::TABLES {
+        // Who has no comment is nobody's.
+        let found = rules(&socket, &table, None)?;
+        let owned = found.iter().filter(|rule| rule.comment.is_some());
+        all.extend(owned.map(|rule| port_map(&table, rule)));
+    }
+    let found = rules(&socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
+    all.extend(found.iter().filter_map(masquerade));
+    let table = spoof_check::TABLE;
+    let found = rules(&socket, &table, Some(spoof_check::PREROUTING))?;
+    all.extend(found.iter().filter_map(spoof_check));
+    Ok(all)
+}
+
+fn owned(table: &Table, rule: &Found, owner: Claim, purpose: Purpose) -> OwnedRule {
+    let text = Rule {
+        statements: rule.known_statements(),
+        comment: rule.comment.clone(),
+        tag: None,
+    };
+    OwnedRule {
+        owner,
+        backend: BackendName::Nftables,
+        command: format!("nft list chain {table} {}", rule.handle.chain),
+        text: text.to_string(),
+        purpose,
+        packets: rule.packets(),
+    }
+}
+
+fn port_map(table: &Table, rule: &Found) -> OwnedRule {
+    let owner = Claim {
+        container_id: rule.comment.clone(),
+        tag: rule.tag,
+        ..Claim::default()
+    };
+    let mapping = port_maps::mapping(&rule.known_statements());
+    let purpose = mapping.map_or(Purpose::Other, |(mapping, to)| {
+        Purpose::PortMap(mapping, to)
+    });
+    owned(table, rule, owner, purpose)
+}
+
+fn masquerade(rule: &Found) -> Option<OwnedRule> {
+    let comment = rule.comment.as_deref()?;
+    let names = parse_details(comment);
+    let owner = Claim {
+        network: names.map(|(network, _, _)| network.to_owned()),
+        ifname: names.map(|(_, ifname, _)| ifname.to_owned()),
+        // Cut where there was no room for all of it.
+        container_id: names.map(|(_, _, id)| id.to_owned()),
+        tag: Some(Tag::at_start(comment)?),
+    };
+    let source = rule
+        .known_statements()
+        .into_iter()
+        .find_map(|statement| match statement {
+            Statement::Address { net, is: true, .. } => Some(net.addr()),
+            _ => None,
+        });
+    let purpose = source.map_or(Purpose::Other, Purpose::Masquerade);
+    Some(owned(&masquerade::TABLE, rule, owner, purpose))
+}
+
+fn spoof_check(rule: &Found) -> Option<OwnedRule> {
+    let id = spoof_check::owner_id(rule)?;
+    let (container_id, ifname) = id.rsplit_once('-')?;
+    let owner = Claim {
+        container_id: Some(container_id.to_owned()),
+        ifname: Some(ifname.to_owned()),
+        tag: rule.tag,
+        ..Claim::default()
+    };
+    Some(owned(&spoof_check::TABLE, rule, owner, Purpose::Other))
+}

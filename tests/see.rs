@@ -1,0 +1,319 @@
+//! What `cnitool` shows of a node: healthy attachments of ours and of the reference
+//! plugins, and what is wrong with others.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test that cannot do its work says so by panicking; doors are for the product"
+)]
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::{BACKENDS, Node, Output, REFERENCE, run, tools};
+use serde_json::{Value, json};
+
+/// A node with the network `net1`: a bridge, masqueraded, with port mappings.
+struct Lab {
+    node: Node,
+    conf: PathBuf,
+    /// Where plugins are: ours, or the reference's.
+    plugins: String,
+    /// Where the programs of the rules' backend are.
+    path: String,
+}
+
+impl Lab {
+    fn new(plugins: Option<&str>, backend: &str) -> Self {
+        let node = Node::new();
+        let path = tools(&node, "tools", backend);
+        let conf = node.dir.path().join("net.d");
+        fs::create_dir(&conf).unwrap();
+        let word = backend.split('-').next().unwrap();
+        let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [
+            {"type": "bridge", "bridge": "br1", "isDefaultGateway": true,
+             "ipMasq": true, "ipMasqBackend": word,
+             "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}]]}},
+            {"type": "portmap", "backend": word, "capabilities": {"portMappings": true}},
+        ]});
+        fs::write(conf.join("10-net1.conflist"), list.to_string()).unwrap();
+        let ours = node.bin.to_str().unwrap().to_owned();
+        Self {
+            plugins: plugins.map_or(ours, str::to_owned),
+            node,
+            conf,
+            path,
+        }
+    }
+
+    fn cnitool(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(self.node.bin.join("cnitool"));
+        command
+            .args(args)
+            .env("CNI_PATH", &self.plugins)
+            .env("NETCONFPATH", &self.conf)
+            .env("PATH", &self.path);
+        run(&mut command, "")
+    }
+
+    /// Attaches a new container, whose id is its name, with a mapped port.
+    fn add(&self, name: &str, port: u16) {
+        let netns = self.node.netns(name);
+        let ports = json!({"portMappings": [
+            {"hostPort": port, "containerPort": 80, "protocol": "tcp"}]});
+        let added = self.cnitool(&[
+            "add",
+            "net1",
+            &netns,
+            "--id",
+            name,
+            "--cap",
+            &ports.to_string(),
+        ]);
+        assert!(added.ok, "{added:?}");
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.cnitool(&[args, &["--json"]].concat());
+        assert_eq!(output.stderr, "", "{args:?}");
+        output.json()
+    }
+
+    /// State and reasons of the one attachment of `container`.
+    fn state(&self, container: &str) -> (String, Vec<String>) {
+        let found = self.json(&["ps", "--container", container]);
+        let found = found["attachments"].as_array().unwrap();
+        assert_eq!(found.len(), 1, "{found:#?}");
+        let reasons = found[0]["reasons"].as_array().unwrap().iter();
+        (
+            found[0]["state"].as_str().unwrap().to_owned(),
+            reasons.map(|r| r.as_str().unwrap().to_owned()).collect(),
+        )
+    }
+
+    fn ok(&self, container: &str) {
+        let (state, reasons) = self.state(container);
+        assert_eq!(state, "ok", "{reasons:?}");
+    }
+
+    /// Asserts that `container` is broken in just one way.
+    fn broken(&self, container: &str, reason: &str) {
+        let (state, reasons) = self.state(container);
+        assert_eq!(state, "broken");
+        assert_eq!(reasons, [reason]);
+    }
+
+    fn host_end(&self, container: &str) -> String {
+        let found = self.json(&["ps", "--container", container]);
+        found["attachments"][0]["hostEnd"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+}
+
+/// Runs `test` with our plugins and with the reference's, on every backend of the rules,
+/// each on a node of its own.
+fn on_every_node(test: impl Fn(Lab) + Sync) {
+    for plugins in [None, Some(REFERENCE)] {
+        for backend in BACKENDS {
+            // Debian's reference plugins are older than those that know nftables.
+            if plugins.is_some() && backend == "nftables" {
+                continue;
+            }
+            let on_thread = || test(Lab::new(plugins, backend));
+            std::thread::scope(|scope| scope.spawn(on_thread).join().unwrap());
+        }
+    }
+}
+
+#[test]
+fn healthy_attachments_are_shown_whoever_made_them() {
+    on_every_node(|lab| {
+        lab.add("c1", 8080);
+        lab.add("c2", 8081);
+        let shown = lab.json(&["ps"]);
+        let found = shown["attachments"].as_array().unwrap();
+        assert_eq!(found.len(), 2, "{found:#?}");
+        let c1 = &found[0];
+        assert_eq!(c1["state"], "ok", "{c1:#}");
+        assert_eq!(c1["addresses"], json!(["10.9.0.2/24"]));
+        assert_eq!(c1["bridge"], "br1");
+        assert_eq!(c1["ports"][0]["hostPort"], 8080, "{c1:#}");
+        assert_eq!(c1["ports"][0]["address"], "10.9.0.2");
+        assert_eq!(c1["remembered"], true);
+        let end = c1["hostEnd"].as_str().unwrap();
+        lab.node.sh(&format!("ip link show {end}"));
+
+        let table = lab.cnitool(&["ps"]).stdout;
+        let line = table.lines().nth(1).unwrap();
+        for word in ["net1", "c1", "eth0", "10.9.0.2/24", "8080:80/tcp", "ok"] {
+            let mut words = line.split_whitespace();
+            assert!(words.any(|found| found == word), "{word}: {table}");
+        }
+        assert!(!table.contains('\x1b'), "no colour off a terminal: {table}");
+        assert_eq!(
+            lab.json(&["ps", "--network", "x"])["attachments"],
+            json!([])
+        );
+    });
+}
+
+#[test]
+fn what_is_wrong_is_told() {
+    let lab = Lab::new(None, "nftables");
+    for (name, port) in [("c1", 8081), ("c2", 8082), ("c3", 8083), ("c4", 8084)] {
+        lab.add(name, port);
+        lab.ok(name);
+    }
+    let node = &lab.node;
+    node.sh("ip -n c1 addr add 10.9.0.99/24 dev eth0 && ip -n c1 addr del 10.9.0.2/24 dev eth0 && ip -n c1 addr add 10.9.0.2/32 dev eth0");
+    let (state, reasons) = lab.state("c1");
+    assert_eq!(state, "broken");
+    assert!(
+        reasons.contains(&"10.9.0.2/24 is not on eth0".to_owned()),
+        "{reasons:?}"
+    );
+    let end = lab.host_end("c2");
+    node.sh(&format!("ip link set {end} nomaster"));
+    lab.broken("c2", &format!("host end {end} is not in bridge br1"));
+    node.sh(&format!("ip link set {end} down"));
+    lab.broken("c2", &format!("host end {end} is down"));
+    node.sh("ip -n c2 link del eth0");
+    lab.broken("c2", "eth0 is gone from the container");
+
+    node.sh("ip -n c3 route del default");
+    lab.broken("c3", "no route to 0.0.0.0/0 in the container");
+    node.sh("rm /var/lib/cni/networks/net1/10.9.0.4 && ip -n c3 route add default via 10.9.0.1");
+    lab.broken("c3", "10.9.0.4 has no lease: another container may get it");
+
+    node.sh("nft flush chain ip cni_hostport hostports");
+    lab.broken("c4", "no rule for port 8084/tcp");
+    node.sh("nft delete table inet cni_plugins_masquerade");
+    let (_, reasons) = lab.state("c4");
+    assert!(reasons.contains(&"no rule masquerades 10.9.0.5".to_owned()));
+}
+
+#[test]
+fn orphans_are_told_with_what_is_left() {
+    on_every_node(|lab| {
+        lab.add("c1", 8080);
+        lab.node.sh("ip netns del c1");
+        let (state, left) = lab.state("c1");
+        assert_eq!(state, "orphan");
+        let has = |text: &str| left.iter().any(|line| line.contains(text));
+        assert!(has("result /var/lib/cni/results/net1-c1-eth0"), "{left:?}");
+        assert!(has("lease /var/lib/cni/networks/net1/10.9.0.2"), "{left:?}");
+        assert!(has("rule"), "{left:?}");
+        // Whoever forgets the result has still leased the address. The kernel takes its time
+        // to remove the link.
+        lab.node.sh(
+            "rm -r /var/lib/cni/results; while ip -br link show type veth | grep -q .; do sleep 0.01; done",
+        );
+        let (state, left) = lab.state("c1");
+        assert_eq!(state, "orphan");
+        assert!(left[0].starts_with("lease "), "{left:?}");
+    });
+}
+
+#[test]
+fn pools_tell_who_has_what() {
+    let lab = Lab::new(None, "nftables");
+    for (name, port) in [("c1", 8081), ("c2", 8082)] {
+        lab.add(name, port);
+    }
+    let dir = "/var/lib/cni/networks/net1";
+    lab.node.sh(&format!(
+        "ip netns del c2; echo 'the printer' > {dir}/10.9.0.99; touch {dir}/10.9.0.98; \
+         printf 'x\\r\\neth0' > {dir}/10.8.0.1; mkdir {dir}/../old; printf 'y\\r\\neth0' > {dir}/../old/10.7.0.7"
+    ));
+    let shown = lab.json(&["ipam"]);
+    let pools = shown["pools"].as_array().unwrap();
+    let set = &pools[0]["sets"][0];
+    assert_eq!(
+        *set,
+        json!({"ranges": [["10.9.0.1", "10.9.0.254"]], "size": 253, "used": 3, "free": 250,
+               "leaked": 1, "next": "10.9.0.4"})
+    );
+    let states = |pool: &Value| -> Vec<String> {
+        let leases = pool["leases"].as_array().unwrap().iter();
+        let word = |lease: &Value| {
+            let [address, state] = ["address", "state"].map(|k| lease[k].as_str().unwrap());
+            format!("{address} {state}")
+        };
+        leases.map(word).collect()
+    };
+    assert_eq!(
+        states(&pools[0]),
+        [
+            "10.8.0.1 leaked",
+            "10.9.0.2 ok",
+            "10.9.0.3 leaked",
+            "10.9.0.98 blank",
+            "10.9.0.99 aside"
+        ]
+    );
+    assert_eq!(pools[0]["leases"][1]["containerID"], "c1");
+    assert_eq!(pools[0]["leases"][1]["earlierBoot"], false);
+    assert!(pools[0]["leases"][1]["boot"].is_string(), "{shown:#}");
+    assert_eq!(pools[1]["network"], "old");
+    assert_eq!(states(&pools[1]), ["10.7.0.7 leaked"]);
+    let table = lab.cnitool(&["ipam"]).stdout;
+    for text in [
+        "set aside: the printer",
+        "not configured",
+        "10.9.0.1-10.9.0.254",
+    ] {
+        assert!(table.contains(text), "{text}: {table}");
+    }
+}
+
+#[test]
+fn ports_tell_who_gets_the_packets() {
+    on_every_node(|lab| {
+        let is_nft = lab.path.ends_with("tools") && !lab.plugins.starts_with("/usr") && {
+            fs::read_dir(&lab.path).unwrap().next().is_none()
+        };
+        lab.add("c1", 8080);
+        let shown = lab.json(&["ports"]);
+        assert_eq!(shown["ports"][0]["conflict"], false, "{shown:#}");
+        // From the outside, so that the rule counts.
+        lab.node.sh(
+            "ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
+             ip addr add 192.0.2.1/24 dev up0 && ip link set up0 up && \
+             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext link set up1 up",
+        );
+        lab.node
+            .succeeds("ip netns exec ext nc -w 1 192.0.2.1 8080 </dev/null");
+        let shown = lab.json(&["ports"]);
+        let packets = &shown["ports"][0]["packets"];
+        if is_nft {
+            assert!(packets.is_null(), "{shown:#}");
+        } else {
+            assert!(packets.as_u64().unwrap() > 0, "{shown:#}");
+        }
+        lab.add("c2", 8080);
+        let shown = lab.json(&["ports"]);
+        let ports = shown["ports"].as_array().unwrap();
+        assert_eq!(ports.len(), 2, "{shown:#}");
+        assert!(
+            ports.iter().all(|port| port["conflict"] == true),
+            "{shown:#}"
+        );
+        // Ours puts the newest in front, the reference the oldest.
+        let is_ours = !lab.plugins.starts_with("/usr");
+        let (first, second) = if is_ours { ("c2", "c1") } else { ("c1", "c2") };
+        assert_eq!(ports[0]["containerID"], first, "{shown:#}");
+        assert_eq!(ports[1]["containerID"], second);
+        assert_eq!(ports[1]["takenBy"], first);
+        lab.broken(second, &format!("port 8080/tcp leads to container {first}"));
+        lab.ok(first);
+        let table = lab.cnitool(&["ports"]).stdout;
+        let conflict = format!("conflict: container {first} gets the packets");
+        assert!(table.contains(&conflict), "{table}");
+    });
+}
