@@ -15,6 +15,7 @@ use crate::cni::version::Version;
 use crate::cni::{invocation, json};
 use crate::runtime::cache::{self, Cache};
 use crate::runtime::gc;
+use crate::runtime::quiet;
 use crate::runtime::restore::{self, Outcome, Scope};
 use crate::{fsutil, log};
 
@@ -211,6 +212,8 @@ fn install(args: &InstallArgs) -> Result<String> {
 /// needed it in a line.
 fn restore(args: &RestoreArgs) -> Result<ExitCode> {
     let cache = Cache::new(Path::new(cache::DEFAULT));
+    // A DEL that is half done would get back what it has just removed.
+    let _alone = (!args.dry_run).then(quiet::alone).transpose()?;
     let contents = cache.contents()?;
     let (attachments, broken) = restore::remembered(&cache, contents.entries);
     for broken in &contents.unknown {

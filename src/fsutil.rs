@@ -286,13 +286,17 @@ impl Drop for Lock {
 /// # Errors
 /// When the file cannot be opened or does not support locks.
 pub fn lock(path: &Path, mode: u32) -> Result<Lock> {
-    wait(open_lock(path, mode)?).with_context(|| format!("lock {}", path.display()))
+    wait(open_lock(path, mode)?, Share::None).with_context(|| format!("lock {}", path.display()))
 }
 
 /// Waits for the lock on an open file.
-fn wait(mut file: File) -> nix::Result<Lock> {
+fn wait(mut file: File, share: Share) -> nix::Result<Lock> {
+    let how = match share {
+        Share::None => FlockArg::LockExclusive,
+        Share::Some => FlockArg::LockShared,
+    };
     loop {
-        match Flock::lock(file, FlockArg::LockExclusive) {
+        match Flock::lock(file, how) {
             Ok(lock) => return Ok(Lock::new(lock)),
             Err((again, Errno::EINTR)) => file = again,
             Err((_, errno)) => return Err(errno),
@@ -300,13 +304,38 @@ fn wait(mut file: File) -> nix::Result<Lock> {
     }
 }
 
+/// Whether others may have the same lock at the same time.
+#[derive(Debug, Clone, Copy)]
+enum Share {
+    /// Nobody.
+    None,
+    /// Those who share it too.
+    Some,
+}
+
 /// As [`lock`], but waits no longer than `limit`; `None` when others still have the lock.
 ///
 /// # Errors
 /// As [`lock`].
 pub fn lock_within(path: &Path, mode: u32, limit: Duration) -> Result<Option<Lock>> {
+    lock_as(path, mode, limit, Share::None)
+}
+
+/// As [`lock_within`], but together with others who share the lock.
+///
+/// # Errors
+/// As [`lock`].
+pub fn share_within(path: &Path, mode: u32, limit: Duration) -> Result<Option<Lock>> {
+    lock_as(path, mode, limit, Share::Some)
+}
+
+fn lock_as(path: &Path, mode: u32, limit: Duration, share: Share) -> Result<Option<Lock>> {
     let context = || format!("lock {}", path.display());
-    let file = match Flock::lock(open_lock(path, mode)?, FlockArg::LockExclusiveNonblock) {
+    let at_once = match share {
+        Share::None => FlockArg::LockExclusiveNonblock,
+        Share::Some => FlockArg::LockSharedNonblock,
+    };
+    let file = match Flock::lock(open_lock(path, mode)?, at_once) {
         Ok(lock) => return Ok(Some(Lock::new(lock))),
         Err((_, Errno::EWOULDBLOCK)) if limit.is_zero() => return Ok(None),
         Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
@@ -316,7 +345,7 @@ pub fn lock_within(path: &Path, mode: u32, limit: Duration) -> Result<Option<Loc
     // waits for too long is left behind: the process has little more to do.
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new()
-        .spawn(move || drop(sender.send(wait(file))))
+        .spawn(move || drop(sender.send(wait(file, share))))
         .context("start a thread that waits for a lock")?;
     match receiver.recv_timeout(limit) {
         Ok(locked) => locked.map(Some).with_context(context),
@@ -462,8 +491,17 @@ mod tests {
         let other = File::open(&path).unwrap();
         assert!(Flock::lock(other, FlockArg::LockExclusiveNonblock).is_err());
         assert!(lock_within(&path, 0o750, Duration::ZERO).unwrap().is_none());
+        assert!(
+            share_within(&path, 0o750, Duration::ZERO)
+                .unwrap()
+                .is_none()
+        );
         drop(held);
         drop(lock_within(&path, 0o750, Duration::ZERO).unwrap().unwrap());
+        let share = || share_within(&path, 0o750, Duration::ZERO).unwrap();
+        let shared = [share().unwrap(), share().unwrap()];
+        assert!(lock_within(&path, 0o750, Duration::ZERO).unwrap().is_none());
+        drop(shared);
         let other = File::open(&path).unwrap();
         assert!(Flock::lock(other, FlockArg::LockExclusiveNonblock).is_ok());
         let link = dir.path().join("link");

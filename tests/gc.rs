@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::{Call, Node, Output};
 use serde_json::{Value, json};
@@ -348,6 +349,45 @@ fn one_interface_goes_and_the_other_of_the_container_stays() {
         };
         std::thread::spawn(run).join().unwrap();
     }
+}
+
+#[test]
+fn an_add_under_way_keeps_what_it_has_made() {
+    let lab = Lab::new("nftables");
+    lab.add("net1", "a", 8001);
+    let world = lab.world();
+    // Another runtime writes down the result in the end.
+    let (file, aside) = ("/var/lib/cni/results/net1-a-eth0", "/var/lib/cni/result");
+    fs::rename(file, aside).unwrap();
+    std::thread::scope(|scope| {
+        let gc = scope.spawn(|| lab.cnitool(&["gc", "net1"]));
+        std::thread::sleep(Duration::from_secs(1));
+        fs::rename(aside, file).unwrap();
+        gc.join().unwrap().silent();
+    });
+    assert_eq!(lab.world(), world);
+
+    // cnitool's own are waited for, however long they take.
+    script(
+        &lab.node,
+        "slow",
+        "touch /run/started; sleep 1; exec \"${0%/*}/tuning\"",
+    );
+    let slow = json!({"cniVersion": "1.1.0", "name": "slow", "plugins": [
+        lab.config(0, Value::Null), {"type": "slow", "mtu": 1400}]});
+    fs::write(lab.conf.join("slow.conflist"), slow.to_string()).unwrap();
+    let netns = lab.node.netns("slow");
+    std::thread::scope(|scope| {
+        let add = scope.spawn(|| lab.cnitool(&["add", "slow", &netns]));
+        while !Path::new("/run/started").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let gc = lab.cnitool(&["gc", "slow"]);
+        gc.silent();
+        assert_eq!(gc.stderr, "");
+        add.join().unwrap().json();
+    });
+    lab.node.ping(&netns, "10.9.1.1");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! judged with `ip`, `ping`, the packet filters' own tools and what is left behind.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::needless_pass_by_value,
@@ -10,7 +11,9 @@
 
 mod common;
 
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use common::{Call, Node, REFERENCE};
 use serde_json::{Value, json};
@@ -242,6 +245,81 @@ fn the_world_answers_with_nftables() {
 #[test]
 fn the_world_answers_with_iptables() {
     the_world_answers("iptables");
+}
+
+/// `cnibox restore` needs nothing but what the runtime's side wrote down.
+fn flushed_rules_are_restored(backend: &'static str) {
+    for version in ["0.2.0", "1.1.0"] {
+        // On a node, and a thread, of its own.
+        let run = move || restored_with(backend, version);
+        std::thread::spawn(run).join().unwrap();
+    }
+}
+
+fn restored_with(backend: &str, version: &str) {
+    let node = Node::new();
+    far(&node);
+    let c1 = node.netns("c1");
+    let conf = node.dir.path().join("net.d");
+    fs::create_dir(&conf).unwrap();
+    let plugin = with(
+        dual_stack(),
+        json!({"ipMasq": true, "ipMasqBackend": backend}),
+    );
+    let list = json!({"cniVersion": version, "name": "net1", "plugins": [plugin]});
+    fs::write(conf.join("net1.conflist"), list.to_string()).unwrap();
+    let restore = |args: &[&str]| {
+        let mut command = Command::new(common::binary());
+        common::run(command.arg("restore").args(args), "")
+    };
+    let reaches = |address: &str| {
+        node.succeeds(&format!(
+            "ip netns exec c1 ping -n -c 1 -W 1 {address} >/dev/null"
+        ))
+    };
+    node.cnitool(&conf, &["add", "net1", &c1]).json();
+    assert!(
+        reaches("192.0.2.2") && reaches("fd00:2::2"),
+        "{backend} {version}"
+    );
+
+    node.sh("nft flush ruleset; iptables -t nat -F; ip6tables -t nat -F");
+    let looked = restore(&["--dry-run"]);
+    assert!(
+        looked.ok && looked.stdout.contains("10.9.0.2"),
+        "{looked:?}"
+    );
+    assert_eq!(rules(&node), "", "{backend} {version}");
+    let restored = restore(&[]);
+    assert!(
+        restored.ok && restored.stdout.contains(": restored ("),
+        "{restored:?}"
+    );
+    let made = rules(&node);
+    assert!(
+        made.contains("10.9.0.2") && made.contains("fd00:9::2"),
+        "{made}"
+    );
+    assert!(
+        reaches("192.0.2.2") && reaches("fd00:2::2"),
+        "{backend} {version}"
+    );
+    if version == "1.1.0" {
+        node.cnitool(&conf, &["check", "net1", &c1]).silent();
+    }
+    node.cnitool(&conf, &["del", "net1", &c1]).silent();
+    assert_eq!(node.links(), ["up0"]);
+    assert_eq!(rules(&node), "", "{backend} {version}");
+}
+
+#[test]
+fn flushed_rules_are_restored_with_nftables() {
+    flushed_rules_are_restored("nftables");
+}
+
+#[test]
+fn flushed_rules_are_restored_with_iptables() {
+    flushed_rules_are_restored("iptables");
 }
 
 /// CVE-2020-10749: of IPv4 only, as the network in the report was, and of both families.

@@ -454,6 +454,38 @@ fn whoever_is_in_the_vlan_keeps_its_gateway() {
 
 #[test]
 #[ignore = "needs bridge VLAN filtering: make test-vm"]
+fn gc_knows_the_vlans_of_its_own_network() {
+    let lab = Lab::new();
+    let has = |link: &str| lab.node.links().contains(&link.to_owned());
+    let elsewhere = with(
+        routed(),
+        json!({"vlan": 200, "name": "net2",
+        "ipam": {"type": "host-local", "subnet": "10.8.0.0/24"}}),
+    );
+    lab.add("a", &routed());
+    // Somebody takes away the last member of the other VLAN.
+    let other = lab.add("b", &elsewhere);
+    lab.node.sh(&format!("ip link del {}", host_end(&other)));
+    let conf = lab.node.dir.path().join("net.d");
+    std::fs::create_dir(&conf).unwrap();
+    let list = json!({"cniVersion": "1.1.0", "name": "net1", "plugins": [routed()]});
+    std::fs::write(conf.join("net1.conflist"), list.to_string()).unwrap();
+    // No cache knows of a: its link goes, and so does the gateway.
+    let dry = lab.node.cnitool(&conf, &["gc", "net1", "--dry-run"]);
+    assert!(
+        dry.stdout.contains("would remove VLAN gateway br1.100\n"),
+        "{dry:?}"
+    );
+    assert!(!dry.stdout.contains("br1.200"), "{dry:?}");
+    let gc = |config: Value| with(config, json!({"cni.dev/valid-attachments": []}));
+    lab.node.plugin("bridge").run("GC", &gc(routed())).silent();
+    assert!(!has("br1.100") && has("br1.200"));
+    lab.node.plugin("bridge").run("GC", &gc(elsewhere)).silent();
+    lab.assert_clean();
+}
+
+#[test]
+#[ignore = "needs bridge VLAN filtering: make test-vm"]
 fn an_add_that_fails_leaves_no_gateway() {
     let lab = Lab::new();
     // A gateway that nobody can reach makes the container's route fail, after all else.

@@ -10,11 +10,13 @@ use super::{AddArgs, DelArgs, Options, Target, Whole, output};
 use crate::cni::error::{Code, coded};
 use crate::cni::invocation::{Attachment, Command};
 use crate::cni::json::{self, Object};
+use crate::fsutil::Lock;
 use crate::runtime::cache::{self, Cache};
 use crate::runtime::chain::{Chain, OnFailure, Runtime, Step};
 use crate::runtime::directory::{self, Directory};
 use crate::runtime::gc;
 use crate::runtime::parameters::{Parameters, clean, container_id, parse_args};
+use crate::runtime::quiet;
 
 /// `cnitool add`: prints the last plugin's result.
 ///
@@ -32,6 +34,7 @@ pub fn add(options: &Options, args: &AddArgs) -> Result<ExitCode> {
             chain.all_steps(Command::Add)?;
             return dry_run(chain, Command::Add, &parameters);
         }
+        let _lock = keep_collectors_out();
         let result = chain.add(&parameters, on_failure).inspect_err(|_| {
             hint_at_netns(&parameters.netns);
         })?;
@@ -59,8 +62,18 @@ pub fn del(options: &Options, args: &DelArgs) -> Result<ExitCode> {
         if args.dry_run {
             return dry_run(chain, Command::Del, &parameters);
         }
+        let _lock = keep_collectors_out();
         chain.del(&parameters)
     })
+}
+
+/// While an attachment is made or removed. No reason to fail: what a GC could take is lost
+/// only in the worst case.
+fn keep_collectors_out() -> Option<Lock> {
+    let locked = quiet::changing();
+    locked
+        .inspect_err(|error| output::note(&format!("warning: a GC may interfere: {error:#}")))
+        .ok()
 }
 
 /// `cnitool status`.

@@ -1,7 +1,9 @@
 //! `cnitool gc`: removes the attachments whose namespace is gone, and has every plugin
 //! remove what belongs to no attachment. A dry run has our own plugins tell what that is.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -9,10 +11,20 @@ use super::{GcArgs, Options, commands, output};
 use crate::applets;
 use crate::cni::collector::{Collector, Run};
 use crate::cni::delegate;
+use crate::cni::error::{Code, detailed};
+use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
 use crate::cni::version::Version;
 use crate::runtime::chain::{Chain, Step};
 use crate::runtime::gc::{self, Extent, Sweep};
+use crate::runtime::quiet;
+
+/// How long something must have been nobody's before it goes: other runtimes write down
+/// whose it is when all plugins have done their part of an ADD.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How often to look until nothing new has come that is nobody's.
+const LOOKS: u32 = 12;
 
 /// What fails is reported, and stops nothing.
 ///
@@ -24,8 +36,7 @@ pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
     let trace = commands::trace(options)?;
     let runtime = commands::runtime(options, &trace);
     let chain = runtime.chain(network)?;
-    let contents = runtime.cache.contents()?;
-    for unknown in &contents.unknown {
+    for unknown in &runtime.cache.contents()?.unknown {
         output::note(&format!("warning: {unknown}"));
     }
     let extent = if args.all {
@@ -33,14 +44,15 @@ pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
     } else {
         Extent::Stale
     };
-    let Some(sweep) = gc::plan(network, contents, extent) else {
+    let plan = || Ok(gc::plan(network, runtime.cache.contents()?, extent));
+    let Some(sweep) = plan()? else {
         output::note("disableGC is set: nothing is removed");
         return Ok(ExitCode::SUCCESS);
     };
     let errors = if args.dry_run {
         tell(&chain, options.path(), &sweep)?
     } else {
-        gc::collect(&chain, &sweep, &output::note)
+        collect(&chain, options.path(), extent, plan)?
     };
     if chain.version() < Version::V1_1_0 {
         output::note(&format!(
@@ -57,6 +69,68 @@ pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
     })
 }
 
+/// Deletes what is stale and tells every plugin what is valid. What is in no cache goes only
+/// if it was in none a while ago either: it may be of an ADD under way. Answers the errors,
+/// which stop nothing.
+///
+/// # Errors
+/// Code 5 when the cache cannot be listed, 11 when there is something new at each look.
+fn collect(
+    chain: &Chain<'_>,
+    path: &str,
+    extent: Extent,
+    plan: impl Fn() -> Result<Option<Sweep>>,
+) -> Result<Vec<anyhow::Error>> {
+    let mut before = None;
+    for _ in 0..LOOKS {
+        let lock = quiet::alone()?;
+        let sweep = plan()?.unwrap_or_default();
+        let mut errors = gc::delete_stale(chain, &sweep, &output::note);
+        if let Some(doubt) = sweep.doubt() {
+            errors.push(doubt);
+            return Ok(errors);
+        }
+        let found = match extent {
+            Extent::Everything => BTreeSet::new(),
+            Extent::Stale => search(chain, path, &sweep.valid),
+        };
+        if found.is_empty() || before.is_some_and(|before| found.is_subset(&before)) {
+            errors.extend(chain.gc(&sweep.valid));
+            return Ok(errors);
+        }
+        before = Some(found);
+        drop(lock);
+        std::thread::sleep(GRACE);
+    }
+    Err(detailed(
+        Code::TryAgain,
+        "containers keep coming and going: no plugin was asked to free what belongs to none",
+        "try again at a quieter time",
+    ))
+}
+
+/// What our own plugins would remove, in words. Whatever they cannot tell the real GC
+/// reports.
+fn search(chain: &Chain<'_>, path: &str, valid: &[Attachment]) -> BTreeSet<String> {
+    let mut collector = Collector::new(Run::Dry);
+    if chain.version() >= Version::V1_1_0 {
+        ask_all(chain, path, valid, &mut collector);
+    }
+    let (lines, _) = collector.into_parts();
+    let removals = lines.into_iter();
+    removals
+        .filter(|line| line.starts_with("would remove"))
+        .collect()
+}
+
+/// Has every plugin of ours tell what it would remove.
+fn ask_all(chain: &Chain<'_>, path: &str, valid: &[Attachment], collector: &mut Collector) {
+    for request in chain.gc_requests(valid) {
+        let asked = request.and_then(|(step, config)| ask(&step, path, config, collector));
+        collector.attempt(asked);
+    }
+}
+
 /// Prints what would be removed, and what would not be. Answers the errors that the search
 /// met.
 ///
@@ -70,10 +144,7 @@ fn tell(chain: &Chain<'_>, path: &str, sweep: &Sweep) -> Result<Vec<anyhow::Erro
     if let Some(doubt) = sweep.doubt() {
         collector.note(format!("would run no GC: {doubt:#}"));
     } else if chain.version() >= Version::V1_1_0 {
-        for request in chain.gc_requests(&sweep.valid) {
-            let asked = request.and_then(|(step, config)| ask(&step, path, config, &mut collector));
-            collector.attempt(asked);
-        }
+        ask_all(chain, path, &sweep.valid, &mut collector);
         for valid in &sweep.valid {
             let (id, ifname) = (&valid.container_id, &valid.ifname);
             collector.note(format!("would keep container {id}, interface {ifname}"));

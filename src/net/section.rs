@@ -18,10 +18,25 @@ pub const DIR: &str = "/run/cni";
 /// Code 11 when somebody else is in there for longer than `limit`; code 5 when the file
 /// cannot be locked.
 pub fn enter(name: &str, limit: Duration) -> Result<Lock> {
+    locked(name, limit, fsutil::lock_within)
+}
+
+/// As [`enter`], but lets others in who share the section too.
+///
+/// # Errors
+/// As [`enter`].
+pub fn share(name: &str, limit: Duration) -> Result<Lock> {
+    locked(name, limit, fsutil::share_within)
+}
+
+/// A way to lock a file, such as [`fsutil::lock_within`].
+type Way = fn(&Path, u32, Duration) -> Result<Option<Lock>>;
+
+fn locked(name: &str, limit: Duration, way: Way) -> Result<Lock> {
     let path = lock_file(name)?;
     let lock = || {
         fsutil::create_directory(Path::new(DIR), 0o755)?;
-        fsutil::lock_within(&path, 0o600, limit)
+        way(&path, 0o600, limit)
     };
     let locked = lock().with_context(|| {
         let sentence = format!(

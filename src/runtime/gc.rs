@@ -12,7 +12,7 @@ use super::parameters::Parameters;
 use crate::cni::invocation::Attachment;
 
 /// What one collection is going to do.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Sweep {
     /// To be deleted through the chain.
     pub stale: Vec<Parameters>,
@@ -78,11 +78,11 @@ impl Sweep {
     }
 }
 
-/// Deletes what is stale and tells every plugin what is valid.
+/// Deletes what is stale through the chain.
 ///
 /// # Errors
 /// All of them: one failure stops nothing else.
-pub fn collect(chain: &Chain<'_>, sweep: &Sweep, note: &dyn Fn(&str)) -> Vec<anyhow::Error> {
+pub fn delete_stale(chain: &Chain<'_>, sweep: &Sweep, note: &dyn Fn(&str)) -> Vec<anyhow::Error> {
     let mut errors = Vec::new();
     for parameters in &sweep.stale {
         let text = describe(parameters);
@@ -90,10 +90,6 @@ pub fn collect(chain: &Chain<'_>, sweep: &Sweep, note: &dyn Fn(&str)) -> Vec<any
             Ok(()) => note(&format!("removed {text}")),
             Err(error) => errors.push(error.context(format!("remove {text}"))),
         }
-    }
-    match sweep.doubt() {
-        None => errors.extend(chain.gc(&sweep.valid)),
-        Some(doubt) => errors.push(doubt),
     }
     errors
 }

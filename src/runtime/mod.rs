@@ -10,5 +10,6 @@ pub mod directory;
 pub mod gc;
 pub mod network;
 pub mod parameters;
+pub mod quiet;
 pub mod request;
 pub mod restore;

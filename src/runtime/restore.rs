@@ -3,8 +3,8 @@
 //!
 //! The cache says what each attachment was made with; its plugins, as far as they are
 //! ours, are called in this process with what CHECK would get. Rules only: links,
-//! addresses and leases stay what they are. A DEL at the same time may leave the rules it
-//! has just removed: GC finds them.
+//! addresses and leases stay what they are. A DEL by another runtime at the same time may
+//! leave the rules it has just removed: GC finds them.
 
 use std::collections::BTreeSet;
 

@@ -83,18 +83,16 @@ fn taken_up(
     if leases.first_at_a_glance(candidates.clone()).is_some() {
         return Ok(None);
     }
+    // The stretch ahead is taken: what is free may be anywhere.
+    let mut spread = candidates.clone().step_by(STRIDE).take(SAMPLES);
+    if spread.any(|ip| !leases.is_taken(ip)) {
+        return Ok(None);
+    }
     let last = boots.index.last_tally();
     let is_current = boots.index.is_complete(leases.changed_at()?);
     let taken = match &last {
         Some(tally) if is_current => tally.addresses().clone(),
-        _ => {
-            // The stretch ahead is taken: what is free may be anywhere.
-            let mut spread = candidates.clone().step_by(STRIDE).take(SAMPLES);
-            if spread.any(|ip| !leases.is_taken(ip)) {
-                return Ok(None);
-            }
-            leases.recorded()?
-        }
+        _ => leases.recorded()?,
     };
     let is_free = |ip: IpAddr| !taken.contains(ip) && !leases.is_taken(ip);
     if may_have_room(set, settings, &taken) && candidates.clone().any(is_free) {
