@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use crate::cni::skel::Plugin;
 use crate::cnitool;
 use crate::plugins::{
-    bandwidth::Bandwidth, bridge::Bridge, ipam::Ipam, loopback::Loopback, portmap::Portmap,
-    ptp::Ptp, r#static::Static, tuning::Tuning,
+    bandwidth::Bandwidth, bridge::Bridge, flannel::Flannel, ipam::Ipam, loopback::Loopback,
+    portmap::Portmap, ptp::Ptp, r#static::Static, tuning::Tuning,
 };
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
@@ -43,6 +43,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &[],
         summary: "connects a container to a Linux bridge with a veth pair",
         entry: Entry::Plugin(&Bridge),
+    },
+    Applet {
+        name: "flannel",
+        aliases: &[],
+        summary: "runs bridge, or another plugin, with the subnet of the flannel daemon",
+        entry: Entry::Plugin(&Flannel),
     },
     Applet {
         name: "ipam",

@@ -14,8 +14,18 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::statfs;
 use nix::unistd::{AccessFlags, access};
 
+use crate::log;
+
 /// How the names of files begin that are still being written.
 const ASIDE: &str = ".cnibox-";
+/// Of a directory whose files are nobody else's to know of. (The reference makes some 0600,
+/// which nobody but root with all capabilities can use.)
+const PRIVATE_DIR: u32 = 0o700;
+/// Of the directories above it, where others keep their files too.
+const SHARED_DIR: u32 = 0o755;
+
+/// How long those wait for each other that write into one directory: each takes much less.
+const BUSY_WAIT: Duration = Duration::from_secs(2);
 
 /// Whether `name` is that of a file being written, or left behind by a killed process.
 pub fn is_aside(name: &str) -> bool {
@@ -150,6 +160,54 @@ pub fn sweep(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the directory that `path` is in, for nobody else to look into, and writes there
+/// with `write`; nobody sweeps meanwhile. See [`remove_and_sweep`].
+///
+/// # Errors
+/// When the directory cannot be made, and those of `write`.
+pub fn write_private(path: &Path, write: impl FnOnce() -> Result<()>) -> Result<()> {
+    let dir = parent(path);
+    create_directory(parent(dir), SHARED_DIR)?;
+    create_directory(dir, PRIVATE_DIR)?;
+    // Who waits in vain for others goes ahead: nobody sweeps that long.
+    let _lock = lock_within(dir, PRIVATE_DIR, BUSY_WAIT)?;
+    write()
+}
+
+/// Removes the file at `path`, and what writers that were killed left beside it: that is
+/// left to the next one when somebody is writing right now. There being nothing is no error.
+///
+/// # Errors
+/// Says which file could not be removed.
+pub fn remove_and_sweep(path: &Path) -> Result<()> {
+    let dir = parent(path);
+    let swept = || -> Result<()> {
+        if dir.is_dir()
+            && let Some(_lock) = lock_within(dir, PRIVATE_DIR, Duration::ZERO)?
+        {
+            sweep(dir)?;
+        }
+        Ok(())
+    };
+    if let Err(error) = swept() {
+        log::warn(&format!("leftover stays: {error:#}"));
+    }
+    match remove(path) {
+        Err(error) if cannot_exist(&error) => Ok(()),
+        removed => removed.map(drop),
+    }
+}
+
+/// Whether there never was such a file: names can be longer than those of files may be.
+pub fn cannot_exist(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| {
+        matches!(
+            error.kind(),
+            ErrorKind::InvalidFilename | ErrorKind::NotADirectory
+        )
+    })
 }
 
 /// Makes `path` appear whole unless it exists; `false` when it does.

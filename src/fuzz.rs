@@ -137,6 +137,7 @@ fn configuration(data: &[u8]) {
         let settings = match applet.name {
             "bandwidth" => plugins::bandwidth::fuzz::settings(&call),
             "bridge" => plugins::bridge::fuzz::settings(&call),
+            "flannel" => plugins::flannel::fuzz::settings(&call),
             "ipam" => plugins::ipam::fuzz::settings(&call),
             "portmap" => plugins::portmap::fuzz::settings(&call),
             "ptp" => plugins::ptp::fuzz::settings(&call),

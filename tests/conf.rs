@@ -22,8 +22,10 @@ fn conf() -> PathBuf {
 fn networks() -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(conf())
         .unwrap()
-        .map(|entry| {
-            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "conflist"))
+        .map(|path| {
+            let text = fs::read_to_string(path).unwrap();
             let list: Value = serde_json::from_str(&text).unwrap();
             list["name"].as_str().unwrap().to_owned()
         })
@@ -58,8 +60,18 @@ fn a_network_in_a_vlan_goes_through_its_whole_life() {
     whole_life_of(&[VLAN.to_owned()]);
 }
 
-fn whole_life_of(networks: &[String]) {
+/// A node on which the flannel daemon has written its file.
+fn node() -> Node {
     let node = Node::new();
+    node.sh(
+        "mkdir /run/flannel
+         printf 'FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n' > /run/flannel/subnet.env",
+    );
+    node
+}
+
+fn whole_life_of(networks: &[String]) {
+    let node = node();
     for (index, network) in networks.iter().enumerate() {
         let netns = node.netns(&format!("c{index}"));
         let result = cnitool(&node, &["add", network, &netns]).json();

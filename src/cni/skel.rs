@@ -18,7 +18,7 @@ use super::collector::{Collector, Run};
 use super::config::{Config, Document};
 use super::error::{Code, ErrorObject, coded};
 use super::invocation::{Command, Environment, Invocation, unknown_command};
-use super::json::{self, Problem};
+use super::json::{self, Object, Problem};
 use super::result::CniResult;
 use super::version::Version;
 use crate::fsutil;
@@ -93,6 +93,41 @@ pub trait Plugin: Sync {
     /// Everything wrong with a configuration, for `cnitool validate`. `root` is its path
     /// in the file.
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem>;
+
+    /// The plugins that this one runs: `cnitool validate` asks them too. Arguments as for
+    /// [`Self::validate`].
+    fn delegations(&self, root: &str, document: &Value) -> Vec<Delegation> {
+        Delegation::to_ipam(root, document).into_iter().collect()
+    }
+}
+
+/// That a plugin runs another one, and with which configuration.
+#[derive(Debug)]
+pub struct Delegation {
+    /// The delegate.
+    pub plugin: String,
+    /// The path of the key that says so.
+    pub key: String,
+    /// The path of what `document` is made of.
+    pub root: String,
+    /// What the delegate gets.
+    pub document: Value,
+    /// Whether the delegate knows the keys of `ipam` only, or all others.
+    pub is_ipam: bool,
+}
+
+impl Delegation {
+    /// What most plugins do: they run `ipam.type` with the configuration that they got.
+    pub fn to_ipam(root: &str, document: &Value) -> Option<Self> {
+        let plugin = json::member(document, &["ipam", "type"])?;
+        Some(Self {
+            plugin: plugin.as_str().filter(|name| !name.is_empty())?.to_owned(),
+            key: json::below(root, "ipam.type"),
+            root: root.to_owned(),
+            document: document.clone(),
+            is_ipam: true,
+        })
+    }
 }
 
 /// Finds an applet by the name of its link, for delegates that are ourselves.
@@ -129,6 +164,22 @@ impl Call {
             config: Document::parse(config)?.negotiate(Command::Gc, plugin.versions())?,
             applets,
             depth: 0,
+        })
+    }
+}
+
+impl Call {
+    /// This call of a plugin that gets `document` instead. Its version has not been agreed
+    /// on with the plugin; [`Config::allow`] does that.
+    ///
+    /// # Errors
+    /// Code 6 or 7 for a document that is no configuration, 1 for its version.
+    pub fn with_document(&self, document: &Object) -> Result<Self> {
+        let raw = json::compact(document)?;
+        Ok(Self {
+            // Unlike some commands, DEL is of every version.
+            config: Document::parse(raw)?.negotiate(Command::Del, &Version::ALL)?,
+            ..self.clone()
         })
     }
 }

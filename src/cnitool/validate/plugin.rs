@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::document::Inspection;
 use crate::cni::json::{self, Object, Problem};
 use crate::cni::result::Dns;
-use crate::cni::skel::Plugin;
+use crate::cni::skel::{Delegation, Plugin};
 use crate::cni::version::Version;
 use crate::runtime::network::{self, Network, PluginConfiguration, plugin_member};
 use crate::runtime::request::{self, Additions};
@@ -78,11 +78,10 @@ impl Inspection<'_> {
             return;
         };
         self.executable(&json::below(path, "type"), &plugin_type);
-        let ipam = network::ipam(object).and_then(|ipam| network::plugin_type(&ipam));
-        if let Some(ipam) = &ipam {
-            self.executable(&json::below(path, "ipam.type"), ipam);
+        for delegation in self.delegations(&plugin_type, path, plugin) {
+            self.executable(&delegation.key, &delegation.plugin);
         }
-        self.ask(list, path, plugin, &plugin_type, ipam.as_deref());
+        self.ask(list, path, plugin, &plugin_type);
     }
 
     fn executable(&mut self, path: &str, plugin: &str) {
@@ -91,15 +90,16 @@ impl Inspection<'_> {
         }
     }
 
+    /// Whom the plugin at `path` runs; of plugins that are not ours, IPAM is known.
+    fn delegations(&self, plugin_type: &str, path: &str, document: &Value) -> Vec<Delegation> {
+        match (self.look.plugin)(plugin_type) {
+            Some(plugin) => plugin.delegations(path, document),
+            None => Delegation::to_ipam(path, document).into_iter().collect(),
+        }
+    }
+
     /// Lets our own plugins say what they find. They see what they would be run with.
-    fn ask(
-        &mut self,
-        list: &Object,
-        path: &str,
-        plugin: &Value,
-        plugin_type: &str,
-        ipam: Option<&str>,
-    ) {
+    fn ask(&mut self, list: &Object, path: &str, plugin: &Value, plugin_type: &str) {
         let name = list.get("name").and_then(Value::as_str).unwrap_or_default();
         let (Ok(configuration), Ok(version)) = (
             PluginConfiguration::parse(&self.file, path, plugin.clone()),
@@ -126,11 +126,25 @@ impl Inspection<'_> {
         if let Some(capabilities) = plugin_member(&configuration.document, "capabilities") {
             document.insert("capabilities".into(), capabilities);
         }
-        let document = document.into();
-        let ipam_path = json::below(path, "ipam");
+        let document: Value = document.into();
+        let delegations = self.delegations(plugin_type, path, &document);
+        let itself = Delegation {
+            plugin: plugin_type.to_owned(),
+            key: json::below(path, "type"),
+            root: path.to_owned(),
+            document,
+            is_ipam: false,
+        };
         let mut problems: Vec<Problem> = Vec::new();
-        for (name, is_ipam) in [(Some(plugin_type), false), (ipam, true)] {
-            let Some((name, plugin)) = name.and_then(|n| Some((n, (self.look.plugin)(n)?))) else {
+        for delegation in std::iter::once(itself).chain(delegations) {
+            let Delegation {
+                plugin: name,
+                root,
+                document,
+                is_ipam,
+                ..
+            } = delegation;
+            let Some(plugin) = (self.look.plugin)(&name) else {
                 continue;
             };
             if !plugin.versions().contains(&version) {
@@ -140,17 +154,18 @@ impl Inspection<'_> {
                     format!("{name} does not speak {version}, only {}", list.join(", ")),
                 );
             }
+            let ipam_path = json::below(&root, "ipam");
             // Who delegates knows nothing of its delegate's keys, and the other way round.
             let concerned = |problem: &Problem| {
                 let in_ipam = is_below(&problem.path, &ipam_path);
                 let key = problem.path.rsplit('.').next().unwrap_or_default();
-                let shared = json::below(path, key) == problem.path
+                let shared = json::below(&root, key) == problem.path
                     && (SHARED_KEYS.iter().any(|k| k.eq_ignore_ascii_case(key)) || is_remark(key));
                 !problem.is_unknown_key || (in_ipam == is_ipam && !shared)
             };
             problems.extend(
                 plugin
-                    .validate(path, &document)
+                    .validate(&root, &document)
                     .into_iter()
                     .filter(concerned),
             );

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -26,12 +25,6 @@ use crate::net::link::Link;
 /// Where the files are unless the configuration says otherwise.
 pub const DEFAULT_DIR: &str = "/run/cni/tuning";
 const FILE_MODE: u32 = 0o600;
-/// The reference makes it 0600, which nobody but root with all capabilities can use.
-const DIR_MODE: u32 = 0o700;
-/// Of the directories above it, where others keep their files too.
-const PARENT_MODE: u32 = 0o755;
-/// Writing a backup takes others much less.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// Which link a backup is of. The kernel gives a namespace's number to another once it is
 /// gone, but counts on in the namespace of the other end of a veth.
@@ -161,7 +154,7 @@ impl File {
                 .transpose()
         });
         loaded.unwrap_or_else(|error| {
-            if cannot_exist(&error) {
+            if fsutil::cannot_exist(&error) {
                 return None;
             }
             log::warn(&format!(
@@ -177,28 +170,14 @@ impl File {
     /// # Errors
     /// Code 5 naming the file.
     pub fn store(&self, backup: &Backup) -> Result<()> {
-        let store = || {
-            self.create_dir()?;
-            // Keeps [`Self::remove`] from sweeping away what is being written.
-            // Who waits in vain for others goes ahead: none of them sweeps that long.
-            let _lock = fsutil::lock_within(self.dir(), DIR_MODE, LOCK_WAIT)?;
-            fsutil::replace(&self.path, FILE_MODE, &backup.encode(&self.network)?)
-        };
-        store().context(coded(
+        let bytes = backup.encode(&self.network)?;
+        fsutil::write_private(&self.path, || {
+            fsutil::replace(&self.path, FILE_MODE, &bytes)
+        })
+        .context(coded(
             Code::Io,
             "keep what the link was like before it is changed",
         ))
-    }
-
-    fn dir(&self) -> &Path {
-        self.path.parent().unwrap_or(&self.path)
-    }
-
-    fn create_dir(&self) -> Result<()> {
-        let dir = self.dir();
-        let parents = dir.parent().unwrap_or(dir);
-        fsutil::create_directory(parents, PARENT_MODE)?;
-        fsutil::create_directory(dir, DIR_MODE)
     }
 
     /// Puts back what was kept before a `store`.
@@ -218,25 +197,8 @@ impl File {
     /// # Errors
     /// Code 5 naming the file.
     pub fn remove(&self) -> Result<()> {
-        if let Err(error) = self.sweep() {
-            log::warn(&format!("leftover stays: {error:#}"));
-        }
-        match fsutil::remove(&self.path) {
-            Err(error) if cannot_exist(&error) => Ok(()),
-            removed => removed
-                .map(drop)
-                .context(coded(Code::Io, "remove what was kept to restore the link")),
-        }
-    }
-
-    /// Leaves it to the next DEL when somebody is writing right now.
-    fn sweep(&self) -> Result<()> {
-        if self.dir().is_dir()
-            && let Some(_lock) = fsutil::lock_within(self.dir(), DIR_MODE, Duration::ZERO)?
-        {
-            fsutil::sweep(self.dir())?;
-        }
-        Ok(())
+        fsutil::remove_and_sweep(&self.path)
+            .context(coded(Code::Io, "remove what was kept to restore the link"))
     }
 }
 
@@ -287,16 +249,6 @@ fn network_of(path: &Path) -> Result<String> {
     let named: Named =
         serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
     Ok(named.network)
-}
-
-/// A container id may be longer than the name of a file; then there never was one.
-fn cannot_exist(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| {
-        matches!(
-            error.kind(),
-            ErrorKind::InvalidFilename | ErrorKind::NotADirectory
-        )
-    })
 }
 
 #[cfg(test)]

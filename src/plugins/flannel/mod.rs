@@ -1,0 +1,183 @@
+//! `flannel`: runs another plugin, as a rule `bridge`, with the subnet that the flannel
+//! daemon has got for this node (behaviour 10).
+
+mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+mod scratch;
+mod subnet_env;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::cni::collector::Collector;
+use crate::cni::delegate;
+use crate::cni::error::{Code, coded, not_available};
+use crate::cni::invocation::Command;
+use crate::cni::json::{self, Object, Problem};
+use crate::cni::result::CniResult;
+use crate::cni::skel::{Call, Delegation, Plugin};
+use crate::fsutil;
+use crate::log;
+use crate::undo::Undo;
+
+use config::Settings;
+use scratch::Scratch;
+use subnet_env::SubnetEnv;
+
+/// The applet.
+#[derive(Debug)]
+pub struct Flannel;
+
+impl Plugin for Flannel {
+    fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
+        let settings = Settings::resolve(call)?;
+        let env = SubnetEnv::load(&settings.subnet_file)?;
+        let document = settings.delegated(&call.config.network, Some(&env));
+        let delegated = Delegated::new(call, document)?;
+        // First of all, so that DEL finds it if we are killed from here on.
+        Scratch::of(call, &settings.data_dir).keep(&delegated.document, undo)?;
+        let mut own = Undo::default();
+        let result = delegate::add(&delegated.call, &delegated.plugin, &mut own)?;
+        own.commit();
+        let what = format!("DEL of delegate {}", delegated.plugin);
+        undo.push(what, move || delegated.run(Command::Del));
+        Ok(result)
+    }
+
+    fn del(&self, call: &Call) -> Result<()> {
+        let scratch = Scratch::of(call, &config::data_dir(&call.config)?);
+        if let Some(kept) = scratch.kept.clone() {
+            Delegated::again(call, kept)?.run(Command::Del)?;
+        // Mostly there is no file because DEL has been here before. If it is lost, what
+        // ADD made is found by its owner, and what is not is no reason to keep a container
+        // from being removed.
+        } else if let Err(error) =
+            Delegated::again(call, rebuilt(call)).and_then(|d| d.run(Command::Del))
+        {
+            log::warn(&format!(
+                "DEL without the configuration that ADD gave to its delegate: {error:#}"
+            ));
+        }
+        // Not before the delegate is done: a runtime that tries again needs it again.
+        scratch.remove()
+    }
+
+    fn check(&self, call: &Call) -> Result<()> {
+        existing(call)?.run(Command::Check)
+    }
+
+    fn status(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        let env = SubnetEnv::load(&settings.subnet_file).map_err(|error| not_available(&error))?;
+        fsutil::check_writable(&settings.data_dir).with_context(|| {
+            let dir = settings.data_dir.display();
+            let sentence = format!("the delegate's configuration cannot be kept in {dir}");
+            coded(Code::NotAvailable, sentence)
+        })?;
+        let document = settings.delegated(&call.config.network, Some(&env));
+        Delegated::again(call, document)?.run(Command::Status)
+    }
+
+    fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
+        let valid = call.config.valid_attachments()?;
+        let collected = Delegated::again(call, rebuilt(call))
+            .and_then(|d| delegate::gc(&d.call, &d.plugin, collector));
+        collector.attempt(collected);
+        let data_dir = config::data_dir(&call.config)?;
+        scratch::collect(&data_dir, &call.config.network, &valid, collector);
+        Ok(())
+    }
+
+    fn missing_rules(&self, call: &Call) -> Result<Vec<String>> {
+        let delegated = existing(call)?;
+        match (call.applets)(&delegated.plugin) {
+            Some(plugin) => plugin.missing_rules(&delegated.call),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn restore_rules(&self, call: &Call) -> Result<()> {
+        let delegated = existing(call)?;
+        match (call.applets)(&delegated.plugin) {
+            Some(plugin) => plugin.restore_rules(&delegated.call),
+            None => Ok(()),
+        }
+    }
+
+    fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
+        config::problems(root, document)
+    }
+
+    fn delegations(&self, root: &str, document: &Value) -> Vec<Delegation> {
+        config::delegations(root, document)
+    }
+}
+
+/// The delegate, and how it is called.
+struct Delegated {
+    plugin: String,
+    document: Object,
+    call: Call,
+}
+
+impl Delegated {
+    /// A call like ours with the configuration `document`, in the version that we are
+    /// spoken to in.
+    fn new(call: &Call, mut document: Object) -> Result<Self> {
+        json::take(&mut document, "cniVersion");
+        document.insert("cniVersion".into(), call.config.version.as_str().into());
+        let plugin = document.get("type").and_then(Value::as_str);
+        Ok(Self {
+            plugin: plugin.unwrap_or_default().to_owned(),
+            call: call.with_document(&document)?,
+            document,
+        })
+    }
+
+    /// The same for commands after ADD, with what the runtime passes along then.
+    fn again(call: &Call, mut document: Object) -> Result<Self> {
+        for key in [
+            "prevResult",
+            "cni.dev/valid-attachments",
+            "cni.dev/attachments",
+        ] {
+            json::take(&mut document, key);
+            if let Some(value) = json::member(&call.config.document, &[key]) {
+                document.insert(key.into(), value);
+            }
+        }
+        Self::new(call, document)
+    }
+
+    fn run(&self, command: Command) -> Result<()> {
+        delegate::run(&self.call, &self.plugin, command)
+    }
+}
+
+/// The delegate of an attachment that is there.
+///
+/// # Errors
+/// When its configuration is lost, and cannot be made again.
+fn existing(call: &Call) -> Result<Delegated> {
+    let settings = Settings::resolve(call)?;
+    let document = if let Some(kept) = Scratch::of(call, &settings.data_dir).kept {
+        kept
+    } else {
+        let env = SubnetEnv::load(&settings.subnet_file)?;
+        settings.delegated(&call.config.network, Some(&env))
+    };
+    Delegated::again(call, document)
+}
+
+/// The delegate's configuration as it would be now, as far as it can be told: enough to
+/// find what belongs to the network.
+fn rebuilt(call: &Call) -> Object {
+    let told = |error: anyhow::Error| log::warn(&format!("{error:#}"));
+    let settings = Settings::resolve(call).unwrap_or_else(|error| {
+        told(error);
+        Settings::usual()
+    });
+    let env = SubnetEnv::load(&settings.subnet_file);
+    settings.delegated(&call.config.network, env.ok().as_ref())
+}
