@@ -42,19 +42,24 @@ pub fn machine(test: impl FnOnce(&Machine)) {
     if let Ok(cgroup) = env::var(INSIDE) {
         return test(&Machine::new(cgroup));
     }
-    let name = format!("cnibox-e2e-{}", process::id());
-    let status = Command::new("unshare")
-        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
-        .args(["sh", "-c", "\"$@\"; exit", "sh"])
+    let id = process::id();
+    let status = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork"])
+        .args(["--kill-child", "--mount-proc", "sh", "-c", "\"$@\"; exit"])
+        .arg("sh")
         .args(env::args_os())
-        .env(INSIDE, format!("/{name}"))
+        .env(INSIDE, format!("/cnibox-e2e-{id}"))
         .status()
         .unwrap();
-    let find = format!("find /sys/fs/cgroup -depth -type d -path '*/{name}*'");
-    let removed = run(
-        Command::new("sh").args(["-c", &format!("{find} -exec rmdir {{}} +")]),
-        "",
+    // Those of tests that were killed before they came here, too.
+    let groups = format!(
+        "for group in $(find /sys/fs/cgroup -maxdepth 2 -name 'cnibox-e2e-*'); do
+            if [ ${{group##*-}} = {id} ] || ! [ -e /proc/${{group##*-}} ]; then
+                find $group -depth -type d -exec rmdir {{}} + || exit
+            fi
+        done"
     );
+    let removed = run(Command::new("sh").args(["-c", &groups]), "");
     assert!(status.success(), "the test failed on its machine");
     assert!(removed.ok, "control groups are left: {removed:?}");
 }
