@@ -145,7 +145,7 @@ fn configuration(data: &[u8]) {
             "tuning" => plugins::tuning::fuzz::settings(&call),
             _ => Ok(()),
         };
-        let is_valid = problems.iter().all(|problem| problem.is_unknown_key);
+        let is_valid = problems.iter().all(|problem| problem.is_warning);
         if let Err(error) = settings {
             assert_refused(&error);
             let code = ErrorObject::from_error(&error).code;

@@ -417,6 +417,24 @@ fn the_administrators_allowlist() {
     .silent();
     call.run("ADD", &config(json!({"mtu": 1400}))).json();
     call.run("DEL", &tuned).silent();
+    // What lets through more than its author may think is told of, and is valid.
+    fs::write(file, "^net\\.core\\.somaxconn$\nsomax\n").unwrap();
+    let conf = node.dir.path().join("validated");
+    fs::create_dir(&conf).unwrap();
+    let list = json!({
+        "cniVersion": "1.1.0", "name": "n",
+        "plugins": [{"type": "tuning", "sysctl": {"net.core.somaxconn": "77"}}],
+    });
+    fs::write(conf.join("n.conflist"), list.to_string()).unwrap();
+    let told = node.cnitool(&conf, &["validate"]);
+    assert!(
+        told.ok && told.stdout.matches("\" matches anywhere").count() == 1,
+        "{told:?}"
+    );
+    assert!(
+        told.stdout.contains("warning: plugins[0].sysctl: "),
+        "{told:?}"
+    );
     fs::write(file, "net\nnet.(\n").unwrap();
     let (code, message, details) = call.run("ADD", &tuned).error();
     assert_eq!(code, 7);

@@ -75,7 +75,9 @@ pub struct Problem {
     pub path: String,
     /// What, and what to do about it.
     pub message: String,
-    /// Whether this is only a key that nobody reads: odd, but it does no harm.
+    /// Whether it is only odd, and does no harm.
+    pub is_warning: bool,
+    /// Whether this is a key that nobody reads.
     pub is_unknown_key: bool,
 }
 
@@ -85,7 +87,16 @@ impl Problem {
         Self {
             path: path.into(),
             message: message.into(),
+            is_warning: false,
             is_unknown_key: false,
+        }
+    }
+
+    /// What works, but may not be what is meant.
+    pub fn warning(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            is_warning: true,
+            ..Self::new(path, message)
         }
     }
 
@@ -98,9 +109,8 @@ impl Problem {
         let advice = nearest(key, known)
             .map_or_else(String::new, |field| format!("; did you mean \"{field}\"?"));
         Self {
-            path,
-            message: format!("unknown key, ignored{advice}"),
             is_unknown_key: true,
+            ..Self::warning(path, format!("unknown key, ignored{advice}"))
         }
     }
 }

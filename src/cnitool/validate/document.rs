@@ -98,7 +98,7 @@ impl Inspection<'_> {
 
     /// Adds what a reader of the JSON stumbled over.
     pub fn problem(&mut self, problem: Problem) {
-        if problem.is_unknown_key {
+        if problem.is_warning {
             self.warning(&problem.path, problem.message);
         } else {
             self.error(&problem.path, problem.message);

@@ -258,7 +258,7 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
         if read.ipam.is_some() {
             settings.refuse_second(version, root, &mut found);
         }
-    } else if found.iter().all(|problem| problem.is_unknown_key) {
+    } else if found.iter().all(|problem| problem.is_warning) {
         // Not in one of the members above, but around them.
         let around = json::problems::<Document>(root, document).into_iter();
         found.extend(around.filter(|problem| !problem.is_unknown_key));

@@ -57,6 +57,23 @@ impl Allowlist {
         Ok(Self(Some(rules)))
     }
 
+    /// A warning for each expression that may let through more than is meant, since it
+    /// matches anywhere in a key.
+    pub fn warnings(&self) -> Vec<String> {
+        let rules = self.0.iter().flatten().map(Regex::as_str);
+        let is_open = |rule: &&str| {
+            let begins = ["^", ".*"].iter().any(|anchor| rule.starts_with(anchor));
+            let ends = ["$", ".*"].iter().any(|anchor| rule.ends_with(anchor));
+            !(begins && ends)
+        };
+        let warning = |rule| {
+            format!(
+                "{PATH}: \"{rule}\" matches anywhere in a key: let it begin with ^ and end with $ (or .*)"
+            )
+        };
+        rules.filter(is_open).map(warning).collect()
+    }
+
     /// Lets the sysctl `key` through.
     ///
     /// # Errors
@@ -98,6 +115,19 @@ mod tests {
             error.to_string(),
             "sysctl net.core.rmem_max is not allowed by /etc/cni/tuning/allowlist.conf"
         );
+    }
+
+    #[test]
+    fn expressions_that_match_anywhere_are_told() {
+        let list = Allowlist::parse("^net\\.ipv4\\.a$\n^net\\.core\\..*\nnet.ipv4.b\n^c\nd$\n");
+        let told = list.unwrap().warnings();
+        let named = |rule: &&str| {
+            told.iter()
+                .any(|text| text.contains(&format!("\"{rule}\"")))
+        };
+        assert!(["net.ipv4.b", "^c", "d$"].iter().all(named));
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(Allowlist(None).warnings().is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, agree, coded, not_available};
-use crate::cni::json::Problem;
+use crate::cni::json::{self, Problem};
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
 use crate::fsutil;
@@ -107,7 +107,18 @@ impl Plugin for Tuning {
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
-        config::validate(root, document)
+        let mut problems = config::validate(root, document);
+        // Where the configuration is looked at on the node that it is for.
+        if json::member(document, &["sysctl"]).is_some() {
+            let path = json::below(root, "sysctl");
+            let warnings = Allowlist::read().map_or_else(
+                |error| vec![format!("{error:#}")],
+                |allowlist| allowlist.warnings(),
+            );
+            let warnings = warnings.into_iter();
+            problems.extend(warnings.map(|text| Problem::warning(path.clone(), text)));
+        }
+        problems
     }
 }
 
