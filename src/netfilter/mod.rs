@@ -169,6 +169,19 @@ impl std::fmt::Display for Mapping {
     }
 }
 
+/// Says whose a port was that a new mapping takes over: `8080/tcp`.
+fn taken_over(port: &str, whose: &str) -> String {
+    format!("host port {port} was mapped to {whose}: the newest mapping wins")
+}
+
+/// Says who else has a port in another backend, for more of the host's addresses.
+fn disputed(port: &str, whose: &str) -> String {
+    format!(
+        "host port {port} is mapped to {whose}, too, in another backend: which of the two \
+         answers is not certain"
+    )
+}
+
 /// Transport protocols that can be mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
@@ -388,6 +401,21 @@ pub trait Backend: Sync {
     /// # Errors
     /// As [`Backend::collect_masquerade`].
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()>;
+
+    /// Gives up ports of the host to mappings that the owner has just been given in another
+    /// backend: which of two mappings a packet meets first depends on which backend was
+    /// used first on this host, and the newest is to have it. Answers what the operator
+    /// should know, in sentences.
+    ///
+    /// # Errors
+    /// When a mapping is there and stays.
+    fn yield_ports(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>>;
+
+    /// The IPv4 addresses that mappings lead to, whoever made them.
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    fn mapped_ipv4(&self) -> Result<Vec<IpAddr>>;
 
     /// Fails unless nothing is missing, for tests.
     #[cfg(test)]

@@ -90,6 +90,48 @@ fn the_newest_owner_of_a_port_gets_it() {
     });
 }
 
+/// Whoever hooked in first would win: the rules of both backends run at the same place.
+#[test]
+fn the_newest_owner_of_a_port_gets_it_across_backends() {
+    for [first, then] in [
+        ["iptables-nft", "nftables"],
+        ["iptables-legacy", "nftables"],
+        ["nftables", "iptables-nft"],
+        ["nftables", "iptables-legacy"],
+    ] {
+        std::thread::spawn(move || {
+            let mut lab = Lab::new(first);
+            let old = json!([mapping("tcp", 8079, 80), mapping("tcp", 8080, 80)]);
+            let new = json!([mapping("tcp", 8080, 80)]);
+            lab.add("old", &old);
+            lab.serve("old", "tcp", 80, "old");
+            if then != "nftables" {
+                lab.path = lab.tools("later", then);
+            }
+            lab.backend = then;
+            lab.configure(&json!({}), &json!({}));
+            lab.node.netns("new");
+            let added = lab.cnitool("add", "new", &new);
+            assert!(added.ok, "{added:?}");
+            let told = "host port 8080/tcp was mapped to container cnitool-";
+            assert!(added.stderr.contains(told), "{first}, {then}: {added:?}");
+            lab.serve("new", "tcp", 80, "new");
+            for (port, who) in [(8080, "new "), (8079, "old ")] {
+                for address in ["192.0.2.1", "fd00:2::1"] {
+                    let answer = lab.call("ext", "tcp", address, port);
+                    assert!(answer.starts_with(who), "{first}, {then}: {port}: {answer}");
+                }
+            }
+            lab.cnitool("check", "new", &new).silent();
+            lab.cnitool("del", "old", &old).silent();
+            lab.cnitool("del", "new", &new).silent();
+            assert!(!lab.rules().contains("10.9.0."), "{}", lab.rules());
+        })
+        .join()
+        .unwrap();
+    }
+}
+
 #[test]
 fn gc_removes_the_rules_of_the_dead() {
     on_every_backend(|mut lab| {

@@ -105,6 +105,53 @@ fn localhost_is_routed_as_long_as_a_container_needs_it() {
     });
 }
 
+/// The other implementation switches it on, too, and is in no memory of ours.
+#[test]
+fn localhost_is_routed_as_long_as_a_mapping_leads_over_the_link() {
+    on_every_backend(|mut lab| {
+        let backend = lab.backend;
+        let (one, two) = (
+            json!([mapping("tcp", 8081, 80)]),
+            json!([mapping("tcp", 8082, 80)]),
+        );
+        lab.add("c1", &one);
+        lab.add("c2", &two);
+        lab.serve("c2", "tcp", 80, "c2");
+        lab.node.sh("nft flush set ip cnibox_localnet users");
+        lab.cnitool("del", "c1", &one).silent();
+        assert!(lab.routes_localnet(), "{backend}");
+        assert!(lab.call("", "tcp", "127.0.0.1", 8082).starts_with("c2 "));
+        let gc = lab.cnitool("gc", "c2", &json!([]));
+        assert!(gc.ok, "{gc:?}");
+        assert!(lab.routes_localnet(), "{backend}");
+        lab.cnitool("del", "c2", &two).silent();
+        assert!(!lab.routes_localnet(), "{backend}");
+    });
+}
+
+/// As when the other implementation has removed the rules.
+#[test]
+fn gc_forgets_who_has_no_rules_any_more() {
+    let lab = Lab::new("nftables");
+    let one = json!([mapping("tcp", 8081, 80)]);
+    lab.add("alive", &json!([mapping("tcp", 8082, 80)]));
+    let before = lab.rules();
+    lab.add("dead", &one);
+    lab.node.sh(
+        "for family in ip ip6; do nft -a list table $family cni_hostport | \
+         awk -v f=$family '/chain/ {c = $2} /cnitool-/ && !/8082|0[.]2|::2/ {print \"delete rule\", f, \"cni_hostport\", c, \"handle\", $NF}' | nft -f -; done; \
+         nft -a list chain inet cni_plugins_masquerade masq_checks | \
+         awk '/10.9.0.3|fd00:9::3/ {print \"delete rule inet cni_plugins_masquerade masq_checks handle\", $NF}' | nft -f -; \
+         ip netns del dead && grep -l /run/netns/dead /var/lib/cni/results/* | xargs rm",
+    );
+    let kept = lab.rules();
+    assert!(!kept.contains("dnat to 10.9.0.3"), "{kept}");
+    assert!(kept.contains("tcp . 8081"), "{kept}");
+    let gc = lab.cnitool("gc", "alive", &json!([]));
+    assert!(gc.ok && gc.stderr.contains("remembered although"), "{gc:?}");
+    assert_eq!(lab.rules(), before);
+}
+
 /// A flush takes the guard along, and the memory of who needs 127.0.0.1.
 #[test]
 fn localhost_is_not_routed_for_ever_after_a_flush() {

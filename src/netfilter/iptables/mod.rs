@@ -24,6 +24,7 @@ mod kernel_tests;
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -149,6 +150,16 @@ impl Iptables {
             log::warn(&format!("look for {chain} in the legacy table: {missing}"));
         }
         Ok(tools)
+    }
+
+    /// The tools for looking at mappings of anybody's, where there may be some: mostly
+    /// nothing has to be run.
+    fn mapping_tools(&self, family: Family) -> Result<Vec<Tool>> {
+        if family.has_nft_rules(port_maps::DNAT) || family.has_legacy_table() {
+            self.tools(family, &[port_maps::DNAT.to_owned()])
+        } else {
+            Ok(Vec::new())
+        }
     }
 
     /// Says that a tool is not there. `infix` names a variant, if it has to be that one.
@@ -354,6 +365,34 @@ impl Backend for Iptables {
                 owned::collect(port_maps::KIND, network, valid, table)
             })
         })
+    }
+
+    fn yield_ports(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
+        // Conditions are in the words of the other backend.
+        let wanted = PortMaps {
+            conditions_v4: Vec::new(),
+            conditions_v6: Vec::new(),
+            ..wanted.clone()
+        };
+        let mut sentences = BTreeSet::new();
+        for (family, rules) in Self::port_map_rules(owner, &wanted)? {
+            for tool in self.mapping_tools(family)? {
+                settle(&tool, |table| {
+                    let (script, disputed) = rules.displace(table);
+                    sentences.extend(disputed);
+                    Ok(script)
+                })?;
+            }
+        }
+        Ok(sentences.into_iter().collect())
+    }
+
+    fn mapped_ipv4(&self) -> Result<Vec<IpAddr>> {
+        let mut addresses = Vec::new();
+        for tool in self.mapping_tools(Family::V4)? {
+            addresses.extend(port_maps::mapped_to(&read(&tool)?));
+        }
+        Ok(addresses)
     }
 }
 

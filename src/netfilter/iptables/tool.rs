@@ -44,15 +44,28 @@ impl Family {
     }
 }
 
+/// The table that the tools of the nft variant use.
+const TABLE: &str = "nat";
+
 impl Family {
+    /// Whether the kernel has rules in `chain` of the table `nat` that the tools of the nft
+    /// variant use.
+    pub fn has_nft_rules(self, chain: &str) -> bool {
+        // In doubt, the tools will tell.
+        nftables::has_rules(self.of_nftables(), TABLE, chain).unwrap_or(true)
+    }
+
+    fn of_nftables(self) -> nftables::Family {
+        match self {
+            Self::V4 => nftables::Family::Ip,
+            Self::V6 => nftables::Family::Ip6,
+        }
+    }
+
     /// Whether the kernel has one of `chains` in the table `nat` that the tools of the nft
     /// variant use; if there are none to ask for, the private chain of any container.
     pub fn has_nft_chain(self, chains: &[String]) -> bool {
-        const TABLE: &str = "nat";
-        let family = match self {
-            Self::V4 => nftables::Family::Ip,
-            Self::V6 => nftables::Family::Ip6,
-        };
+        let family = self.of_nftables();
         let found = if chains.is_empty() {
             nftables::chains(family, TABLE).map(|found| found.iter().any(|name| is_private(name)))
         } else {

@@ -898,7 +898,7 @@ fn the_registry_reads_well_and_can_be_loaded_again() {
         let owner = owner("net1", container_id, "eth0");
         Nftables.remove_masquerade(&owner, &Known::NOTHING).unwrap();
         Nftables.remove_port_maps(&owner, &Known::NOTHING).unwrap();
-        localnet::close(&owner).unwrap();
+        localnet::close(&owner, |_| false).unwrap();
     }
     let text = ruleset();
     for gone in ["c1", "c2", "8080"] {
@@ -1030,25 +1030,25 @@ fn route_localnet_goes_off_with_its_last_user() {
     let missing = |owner| localnet::missing_guard(owner, &["br0".into()]).unwrap();
     assert_eq!(missing(&blue), Vec::<String>::new());
     assert_eq!(value("br0"), "1");
-    localnet::close(&red).unwrap();
-    localnet::close(&red).unwrap();
-    localnet::collect("net1", &[]).unwrap();
-    localnet::collect("net2", std::slice::from_ref(&blue.attachment)).unwrap();
+    localnet::close(&red, |_| false).unwrap();
+    localnet::close(&red, |_| false).unwrap();
+    localnet::collect("net1", &[], |_| false).unwrap();
+    localnet::collect("net2", std::slice::from_ref(&blue.attachment), |_| false).unwrap();
     assert_eq!(value("br0"), "1");
-    localnet::collect("net2", &[]).unwrap();
+    localnet::collect("net2", &[], |_| false).unwrap();
     assert_eq!(value("br0"), "0");
     assert_eq!(keys(&guard::USERS), [""; 0]);
 
     // An administrator's choice stays.
     sysctl::set(&localnet::sysctl_key("br1"), "1").unwrap();
     localnet::open(&red, "br1").unwrap();
-    localnet::close(&red).unwrap();
+    localnet::close(&red, |_| false).unwrap();
     assert_eq!(value("br1"), "1");
 
     // A link that is gone needs nothing.
     localnet::open(&red, "br0").unwrap();
     sh("ip link del br0");
-    localnet::close(&red).unwrap();
+    localnet::close(&red, |_| false).unwrap();
     assert_eq!(keys(&guard::USERS), [""; 0]);
     // With the set gone nobody is known to need it, and nothing guards it.
     sysctl::set(&localnet::sysctl_key("br1"), "0").unwrap();
@@ -1060,14 +1060,14 @@ fn route_localnet_goes_off_with_its_last_user() {
         missing.concat().contains("users { \"br1\" . "),
         "{missing:?}"
     );
-    let stale = localnet::stale("net3", &[]).unwrap();
+    let stale = localnet::stale("net3", &[], |_| false).unwrap();
     assert_eq!(
         stale,
         ["route_localnet of br1, which nobody is known to need"]
     );
-    localnet::collect("net3", &[]).unwrap();
+    localnet::collect("net3", &[], |_| false).unwrap();
     assert_eq!(value("br1"), "0");
-    assert_eq!(localnet::stale("net3", &[]).unwrap(), [""; 0]);
+    assert_eq!(localnet::stale("net3", &[], |_| false).unwrap(), [""; 0]);
 }
 
 #[test]
@@ -1082,7 +1082,7 @@ fn route_localnet_is_on_while_anybody_needs_it() {
                 for _ in 0..5 {
                     localnet::open(&owner, "br0").unwrap();
                     assert_eq!(value(), "1");
-                    localnet::close(&owner).unwrap();
+                    localnet::close(&owner, |_| false).unwrap();
                 }
             });
         }

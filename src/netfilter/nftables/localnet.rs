@@ -10,9 +10,12 @@
 //! switches the links off: 127.0.0.1 leads to nobody any more, and nothing keeps neighbours
 //! away. `cnibox restore` makes all three again.
 //!
-//! All changes are made under one lock, so that a DEL cannot switch off what an ADD is
-//! about to rely on. File and element come first and go last: a process that is killed in
-//! between leaves work for the next DEL or GC, which does it.
+//! The other implementation switches it on, too, and has no such set: before a link is
+//! switched off, whoever does it is asked whether mappings lead over it to anybody else.
+//!
+//! Links are switched under one lock, so that a DEL cannot switch off what an ADD is about
+//! to rely on. File and element come first, and the file goes last: a process that is killed
+//! in between leaves work for the next DEL or GC, which does it.
 
 use std::time::Duration;
 
@@ -78,24 +81,39 @@ fn ensure(socket: &Socket, users: &Elements) -> Result<()> {
     })
 }
 
-/// The owner's attachment needs it no longer.
+/// What forgets that attachments that are `unwanted` need it, for those whose rules go in
+/// the same transaction. The links are switched off by [`close`].
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub(super) fn without(socket: &Socket, unwanted: impl Fn(Tag) -> bool) -> Result<Vec<Change>> {
+    let users = USERS.elements(socket)?.unwrap_or_default();
+    let keys = users.into_keys();
+    let gone: Vec<Key> = keys
+        .filter(|key| matches!(key, Key::Device(_, tag) if unwanted(*tag)))
+        .collect();
+    Ok(USERS.delete(&gone))
+}
+
+/// The owner's attachment needs it no longer. A link that is `in_use` all the same stays
+/// as it is.
 ///
 /// # Errors
 /// When the kernel refuses to set it back, or code 11 when others keep the lock.
-pub fn close(owner: &Owner) -> Result<()> {
+pub fn close(owner: &Owner, in_use: impl Fn(&str) -> bool) -> Result<()> {
     let own = Tag::of(owner);
-    release(|tag| tag == own)
+    release(|tag| tag == own, in_use)
 }
 
 /// As [`close`], for the attachments to `network` that are not in `valid`.
 ///
 /// # Errors
 /// As [`close`].
-pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
-    release(Tag::stale(network, valid))
+pub fn collect(network: &str, valid: &[Attachment], in_use: impl Fn(&str) -> bool) -> Result<()> {
+    release(Tag::stale(network, valid), in_use)
 }
 
-fn release(unwanted: impl Fn(Tag) -> bool) -> Result<()> {
+fn release(unwanted: impl Fn(Tag) -> bool, in_use: impl Fn(&str) -> bool) -> Result<()> {
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(());
     };
@@ -106,16 +124,18 @@ fn release(unwanted: impl Fn(Tag) -> bool) -> Result<()> {
     let Unneeded { users, links } = unneeded(&socket, &unwanted)?;
     for link in links {
         if let Some(name) = &link.device {
+            if in_use(name) {
+                continue;
+            }
             sysctl::set_if_present(&sysctl_key(name), "0")
                 .context("keep 127.0.0.1 from a link that leads to no mapped port any more")?;
         }
         link.forget();
     }
-    apply(&socket, || {
-        let there = USERS.elements(&socket)?.unwrap_or_default();
-        let gone = users.keys().filter(|key| there.contains_key(key));
-        Ok(USERS.delete(&gone.cloned().collect::<Vec<_>>()))
-    })
+    if users.is_empty() {
+        return Ok(());
+    }
+    apply(&socket, || without(&socket, &unwanted))
 }
 
 /// What is not needed any more.
@@ -153,7 +173,11 @@ fn unneeded(socket: &Socket, unwanted: impl Fn(Tag) -> bool) -> Result<Unneeded>
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-pub fn stale(network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+pub fn stale(
+    network: &str,
+    valid: &[Attachment],
+    in_use: impl Fn(&str) -> bool,
+) -> Result<Vec<String>> {
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(Vec::new());
     };
@@ -165,7 +189,8 @@ pub fn stale(network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
     let left = links.iter().filter_map(|link| {
         let name = link.device.as_deref()?;
         let has_users = users.keys().any(|key| device(key) == Some(name));
-        (!has_users).then(|| format!("route_localnet of {name}, which nobody is known to need"))
+        (!has_users && !in_use(name))
+            .then(|| format!("route_localnet of {name}, which nobody is known to need"))
     });
     Ok(for_users.chain(left).collect())
 }

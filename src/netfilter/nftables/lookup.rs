@@ -6,8 +6,8 @@ use netlink_packet_netfilter::nftables::{
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
-use super::ruleset::Family;
-use super::transaction::{is_absent, text, with_family};
+use super::ruleset::{Family, Table};
+use super::transaction::{is_absent, rules, text, with_family};
 use crate::netfilter::socket::{Socket, attribute};
 
 /// Whether this kernel has `nf_tables` and lets us use it.
@@ -28,6 +28,24 @@ pub fn has_chain(family: Family, table: &str, chain: &str) -> Result<bool> {
         return Ok(false);
     };
     look_up_chain(&socket, family, table, chain)
+}
+
+/// Whether the chain has rules. One that is not there, or a kernel without `nf_tables`, has
+/// none.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn has_rules(family: Family, table: &'static str, chain: &str) -> Result<bool> {
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(false);
+    };
+    let table = Table {
+        family,
+        name: table,
+        comment: None,
+    };
+    Ok(look_up_chain(&socket, family, table.name, chain)?
+        && !rules(&socket, &table, Some(chain))?.is_empty())
 }
 
 /// The names of the chains of `table`.

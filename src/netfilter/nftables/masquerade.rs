@@ -150,11 +150,22 @@ pub fn remove(
     changes
 }
 
-/// Whose the rules are whose tag is `unwanted`.
-pub fn owners(found: &[Found], unwanted: impl Fn(&Tag) -> bool) -> Vec<String> {
-    in_chain(found, CHECKS)
-        .filter(|rule| tag(rule).is_some_and(|tag| unwanted(&tag)))
-        .filter_map(|rule| rule.comment.as_deref().map(identity::owner_in_words))
+/// Whose the rules are whose tag is `unwanted`, and the elements of the registry.
+pub fn owners(
+    found: &[Found],
+    registry: Option<&Elements>,
+    unwanted: impl Fn(Tag) -> bool,
+) -> Vec<String> {
+    let rules =
+        in_chain(found, CHECKS).filter_map(|rule| Some((tag(rule)?, rule.comment.as_deref()?)));
+    let elements = registry.into_iter().flatten();
+    let elements = elements.filter_map(|(key, comment)| match key {
+        Key::Attachment(tag) => Some((*tag, comment.as_str())),
+        _ => None,
+    });
+    let stale = rules.chain(elements).filter(|(tag, _)| unwanted(*tag));
+    stale
+        .map(|(_, comment)| identity::owner_in_words(comment))
         .collect()
 }
 

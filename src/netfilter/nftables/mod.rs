@@ -29,13 +29,14 @@ mod was_off;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use anyhow::Result;
 
 pub use self::condition::UNDERSTOOD;
 pub use self::identity::Tag;
 use self::lookup::look_up_chain;
-pub use self::lookup::{chains, has_chain, is_usable};
+pub use self::lookup::{chains, has_chain, has_rules, is_usable};
 pub use self::ruleset::Family;
 use self::ruleset::{Statement, Table};
 use self::shared::{command, is_in_order, look};
@@ -98,8 +99,9 @@ impl Backend for Nftables {
     fn stale_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
         let is_stale = Tag::stale(network, valid);
         stale(|socket| {
+            let registry = registry::MASQUERADED.elements(socket)?;
             let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
-            Ok(masquerade::owners(&found, |tag| is_stale(*tag)))
+            Ok(masquerade::owners(&found, registry.as_ref(), &is_stale))
         })
     }
 
@@ -118,6 +120,7 @@ impl Backend for Nftables {
         let taken_over = RefCell::new(BTreeSet::new());
         let own = Tag::of(owner);
         apply(&socket, || {
+            let registry = port_maps::Registry::read(&socket)?;
             let mut changes = Vec::new();
             let mut found = Vec::new();
             taken_over.borrow_mut().clear();
@@ -137,7 +140,7 @@ impl Backend for Nftables {
                 owner: Some(owner),
                 plans: &plans,
             };
-            changes.extend(effect.register(&socket)?);
+            changes.extend(effect.register(&registry));
             Ok(changes)
         })?;
         taken_over
@@ -166,11 +169,13 @@ impl Backend for Nftables {
     fn stale_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
         let is_stale = Tag::stale(network, valid);
         stale(|socket| {
-            let mut owners = Vec::new();
+            let registry = port_maps::Registry::read(socket)?;
+            let mut found = Vec::new();
             for table in port_maps::TABLES {
-                let found = rules(socket, &table, None)?;
-                owners.extend(port_maps::owners(&found, |tag| is_stale(*tag)));
+                found.extend(rules(socket, &table, None)?);
             }
+            let mut owners = port_maps::owners(&found, |tag| is_stale(*tag));
+            owners.extend(registry.left_over(&found, |tag| is_stale(*tag)));
             Ok(owners)
         })
     }
@@ -178,6 +183,39 @@ impl Backend for Nftables {
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         let is_stale = Tag::stale(network, valid);
         remove_port_maps(None, |rule| rule.tag.is_some_and(&is_stale), &is_stale)
+    }
+
+    fn yield_ports(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
+        let Some(socket) = Socket::open_if_any()? else {
+            return Ok(Vec::new());
+        };
+        // Conditions are in the words of the other backend.
+        let plans: Vec<_> = wanted
+            .container
+            .iter()
+            .map(|container| port_maps::Plan::new(owner, wanted, *container, &[]))
+            .collect();
+        let mut sentences = BTreeSet::new();
+        let mut goes = false;
+        for plan in &plans {
+            let found = plan.mappings(&socket)?;
+            goes |= found.iter().any(|rule| plan.displaces(rule));
+            sentences.extend(plan.disputed(owner, &found));
+        }
+        if goes {
+            let displaced = |rule: &Found| plans.iter().any(|plan| plan.displaces(rule));
+            remove_port_maps(None, displaced, |_| false)?;
+        }
+        Ok(sentences.into_iter().collect())
+    }
+
+    fn mapped_ipv4(&self) -> Result<Vec<IpAddr>> {
+        let Some(socket) = Socket::open_if_any()? else {
+            return Ok(Vec::new());
+        };
+        let [table, _] = port_maps::TABLES;
+        let found = rules(&socket, &table, None)?;
+        Ok(found.iter().filter_map(port_maps::mapped_to).collect())
     }
 }
 
@@ -212,8 +250,8 @@ fn plans(owner: &Owner, wanted: &PortMaps) -> Result<Vec<port_maps::Plan>> {
 /// Removes the masquerade rules of attachments that are `unwanted`.
 fn remove_masquerade(unwanted: impl Fn(Tag) -> bool) -> Result<()> {
     clean(|socket| {
-        let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
         let registry = registry::MASQUERADED.elements(socket)?;
+        let found = rules(socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
         Ok(masquerade::remove(&found, registry.as_ref(), &unwanted))
     })
 }
@@ -228,6 +266,7 @@ fn remove_port_maps(
     let removed = RefCell::new(Vec::new());
     clean(|socket| {
         removed.borrow_mut().clear();
+        let registry = port_maps::Registry::read(socket)?;
         let mut changes = Vec::new();
         let mut all = Vec::new();
         for table in port_maps::TABLES {
@@ -245,7 +284,12 @@ fn remove_port_maps(
             owner,
             plans: &[],
         };
-        changes.extend(effect.register(socket)?);
+        changes.extend(effect.register(&registry));
+        // In the same transaction: what is removed in two is waited for twice, 10 to 20 ms
+        // each.
+        if owner.is_some() {
+            changes.extend(localnet::without(socket, &touched)?);
+        }
         Ok(changes)
     })?;
     conntrack::forget_removed(&removed.into_inner());

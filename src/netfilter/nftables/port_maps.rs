@@ -6,16 +6,17 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::identity::{Tag, port_map_comment};
+use super::identity::{Tag, owner_in_words, port_map_comment};
+use super::lookup::look_up_chain;
 use super::registry::{self, HOST_PORTS, MAPPED, settle};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of};
 use super::set::{Elements, Key};
 use super::shared::{
     Shared, Snapshot, command, ensure_shared, in_chain, is_in_order, look, missing_shared,
 };
-use super::transaction::{Change, Found};
+use super::transaction::{Change, Found, rules};
 use crate::netfilter::socket::Socket;
-use crate::netfilter::{Known, Mapping, Owner, PortMaps, Protocol};
+use crate::netfilter::{Known, Mapping, Owner, PortMaps, Protocol, disputed, taken_over};
 
 /// Names that other implementations know.
 const HOSTPORTS: &str = "hostports";
@@ -189,16 +190,66 @@ impl Plan {
         missing
     }
 
+    /// The mappings that there are in the plan's table.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn mappings(&self, socket: &Socket) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        if look_up_chain(socket, self.table.family, self.table.name, HOSTPORTS)? {
+            for chain in [HOSTIP_HOSTPORTS, HOSTPORTS] {
+                found.extend(rules(socket, &self.table, Some(chain))?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether everything that a rule maps is mapped by the plan.
+    pub fn displaces(&self, rule: &Found) -> bool {
+        let theirs = || endpoint(&rule.statements()?);
+        rule.family == self.table.family
+            && is_mapping(rule)
+            && theirs().is_some_and(|theirs| self.endpoints().any(|mine| mine.covers(theirs)))
+    }
+
+    /// A sentence for each container that has a mapping of a port of the plan, which is
+    /// another backend's.
+    pub fn disputed(&self, owner: &Owner, found: &[Found]) -> BTreeSet<String> {
+        let (displaced, others): (Vec<_>, Vec<_>) =
+            found.iter().partition(|rule| self.displaces(rule));
+        let displaced = self.rivals(owner, displaced).into_iter();
+        let others = self.rivals(owner, others).into_iter();
+        displaced
+            .map(|(port, whose)| taken_over(&port, &whose))
+            .chain(others.map(|(port, whose)| disputed(&port, &whose)))
+            .collect()
+    }
+
+    /// What the plan's mappings listen on.
+    fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
+        let rules = self.hostports.iter();
+        rules.filter_map(|rule| endpoint(&rule.statements))
+    }
+
     /// A sentence for each container whose mapping of a port the plan takes over.
     pub fn taken_over(&self, owner: &Owner, found: &[Found]) -> BTreeSet<String> {
+        let rivals = self.rivals(owner, found).into_iter();
+        rivals
+            .map(|(port, whose)| taken_over(&port, &whose))
+            .collect()
+    }
+
+    /// The ports of the plan that rules which are `found` map, too, each with the other
+    /// container that has it.
+    fn rivals<'a>(
+        &self,
+        owner: &Owner,
+        found: impl IntoIterator<Item = &'a Found>,
+    ) -> BTreeSet<(String, String)> {
         let comment = port_map_comment(owner);
-        let mine: Vec<Endpoint> = self
-            .hostports
-            .iter()
-            .filter_map(|rule| endpoint(&rule.statements))
-            .collect();
-        let mut sentences = BTreeSet::new();
-        for rule in found.iter().filter(|rule| is_mapping(rule)) {
+        let mine: Vec<Endpoint> = self.endpoints().collect();
+        let mut rivals = BTreeSet::new();
+        for rule in found.into_iter().filter(|rule| is_mapping(rule)) {
             let Some(other) = rule.comment.as_ref().filter(|other| **other != comment) else {
                 continue;
             };
@@ -210,14 +261,11 @@ impl Plan {
             };
             if mine.iter().any(|mine| mine.overlaps(theirs)) {
                 let Endpoint { protocol, port, .. } = theirs;
-                let protocol = protocol.as_str();
-                sentences.insert(format!(
-                    "host port {port}/{protocol} was mapped to container {other}: \
-                     the newest mapping wins"
-                ));
+                let port = format!("{port}/{}", protocol.as_str());
+                rivals.insert((port, format!("container {other}")));
             }
         }
-        sentences
+        rivals
     }
 }
 
@@ -264,12 +312,9 @@ pub struct Effect<'a> {
 }
 
 impl Effect<'_> {
-    /// What makes the registry follow.
-    ///
-    /// # Errors
-    /// When the kernel refuses to tell.
-    pub fn register(&self, socket: &Socket) -> Result<Vec<Change>> {
-        let (mapped, host_ports) = (MAPPED.elements(socket)?, HOST_PORTS.elements(socket)?);
+    /// What makes the registry follow, given what it `was`.
+    pub fn register(&self, was: &Registry) -> Vec<Change> {
+        let Registry { mapped, host_ports } = was;
         let mut ports = Elements::new();
         let mut attachments = Elements::new();
         if let Some(owner) = self.owner {
@@ -282,10 +327,12 @@ impl Effect<'_> {
         let (gone, stay): (Vec<&Found>, Vec<&Found>) = mappings.partition(|rule| (self.gone)(rule));
         let mut touched: BTreeSet<Key> = ports.keys().cloned().collect();
         touched.extend(gone.iter().filter_map(|rule| port(&rule.statements()?)));
-        // And what is left over from rules that somebody flushed.
+        // And what is left over from rules that somebody flushed, or that another
+        // implementation removed: the owner's, or all.
         let own = self.owner.map(port_map_comment);
         let elements = host_ports.iter().flatten();
-        let left_over = elements.filter(|(_, comment)| own.as_ref() == Some(*comment));
+        let left_over =
+            elements.filter(|(_, comment)| own.as_ref().is_none_or(|own| own == *comment));
         touched.extend(left_over.map(|(key, _)| key.clone()));
         let numbers: BTreeSet<u16> = touched.iter().filter_map(number).collect();
         for rule in stay {
@@ -319,7 +366,52 @@ impl Effect<'_> {
                 changes.extend(settle(&set, there.as_ref(), &wanted, is_touched));
             }
         }
-        Ok(changes)
+        changes
+    }
+}
+
+/// Who has which ports, as the registry has it.
+#[derive(Debug, Default)]
+pub struct Registry {
+    mapped: Option<Elements>,
+    host_ports: Option<Elements>,
+}
+
+impl Registry {
+    /// Reads it. To be done before the rules are listed: an element whose rules are not
+    /// found then is left over, and not one of an ADD that came in between.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn read(socket: &Socket) -> Result<Self> {
+        Ok(Self {
+            mapped: MAPPED.elements(socket)?,
+            host_ports: HOST_PORTS.elements(socket)?,
+        })
+    }
+
+    /// Whose elements are left over, in words: those of attachments that are `unwanted`,
+    /// and of ports that none of the rules `found` is about.
+    pub fn left_over(&self, found: &[Found], unwanted: impl Fn(&Tag) -> bool) -> Vec<String> {
+        let tags: BTreeSet<Tag> = found.iter().filter_map(|rule| rule.tag).collect();
+        let mappings = found.iter().filter(|rule| is_mapping(rule));
+        let ports: BTreeSet<Key> = mappings
+            .filter_map(|rule| port(&rule.statements()?))
+            .collect();
+        let is_left_over = |key: &Key| match key {
+            Key::Attachment(tag) => unwanted(tag) && !tags.contains(tag),
+            key => !ports.contains(key),
+        };
+        let attachments = self.mapped.iter().flatten();
+        let attachments = attachments
+            .filter(|(key, _)| is_left_over(key))
+            .map(|(_, comment)| owner_in_words(comment));
+        let host_ports = self.host_ports.iter().flatten();
+        let host_ports = host_ports
+            .filter(|(key, _)| is_left_over(key))
+            .map(|(_, id)| format!("container {id}"));
+        let remembered = |owner| format!("{owner}, remembered although its rules are gone");
+        attachments.chain(host_ports).map(remembered).collect()
     }
 }
 
@@ -348,6 +440,11 @@ struct Endpoint {
 }
 
 impl Endpoint {
+    /// Whether everything that comes to the other would come here.
+    fn covers(self, other: Self) -> bool {
+        self.overlaps(other) && (self.host.is_none() || self.host == other.host)
+    }
+
     fn overlaps(self, other: Self) -> bool {
         let same_host = self.host.is_none() || other.host.is_none() || self.host == other.host;
         self.protocol == other.protocol && self.port == other.port && same_host
@@ -402,6 +499,11 @@ pub fn mapping(statements: &[Statement]) -> Option<(Mapping, IpAddr)> {
         )),
         _ => None,
     })
+}
+
+/// The container that a mapping leads to; `None` for any other rule.
+pub fn mapped_to(rule: &Found) -> Option<IpAddr> {
+    target(rule).filter(|_| is_mapping(rule))
 }
 
 /// The container that a rule translates to, or to which the packets go that it is about.

@@ -219,7 +219,7 @@ pub struct Found {
     pub handle: Handle,
     pub comment: Option<String>,
     pub tag: Option<Tag>,
-    family: Family,
+    pub family: Family,
     expressions: Vec<u8>,
 }
 

@@ -49,7 +49,7 @@ impl Plugin for Portmap {
             move || {
                 all([
                     name.backend().remove_port_maps(&owner, &known),
-                    localnet::close(&owner),
+                    localnet::close(&owner, leads_to_somebody),
                 ])
             }
         });
@@ -65,7 +65,9 @@ impl Plugin for Portmap {
             netfilter::with_both(|backend| backend.remove_port_maps(&owner, &known))
         });
         step("forget connections", || forget_flows(call));
-        let closed = step("close the way from 127.0.0.1", || localnet::close(&owner));
+        let closed = step("close the way from 127.0.0.1", || {
+            localnet::close(&owner, leads_to_somebody)
+        });
         all([removed, closed])
     }
 
@@ -113,8 +115,8 @@ impl Plugin for Portmap {
             );
         }
         collector.remove_together(
-            || localnet::stale(network, &valid),
-            || localnet::collect(network, &valid),
+            || localnet::stale(network, &valid, leads_to_somebody),
+            || localnet::collect(network, &valid, leads_to_somebody),
         );
         Ok(())
     }
@@ -156,6 +158,9 @@ fn ensure(owner: &Owner, name: BackendName, wanted: &PortMaps) -> Result<()> {
         name.backend().ensure_port_maps(owner, wanted)
     })
     .with_context(|| format!("map ports with {}", name.as_str()))?;
+    if wanted.warn_of_takeovers {
+        step("take the ports over", || take_over(owner, name, wanted));
+    }
     if must_route_localnet(wanted) {
         step("open a way from 127.0.0.1", || {
             route_localnet(owner, wanted)
@@ -167,6 +172,21 @@ fn ensure(owner: &Owner, name: BackendName, wanted: &PortMaps) -> Result<()> {
         conntrack::forget_replaced(&wanted.mappings, &wanted.container);
     });
     Ok(())
+}
+
+/// Has the other backend give up the ports. The mappings are there: what is wrong with
+/// others is worth a warning, no more.
+fn take_over(owner: &Owner, name: BackendName, wanted: &PortMaps) {
+    let others = netfilter::BACKENDS.into_iter();
+    for other in others.filter(|other| *other != name) {
+        match other.backend().yield_ports(owner, wanted) {
+            Ok(sentences) => sentences.iter().for_each(|sentence| log::warn(sentence)),
+            Err(error) => log::warn(&format!(
+                "mappings of the same ports with {} may be in the way: {error:#}",
+                other.as_str()
+            )),
+        }
+    }
 }
 
 /// Forgets connections through mappings that iptables has lost: its rules do not tell
@@ -301,6 +321,27 @@ fn missing_guard(owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
     } else {
         Ok(Vec::new())
     }
+}
+
+/// Whether mappings lead over the link `device` to anybody: those of the other
+/// implementation, for of its own this one knows who needs the sysctl. In doubt they do: the
+/// guard is there.
+fn leads_to_somebody(device: &str) -> bool {
+    let look = || {
+        let netlink = Netlink::open()?;
+        for name in netfilter::BACKENDS {
+            for address in name.backend().mapped_ipv4()? {
+                if route::link_to(&netlink, address)?.is_some_and(|link| link == device) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok::<_, anyhow::Error>(false)
+    };
+    look().unwrap_or_else(|error| {
+        log::warn(&format!("route_localnet of {device} stays on: {error:#}"));
+        true
+    })
 }
 
 /// The links over which packets from 127.0.0.1 go out to the container.

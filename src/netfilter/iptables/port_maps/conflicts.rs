@@ -1,19 +1,58 @@
 //! Ports that another container had: the newest mapping wins, and its loser is told of.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::{DNAT, KIND, Rules, dports};
-use crate::netfilter::iptables::owned::parse_comment;
-use crate::netfilter::iptables::rule::{Rule, Table};
+use crate::netfilter::iptables::owned::{is_private, parse_comment};
+use crate::netfilter::iptables::rule::{Rule, Script, Table};
+use crate::netfilter::{disputed, taken_over};
 
 impl Rules {
     /// Says which of the ports other entries of `table` have too. Entries name ports only:
     /// whether they are for the same address of the host, and for this family at all, is
     /// seen in the chain behind, if `table` has it.
     pub fn conflicts(&self, table: &Table) -> Vec<String> {
+        let rivals = self.rivals(table).into_iter();
+        rivals
+            .filter_map(|rival| Some(taken_over(&rival.port, rival.whose.as_deref()?)))
+            .collect()
+    }
+
+    /// Takes out of `table` the mappings of the ports of these rules, which are another
+    /// backend's, but for those that are for more addresses of the host; and says whose
+    /// they are.
+    pub fn displace(&self, table: &Table) -> (Script, BTreeSet<String>) {
+        let mut gone = BTreeSet::new();
+        let mut sentences = BTreeSet::new();
+        for rival in self.rivals(table) {
+            let all = rival.meeting.is_some_and(|mappings| {
+                let (covered, others): (Vec<_>, Vec<_>) = mappings.into_iter().partition(|rule| {
+                    is_private(&rule.chain)
+                        && rule.value("--dport").is_some()
+                        && (rival.host.is_none() || host_of(rule) == rival.host)
+                });
+                gone.extend(covered.into_iter().map(place_and_host));
+                others.is_empty()
+            });
+            let say = if all { taken_over } else { disputed };
+            sentences.extend(rival.whose.map(|whose| say(&rival.port, &whose)));
+        }
+        let mut script = Script::default();
+        // With what marks for them.
+        let of_gone = |rule: &&Rule| gone.contains(&place_and_host(rule));
+        table
+            .rules
+            .iter()
+            .filter(of_gone)
+            .for_each(|rule| script.delete(rule));
+        (script, sentences)
+    }
+
+    /// Who has one of the ports in `table`, too.
+    fn rivals<'a>(&self, table: &'a Table) -> Vec<Rival<'a>> {
         let mut hosts = HashMap::<_, Vec<Option<IpAddr>>>::new();
         for (protocol, port, host) in &self.ports {
             let key = (protocol.as_str(), port.to_string());
@@ -23,25 +62,26 @@ impl Rules {
         let mut found = Vec::new();
         for entry in table.rules.iter().filter(|rule| rule.chain == DNAT) {
             let owner = entry.comment().unwrap_or_default();
-            if owner == self.comment {
-                continue;
-            }
             let whose = parse_comment(KIND, owner).map_or_else(
                 || format!("somebody else (\"{owner}\")"),
                 |(network, id)| format!("container {id} in network {network}"),
             );
+            let whose = Some(whose).filter(|_| owner != self.comment);
             let Some(protocol) = entry.value("-p") else {
                 continue;
             };
             for port in dports(entry) {
-                let mut hosts = hosts
-                    .get(&(protocol, port.to_owned()))
-                    .into_iter()
-                    .flatten();
-                if hosts.any(|host| mappings.meet(entry, protocol, port, *host)) {
-                    found.push(format!(
-                        "host port {port}/{protocol} was mapped to {whose}: the newest mapping wins"
-                    ));
+                let hosts = hosts.get(&(protocol, port.to_owned()));
+                for host in hosts.into_iter().flatten() {
+                    let meeting = mappings.meeting(entry, protocol, port, *host);
+                    if meeting.as_ref().is_none_or(|rules| !rules.is_empty()) {
+                        found.push(Rival {
+                            port: format!("{port}/{protocol}"),
+                            host: *host,
+                            whose: whose.clone(),
+                            meeting,
+                        });
+                    }
                 }
             }
         }
@@ -49,8 +89,36 @@ impl Rules {
     }
 }
 
+/// One who has a port that others want.
+struct Rival<'a> {
+    /// `8080/tcp`
+    port: String,
+    /// Where it is wanted: only at this address of the host.
+    host: Option<IpAddr>,
+    /// Who that is; `None` is who wants it.
+    whose: Option<String>,
+    /// The mappings of the port; `None` where the table does not tell.
+    meeting: Option<Vec<&'a Rule>>,
+}
+
+/// The one address of the host that a mapping is for.
+fn host_of(mapping: &Rule) -> Option<IpAddr> {
+    let net: IpNet = mapping.value("-d")?.parse().ok()?;
+    (net.prefix_len() == net.max_prefix_len()).then(|| net.addr())
+}
+
+/// A rule's place, and the address of the host that it asks for.
+fn place_and_host(rule: &Rule) -> (Place<'_>, Option<&str>) {
+    (place(rule), rule.value("-d"))
+}
+
 /// A rule's chain, and the protocol and the port that it asks for, if it does.
 type Place<'a> = (&'a str, Option<&'a str>, Option<&'a str>);
+
+/// The place of a rule.
+fn place(rule: &Rule) -> Place<'_> {
+    (rule.chain.as_str(), rule.value("-p"), rule.value("--dport"))
+}
 
 /// The mappings in a table's chains, found without going through all of them for each port.
 struct Mappings<'a> {
@@ -67,19 +135,22 @@ impl<'a> Mappings<'a> {
             .iter()
             .filter(|rule| rule.value("-j") == Some("DNAT"))
         {
-            let key = (rule.chain.as_str(), rule.value("-p"), rule.value("--dport"));
-            rules.entry(key).or_default().push(rule);
+            rules.entry(place(rule)).or_default().push(rule);
         }
         Self { table, rules }
     }
 
-    /// Whether the chain behind `entry` takes packets to `port` of `host`, or of any
-    /// address. Whatever the table does not tell counts as yes.
-    fn meet(&self, entry: &Rule, protocol: &str, port: &str, host: Option<IpAddr>) -> bool {
+    /// The mappings in the chain behind `entry` that take packets to `port` of `host`, or of
+    /// any address; `None` where the table does not tell.
+    fn meeting(
+        &self,
+        entry: &Rule,
+        protocol: &str,
+        port: &str,
+        host: Option<IpAddr>,
+    ) -> Option<Vec<&'a Rule>> {
         let chains = &self.table.chains;
-        let Some(chain) = entry.jump().filter(|chain| chains.contains(*chain)) else {
-            return true;
-        };
+        let chain = entry.jump().filter(|chain| chains.contains(*chain))?;
         let meets = |rule: &&Rule| {
             let other = rule.value("-d").and_then(|net| net.parse::<IpNet>().ok());
             match (host, other) {
@@ -90,9 +161,8 @@ impl<'a> Mappings<'a> {
         let keys = [Some(protocol), None]
             .into_iter()
             .flat_map(|protocol| [(chain, protocol, Some(port)), (chain, protocol, None)]);
-        keys.filter_map(|key| self.rules.get(&key))
-            .flatten()
-            .any(meets)
+        let found = keys.filter_map(|key| self.rules.get(&key)).flatten();
+        Some(found.copied().filter(meets).collect())
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use ipnet::IpNet;
 
-use super::owned::{comment, is_owned, private_chain, remove_chain};
+use super::owned::{comment, is_owned, is_private, private_chain, remove_chain};
 use super::rule::{Rule, Script, Table};
 use crate::cni::error::{Code, coded, detailed};
 use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
@@ -17,7 +17,7 @@ use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
 pub const KIND: &str = "dnat ";
 
 /// All mappings: an entry for each container.
-const DNAT: &str = "CNI-HOSTPORT-DNAT";
+pub const DNAT: &str = "CNI-HOSTPORT-DNAT";
 /// Marks what is to be masqueraded.
 const SETMARK: &str = "CNI-HOSTPORT-SETMARK";
 /// Masquerades what is marked.
@@ -288,6 +288,12 @@ fn is_spent(entry: &Rule, gone: &Ports<'_>, kept: &Ports<'_>) -> bool {
 fn dports(entry: &Rule) -> impl Iterator<Item = &str> {
     let ports = entry.value("--dports").unwrap_or_default();
     ports.split(',')
+}
+
+/// The addresses that the mappings of containers lead to.
+pub fn mapped_to(table: &Table) -> impl Iterator<Item = IpAddr> {
+    let rules = table.rules.iter().filter(|rule| is_private(&rule.chain));
+    rules.filter_map(destination)
 }
 
 /// The chains without which there is nothing of the owner: today's, and one that versions
