@@ -14,6 +14,13 @@ SIZE_LIMIT := 4194304
 # version: a distribution's older one may come first in PATH and does not read deny.toml.
 TOOLS := $(or $(CARGO_HOME),$(HOME)/.cargo)
 DENY  := 0.20.2
+DEB   := 3.8.0
+# Where cargo-deb looks for what the package holds beside the binary.
+DOCS  := target/docs
+PACKAGE := $(TARGET_DIR)/cnibox.deb
+# What builds the container image: podman, buildah or docker.
+IMAGE_BUILDER ?= podman
+IMAGE         ?= localhost/cnibox:latest
 
 # Seconds of each fuzz target: `make fuzz`, and the short run that is part of `make test`.
 FUZZ_SECONDS       := 600
@@ -25,7 +32,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sani
 FUZZ_HOST  := $(ARCH)-unknown-linux-gnu
 FUZZ       := $(TARGET_DIR)/fuzz
 
-.PHONY: build demo test test-host test-e2e test-vm bench fuzz fuzz-short fuzz-build lint install clean toolchain demo-packages test-packages e2e-packages vm-packages nextest deny
+.PHONY: build demo test test-host test-deb test-e2e test-vm bench fuzz fuzz-short fuzz-build lint install docs deb image clean toolchain demo-packages test-packages e2e-packages vm-packages nextest deny cargo-deb
 
 ## The static release binary, its size printed and checked.
 build: toolchain
@@ -37,9 +44,9 @@ build: toolchain
 demo: demo-packages build
 	sh tests/demo.sh $(BINARY)
 
-## Everything: unit tests, and the release binary in private namespaces, with real runtimes, and
-## on Debian's kernel. Needs root.
-test: test-host test-e2e test-vm
+## Everything: unit tests, and the release binary in private namespaces, as a package, with real
+## runtimes, and on Debian's kernel. Needs root.
+test: test-host test-deb test-e2e test-vm
 
 ## On this kernel. Tests that need a feature it may lack say so and are skipped.
 test-host: test-packages nextest build
@@ -58,6 +65,12 @@ test-vm: test-packages vm-packages nextest build
 	$(CARGO) nextest archive --locked $(foreach test,$(VM_TESTS),--test $(test)) --archive-file $(TARGET_DIR)/vm/tests.tar.zst
 	sh tests/vm/boot.sh $(abspath $(TARGET_DIR))/vm $(abspath $(BINARY))
 VM_TESTS := vlan bridge portmap tuning conf
+
+## The Debian package: installed, used and purged on a scratch copy of this system, which it leaves
+## as it was. Needs root.
+test-deb: deb
+	@sh tests/packages.sh dpkg=dpkg
+	sh tests/deb.sh $(PACKAGE)
 
 ## cnibox and the reference plugins, measured side by side. Needs root.
 bench: test-packages build
@@ -87,8 +100,24 @@ lint: toolchain deny
 install: build
 	$(BINARY) install $(DESTDIR)$(BINDIR)
 
+## Manual pages and shell completions, as they belong below /usr/share, into $(DOCS).
+docs: toolchain
+	@rm -rf $(DOCS)
+	$(CARGO) run --locked --quiet --example docs $(DOCS)
+
+## The Debian package, from the binary that `build` made.
+deb: build docs cargo-deb
+	$(TOOLS)/bin/cargo-deb deb --locked --no-build --no-strip --target $(TARGET) --output $(PACKAGE)
+
+## The container image that installs the plugins on the node that it runs on: conf/image.
+image: build
+	@rm -rf $(TARGET_DIR)/image
+	$(BINARY) install $(TARGET_DIR)/image
+	$(IMAGE_BUILDER) build -t $(IMAGE) -f conf/image/Containerfile $(TARGET_DIR)/image
+
 clean:
 	$(CARGO) clean
+	rm -rf $(DOCS)
 
 # --- What the targets above need; each line does nothing when it is there already. ---
 
@@ -102,6 +131,7 @@ demo-packages:
 
 test-packages: demo-packages
 	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat python3=python3 nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins
+	@python3 -c 'import yaml' 2>/dev/null || sh tests/packages.sh yaml=python3-yaml
 
 # podman runs containers with runc here: crun refuses some kernels' control groups. The newer of
 # the two containerds asks plugins for STATUS.
@@ -117,3 +147,6 @@ nextest:
 
 deny:
 	@$(TOOLS)/bin/cargo-deny --version 2>/dev/null | grep -qx 'cargo-deny $(DENY)' || $(CARGO) install --locked --force --root $(TOOLS) cargo-deny@$(DENY)
+
+cargo-deb:
+	@$(TOOLS)/bin/cargo-deb --version 2>/dev/null | grep -qx 'cargo-deb $(DEB)' || $(CARGO) install --locked --force --root $(TOOLS) cargo-deb@$(DEB)

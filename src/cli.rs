@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::applets::{self, APPLETS, Applet};
 use crate::cni::error::{Code, ErrorObject};
@@ -17,7 +17,7 @@ use crate::runtime::cache::{self, Cache};
 use crate::runtime::gc;
 use crate::runtime::quiet;
 use crate::runtime::restore::{self, Outcome, Scope};
-use crate::{fsutil, log};
+use crate::{cnitool, fsutil, log};
 
 /// The binary's own name. Under any other it is an applet.
 pub const NAME: &str = "cnibox";
@@ -59,6 +59,26 @@ struct RestoreArgs {
     /// Print what is missing, and change nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+/// The command line of `cnibox` for its manual: `cnitool` is part of it, and the plugins,
+/// which have no command line, are listed.
+#[must_use]
+pub fn manual() -> clap::Command {
+    Cli::command()
+        .subcommand(cnitool::command())
+        .after_help(format!("Applets:\n{}", listing()))
+}
+
+/// What shells complete: `cnibox` with all names of applets, and `cnitool` under its own.
+#[must_use]
+pub fn completions() -> [clap::Command; 2] {
+    let plugin = |name: &'static str| clap::Command::new(name).disable_help_flag(true);
+    let plugins = applets::names().filter(|name| applets::plugin(name).is_some());
+    let cnibox = Cli::command()
+        .subcommand(cnitool::command())
+        .subcommands(plugins.map(plugin));
+    [cnibox, cnitool::command()]
 }
 
 /// Serves a command line that names no applet; `args` starts with the program's name.
@@ -118,8 +138,9 @@ fn is_called_as_plugin() -> bool {
         .is_some_and(|command| !command.is_empty())
 }
 
-fn overview() -> String {
-    let applet = |applet: &Applet| {
+/// The applets, a line each.
+fn listing() -> String {
+    let line = |applet: &Applet| {
         let names: Vec<_> = [applet.name]
             .iter()
             .chain(applet.aliases)
@@ -127,6 +148,10 @@ fn overview() -> String {
             .collect();
         format!("  {:<18} {}\n", names.join(", "), applet.summary)
     };
+    APPLETS.iter().map(line).collect()
+}
+
+fn overview() -> String {
     format!(
         "\
 {NAME} {}: every CNI plugin a Linux node needs, in one binary
@@ -143,7 +168,7 @@ Commands:
   {NAME} --help       tell more
 ",
         env!("CARGO_PKG_VERSION"),
-        APPLETS.iter().map(applet).collect::<String>(),
+        listing(),
         Version::ALL.map(Version::as_str).join(", "),
     )
 }
@@ -263,13 +288,14 @@ fn restore(args: &RestoreArgs) -> Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        manual().debug_assert();
+        completions()
+            .into_iter()
+            .for_each(clap::Command::debug_assert);
     }
 
     #[test]

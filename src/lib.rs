@@ -3,8 +3,8 @@
 //! The last path component of `argv[0]` says which applet this is; called as `cnibox`,
 //! the first argument does.
 //!
-//! A library only so that the fuzz targets have something to link with: [`main`] is all
-//! there is to it, and the compiler goes on seeing everything unused.
+//! A library only so that the fuzz targets and the generator of manual pages have something
+//! to link with: [`main`] is all that the program is.
 
 mod applets;
 mod cli;
@@ -29,6 +29,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use applets::{Applet, Entry};
+pub use cli::{completions, manual};
 use cni::error::{Code, ErrorObject};
 
 /// Runs the applet that this process was called as.

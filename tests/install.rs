@@ -296,3 +296,72 @@ fn an_installer_killed_anywhere_leaves_every_applet_running() {
     all_run(dir.path());
     assert_eq!(entries(dir.path()).len(), links().len() + 1);
 }
+
+/// What the instruction `name` of the Containerfile says.
+fn instruction(name: &str) -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("conf/image/Containerfile")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    serde_json::from_str(line.unwrap()).unwrap()
+}
+
+/// The image that `make image` builds is what `install` makes of an empty directory, at
+/// the place that the Containerfile names; its host's directory is mounted into it.
+#[test]
+fn the_image_installs_itself_on_its_host() {
+    let node = common::Node::new();
+    let (root, host) = (node.dir.path().join("root"), node.dir.path().join("host"));
+    let [entry, command] = [instruction("ENTRYPOINT "), instruction("CMD ")];
+    let inside = |path: &str| root.join(path.trim_start_matches('/'));
+    install(&[], inside(&entry[0]).parent().unwrap());
+    let mounted = inside(command.last().unwrap());
+    for dir in [&mounted, &host, &inside("/proc")] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    node.sh(&format!(
+        "mount --bind {} {} && mount -t proc proc {}",
+        host.display(),
+        mounted.display(),
+        inside("/proc").display()
+    ));
+    // Again and again: the container is started whenever its node is.
+    for _ in 0..2 {
+        let output = run(
+            Command::new("/usr/sbin/chroot")
+                .arg(&root)
+                .args(&entry)
+                .args(&command)
+                .env_clear(),
+            "",
+        );
+        assert!(output.ok, "{output:?}");
+        all_run(&host);
+    }
+}
+
+#[test]
+fn the_manifest_runs_the_image_as_it_is_made() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = root.join("conf/kubernetes/daemonset.yaml");
+    let read = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))";
+    let read = run(Command::new("python3").args(["-c", read]).arg(manifest), "");
+    let manifest = read.json();
+    assert_eq!(manifest["kind"], "DaemonSet");
+    let (spec, selector) = (
+        &manifest["spec"]["template"]["spec"],
+        &manifest["spec"]["selector"],
+    );
+    assert_eq!(
+        selector["matchLabels"],
+        manifest["spec"]["template"]["metadata"]["labels"]
+    );
+    let install = &spec["initContainers"][0];
+    assert_eq!(install["args"], serde_json::json!(instruction("CMD ")));
+    let (mount, volume) = (&install["volumeMounts"][0], &spec["volumes"][0]);
+    assert_eq!(mount["mountPath"], install["args"][1]);
+    assert_eq!(mount["name"], volume["name"]);
+    assert_eq!(volume["hostPath"]["path"], "/opt/cni/bin");
+    // Without network, and on nodes that are not ready for want of one.
+    assert_eq!(spec["hostNetwork"], true);
+    assert_eq!(spec["tolerations"][0]["operator"], "Exists");
+}

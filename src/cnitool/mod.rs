@@ -18,7 +18,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 /// Where network configurations are, unless told.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
@@ -34,6 +34,11 @@ struct Cli {
     options: Options,
     #[command(subcommand)]
     verb: Verb,
+}
+
+/// The command line, for its manual and for shells.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 #[derive(Subcommand)]
@@ -268,8 +273,6 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
