@@ -118,6 +118,10 @@ fn published_ports_fixed_addresses_and_a_restart() {
             }
             podman.call("restart --time 0 web");
         }
+        // What podman has for a node whose rules somebody flushed.
+        machine.node.sh("nft flush ruleset");
+        podman.call("network reload web");
+        assert_eq!(tcp("127.0.0.1:8080"), "web");
         podman.call("rm --force --time 0 web");
         machine.node.nothing_left(&["cni-podman0"]);
     });
