@@ -313,28 +313,16 @@ pub fn check_usable(asked: Option<BackendName>) -> Result<()> {
 /// In the order in which they are cleaned up.
 pub const BACKENDS: [BackendName; 2] = [BackendName::Nftables, BackendName::Iptables];
 
-/// Runs `work` with both backends: what a container left may be in either. At the same
-/// time, because each has to wait for the kernel when there is something. All errors are
-/// reported, the first in front.
+/// Runs `work` with both backends: what a container left may be in either. All errors
+/// are reported, the first in front.
 ///
 /// # Errors
 /// Those of `work`.
-pub fn with_both(work: impl Fn(&dyn Backend) -> Result<()> + Sync) -> Result<()> {
-    let clean = |name: BackendName| {
+pub fn with_both(work: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> {
+    let done = BACKENDS.map(|name| {
         work(name.backend().as_ref()).with_context(|| format!("clean up {} rules", name.as_str()))
-    };
-    let [one, other] = BACKENDS;
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().spawn_scoped(scope, || clean(one));
-        let done = clean(other);
-        let before = match thread {
-            // A panic ends the process in its hook: there is none to join.
-            Ok(thread) => thread.join().unwrap_or(Ok(())),
-            // No thread to be had: one after the other, then.
-            Err(_none) => clean(one),
-        };
-        all([before, done])
-    })
+    });
+    all(done)
 }
 
 /// One way to make the kernel filter and translate packets.
