@@ -315,14 +315,15 @@ fn the_image_installs_itself_on_its_host() {
     let inside = |path: &str| root.join(path.trim_start_matches('/'));
     install(&[], inside(&entry[0]).parent().unwrap());
     let mounted = inside(command.last().unwrap());
-    for dir in [&mounted, &host, &inside("/proc")] {
+    for dir in [&mounted, &host, &inside("/proc"), &inside("/dev")] {
         fs::create_dir_all(dir).unwrap();
     }
     node.sh(&format!(
-        "mount --bind {} {} && mount -t proc proc {}",
+        "mount --bind {} {} && mount -t proc proc {} && mount --bind /dev {}",
         host.display(),
         mounted.display(),
-        inside("/proc").display()
+        inside("/proc").display(),
+        inside("/dev").display()
     ));
     // The release binary needs nothing around it; the one that cargo builds for tests is
     // linked with the system's C library.
