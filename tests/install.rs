@@ -315,15 +315,25 @@ fn the_image_installs_itself_on_its_host() {
     let inside = |path: &str| root.join(path.trim_start_matches('/'));
     install(&[], inside(&entry[0]).parent().unwrap());
     let mounted = inside(command.last().unwrap());
-    for dir in [&mounted, &host, &inside("/proc")] {
+    for dir in [&mounted, &host, &inside("/proc"), &inside("/dev")] {
         fs::create_dir_all(dir).unwrap();
     }
     node.sh(&format!(
-        "mount --bind {} {} && mount -t proc proc {}",
+        "mount --bind {} {} && mount -t proc proc {} && mount --bind /dev {}",
         host.display(),
         mounted.display(),
-        inside("/proc").display()
+        inside("/proc").display(),
+        inside("/dev").display()
     ));
+    // The release binary needs nothing around it; the one that cargo builds for tests is
+    // linked with the system's C library.
+    if std::env::var_os("CNIBOX").is_none() {
+        for dir in ["/lib", "/lib64", "/usr/lib"] {
+            let there = inside(dir);
+            fs::create_dir_all(&there).unwrap();
+            node.sh(&format!("mount --bind {dir} {}", there.display()));
+        }
+    }
     // Again and again: the container is started whenever its node is.
     for _ in 0..2 {
         let output = run(
