@@ -1008,15 +1008,24 @@ fn dry_runs_run_nothing() {
     bench.chain(&json!({}));
     let fake = bench.fake.display();
     let head = format!("container {C1}, interface eth0, {NS}\n");
+    let unknown = "  note     it does not tell beforehand what it does\n";
     let add = bench.run(&["add", "n", NS, "--dry-run"]);
     assert_eq!(
         add.stdout,
-        format!("{head}would run ADD a ({fake}/a)\nwould run ADD b ({fake}/b)\n")
+        format!(
+            "{head}would run ADD a ({fake}/a)\n{unknown}would run ADD b ({fake}/b)\n{unknown}\
+             would keep the result in /var/lib/cni/results/n-{C1}-eth0\n"
+        )
     );
     let del = bench.run(&["del", "n", NS, "--dry-run"]);
     assert_eq!(
         del.stdout,
-        format!("{head}would run DEL b ({fake}/b)\nwould run DEL a ({fake}/a)\n")
+        format!("{head}would run DEL b ({fake}/b)\n{unknown}would run DEL a ({fake}/a)\n{unknown}")
+    );
+    let check = bench.run(&["check", "n", NS, "--dry-run"]);
+    assert_eq!(
+        check.stdout,
+        format!("{head}would run CHECK a ({fake}/a)\nwould run CHECK b ({fake}/b)\n")
     );
     assert!(add.ok && del.ok && bench.calls().is_empty());
     assert!(!Path::new("/var/lib/cni").exists());

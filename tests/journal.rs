@@ -117,7 +117,7 @@ fn a_file_switches_it_on_and_off() {
                 "masquerade",
             ],
         ),
-        (2, vec!["open the namespaces"]),
+        (2, vec!["look around"]),
     ] {
         for step in expected {
             assert!(steps(&told[line]).contains(&step), "{step}: {}", told[line]);

@@ -13,6 +13,7 @@ use super::error::{Code, coded, detailed, not_available};
 use super::exec;
 use super::invocation::Command;
 use super::json;
+use super::preview::Preview;
 use super::result::CniResult;
 use super::skel::{self, Applets, Call, Plugin};
 use super::version::Version;
@@ -120,6 +121,24 @@ pub fn gc(call: &Call, plugin: &str, collector: &mut Collector) -> Result<()> {
             &call.config.raw,
         )
         .map(drop),
+    }
+}
+
+/// The delegate's part of a preview of ADD.
+///
+/// # Errors
+/// Those of its ADD that can be foreseen.
+pub fn preview(call: &Call, plugin: &str, preview: &mut Preview) -> Result<Option<CniResult>> {
+    match locate(call, plugin)? {
+        Located::Here(delegate) => {
+            let inner = enter(call, plugin, Command::Add)?;
+            inner.config.allow(Command::Add, delegate.versions())?;
+            delegate.preview(&inner, preview)
+        }
+        Located::Elsewhere(executable) => {
+            preview.unknown(&executable.display().to_string());
+            Ok(None)
+        }
     }
 }
 

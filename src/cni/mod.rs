@@ -13,6 +13,7 @@ pub mod exec;
 pub mod invocation;
 pub mod ipam;
 pub mod json;
+pub mod preview;
 pub mod result;
 pub mod skel;
 pub mod version;

@@ -19,6 +19,7 @@ use super::config::{Config, Document};
 use super::error::{Code, ErrorObject, coded};
 use super::invocation::{Command, Environment, Invocation, unknown_command};
 use super::json::{self, Object, Problem};
+use super::preview::Preview;
 use super::result::CniResult;
 use super::version::Version;
 use crate::fsutil;
@@ -70,6 +71,16 @@ pub trait Plugin: Sync {
     /// When it cannot be told what is stale. What goes wrong after that is the
     /// collector's to keep, and stops nothing.
     fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()>;
+
+    /// Describes what ADD would do, and answers what it would; `None` where that cannot
+    /// be known. Nothing is changed.
+    ///
+    /// # Errors
+    /// Those of ADD that can be foreseen.
+    fn preview(&self, _call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        preview.unknown("this plugin");
+        Ok(None)
+    }
 
     /// What is missing of the packet filter rules that ADD made, each as the command that
     /// would add it. `call` is that of CHECK, at any version of the specification.
@@ -148,20 +159,24 @@ pub struct Call {
 }
 
 impl Call {
-    /// A GC with this configuration of one of our own plugins, outside of its process.
+    /// A call of one of our own plugins outside of its process, for a look at what that
+    /// would do.
     ///
     /// # Errors
     /// As the plugin's own process would answer.
-    pub fn to_collect(
+    pub fn to_look(
+        command: Command,
         plugin: &dyn Plugin,
         applets: Applets,
-        path: &str,
+        env: &Environment,
         config: Vec<u8>,
     ) -> Result<Self> {
-        let env = Environment::from([("CNI_PATH".to_owned(), path.to_owned())]);
+        let mut invocation = Invocation::parse(command, env)?;
+        let config = Document::parse(config)?.negotiate(command, plugin.versions())?;
+        guard_own_namespace(&mut invocation)?;
         Ok(Self {
-            invocation: Invocation::parse(Command::Gc, &env)?,
-            config: Document::parse(config)?.negotiate(Command::Gc, plugin.versions())?,
+            invocation,
+            config,
             applets,
             depth: 0,
         })

@@ -6,15 +6,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::trace::Trace;
-use super::{AddArgs, DelArgs, Options, Target, Whole, output};
+use super::{AddArgs, CheckArgs, DelArgs, Options, Target, Whole, dry_run, output};
 use crate::cni::error::{Code, coded};
-use crate::cni::invocation::{Attachment, Command};
+use crate::cni::invocation::Attachment;
 use crate::cni::json::{self, Object};
 use crate::fsutil::Lock;
 use crate::runtime::cache::{self, Cache};
-use crate::runtime::chain::{Chain, OnFailure, Runtime, Step};
+use crate::runtime::chain::{Chain, OnFailure, Runtime};
 use crate::runtime::directory::{self, Directory};
-use crate::runtime::gc;
 use crate::runtime::parameters::{Parameters, clean, container_id, parse_args};
 use crate::runtime::quiet;
 
@@ -31,8 +30,7 @@ pub fn add(options: &Options, args: &AddArgs) -> Result<ExitCode> {
     };
     on_chain(options, &args.target.network, |chain| {
         if args.dry_run {
-            chain.all_steps(Command::Add)?;
-            return dry_run(chain, Command::Add, &parameters);
+            return dry_run::add(chain, options.path(), &parameters);
         }
         let _lock = keep_collectors_out();
         let result = chain.add(&parameters, on_failure).inspect_err(|_| {
@@ -47,9 +45,14 @@ pub fn add(options: &Options, args: &AddArgs) -> Result<ExitCode> {
 ///
 /// # Errors
 /// The first plugin's that fails.
-pub fn check(options: &Options, target: &Target) -> Result<ExitCode> {
-    let parameters = parameters(options, target)?;
-    on_chain(options, &target.network, |chain| chain.check(&parameters))
+pub fn check(options: &Options, args: &CheckArgs) -> Result<ExitCode> {
+    let parameters = parameters(options, &args.target)?;
+    on_chain(options, &args.target.network, |chain| {
+        if args.dry_run {
+            return dry_run::check(chain, &parameters);
+        }
+        chain.check(&parameters)
+    })
 }
 
 /// `cnitool del`.
@@ -60,7 +63,7 @@ pub fn del(options: &Options, args: &DelArgs) -> Result<ExitCode> {
     let parameters = parameters(options, &args.target)?;
     on_chain(options, &args.target.network, |chain| {
         if args.dry_run {
-            return dry_run(chain, Command::Del, &parameters);
+            return dry_run::del(chain, options.path(), &parameters);
         }
         let _lock = keep_collectors_out();
         chain.del(&parameters)
@@ -161,28 +164,6 @@ fn on_chain(
     let runtime = runtime(options, &trace);
     run(&runtime.chain(network)?)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn dry_run(chain: &Chain<'_>, command: Command, parameters: &Parameters) -> Result<()> {
-    let mut lines = vec![format!("{}\n", gc::describe(parameters))];
-    lines.extend(steps(chain, command));
-    output::answer(lines.concat().as_bytes())
-}
-
-/// A line for each plugin that `command` would run.
-fn steps(chain: &Chain<'_>, command: Command) -> Vec<String> {
-    let word = command.as_str();
-    chain
-        .steps(command)
-        .into_iter()
-        .map(|step| match step {
-            Ok(Step { plugin, executable }) => {
-                let (plugin, file) = (&plugin.plugin, executable.display());
-                format!("would run {word} {plugin} ({file})\n")
-            }
-            Err(error) => format!("cannot run {word}: {error:#}\n"),
-        })
-        .collect()
 }
 
 /// The commonest mistake: the name of a namespace where its path is wanted.

@@ -12,7 +12,7 @@ use crate::applets;
 use crate::cni::collector::{Collector, Run};
 use crate::cni::delegate;
 use crate::cni::error::{Code, detailed};
-use crate::cni::invocation::Attachment;
+use crate::cni::invocation::{Attachment, Command, Environment};
 use crate::cni::skel::Call;
 use crate::cni::version::Version;
 use crate::runtime::chain::{Chain, Step};
@@ -164,7 +164,8 @@ fn ask(step: &Step<'_>, path: &str, config: Vec<u8>, collector: &mut Collector) 
         collector.note(delegate::would_run_foreign(name, executable));
         return Ok(());
     };
-    Call::to_collect(plugin, applets::plugin, path, config)
+    let env = Environment::from([("CNI_PATH".to_owned(), path.to_owned())]);
+    Call::to_look(Command::Gc, plugin, applets::plugin, &env, config)
         .and_then(|call| plugin.gc(&call, collector))
         .with_context(|| step.failed("gc"))
 }

@@ -2,6 +2,7 @@
 //! cache and output (behaviour 3.9), and tells more when something is missing.
 
 mod commands;
+mod dry_run;
 mod exec;
 mod gc;
 mod list;
@@ -40,7 +41,7 @@ enum Verb {
     /// Attach a network namespace to a network and print the result
     Add(AddArgs),
     /// Ask every plugin whether the attachment is as its result says
-    Check(Target),
+    Check(CheckArgs),
     /// Remove an attachment
     Del(DelArgs),
     /// Run a command in a new namespace that is attached to a network meanwhile
@@ -177,7 +178,16 @@ struct AddArgs {
     /// When ADD fails, leave what it made instead of running DEL
     #[arg(long)]
     no_rollback: bool,
-    /// Only print which plugins would be run
+    /// Print what would be made: links, addresses, routes, rules, leases; change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Only print which plugins would be asked
     #[arg(long)]
     dry_run: bool,
 }
@@ -186,7 +196,7 @@ struct AddArgs {
 struct DelArgs {
     #[command(flatten)]
     target: Target,
-    /// Only print which plugins would be run
+    /// Print what would be removed, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -216,7 +226,7 @@ impl Verb {
         match self {
             Self::Add(AddArgs { target, .. })
             | Self::Del(DelArgs { target, .. })
-            | Self::Check(target) => &target.surplus.surplus,
+            | Self::Check(CheckArgs { target, .. }) => &target.surplus.surplus,
             Self::Gc(GcArgs { whole, .. }) | Self::Status(whole) => &whole.surplus.surplus,
             Self::Exec(_)
             | Self::List
@@ -240,7 +250,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let options = &cli.options;
     let done = match &cli.verb {
         Verb::Add(args) => commands::add(options, args),
-        Verb::Check(target) => commands::check(options, target),
+        Verb::Check(args) => commands::check(options, args),
         Verb::Del(args) => commands::del(options, args),
         Verb::Gc(args) => gc::run(options, args),
         Verb::Status(whole) => commands::status(options, whole),

@@ -72,14 +72,18 @@ pub fn set_if_present(key: &str, value: &str) -> Result<()> {
 /// # Errors
 /// Names the sysctl.
 pub fn forward(ips: impl Iterator<Item = IpAddr>) -> Result<()> {
-    let keys: BTreeSet<&str> = ips
-        .map(|ip| match ip {
-            IpAddr::V4(_) => "ipv4/ip_forward",
-            IpAddr::V6(_) => "ipv6/conf/all/forwarding",
-        })
-        .collect();
-    keys.into_iter()
+    forwarding(ips)
+        .into_iter()
         .try_for_each(|key| set(key, "1").context("let the host forward packets"))
+}
+
+/// What must be 1 for packets of the families of `ips` to be forwarded.
+pub fn forwarding(ips: impl Iterator<Item = IpAddr>) -> BTreeSet<&'static str> {
+    ips.map(|ip| match ip {
+        IpAddr::V4(_) => "ipv4/ip_forward",
+        IpAddr::V6(_) => "ipv6/conf/all/forwarding",
+    })
+    .collect()
 }
 
 /// Whether the namespace has IPv6 at all (`ipv6.disable=1` removes it).

@@ -11,6 +11,7 @@ mod layer3;
 pub mod loopback;
 mod masquerade;
 pub mod portmap;
+mod preview;
 pub mod ptp;
 pub mod r#static;
 pub mod tuning;

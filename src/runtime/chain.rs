@@ -199,12 +199,8 @@ impl Chain<'_> {
     /// The failing plugin's, unchanged inside; what was made is then removed again if
     /// `on_failure` says so. An attachment made before is left alone.
     pub fn add(&self, parameters: &Parameters, on_failure: OnFailure) -> Result<CniResult> {
-        let steps = self.all_steps(Command::Add)?;
-        refuse_existing_interface(parameters)?;
+        let steps = self.steps_of_add(parameters)?;
         let before = self.cached(parameters);
-        if let Cached::Foreign(network, owner) = &before {
-            return Err(self.occupied(parameters, network, owner));
-        }
         let error = match self.add_each(&steps, parameters) {
             Ok(result) => return Ok(result),
             Err(error) => error,
@@ -226,6 +222,43 @@ impl Chain<'_> {
             ),
         }
         Err(error)
+    }
+
+    /// The plugins that ADD runs, in their order.
+    ///
+    /// # Errors
+    /// When ADD would run none of them.
+    pub fn steps_of_add(&self, parameters: &Parameters) -> Result<Vec<Step<'_>>> {
+        let steps = self.all_steps(Command::Add)?;
+        refuse_existing_interface(parameters)?;
+        match self.cached(parameters) {
+            Cached::Foreign(network, owner) => Err(self.occupied(parameters, &network, &owner)),
+            _ => Ok(steps),
+        }
+    }
+
+    /// What ADD would send to the plugin of `step` after this result.
+    ///
+    /// # Errors
+    /// None that a configuration can cause.
+    pub fn request_of_add(
+        &self,
+        step: &Step<'_>,
+        parameters: &Parameters,
+        prev_result: Option<&Value>,
+    ) -> Result<Vec<u8>> {
+        let additions = Additions {
+            prev_result,
+            capability_args: Some(&parameters.capability_args),
+            ..Additions::default()
+        };
+        request::encode(self.network, step.plugin, additions)
+    }
+
+    /// Where the result of this attachment is kept.
+    pub fn cache_file(&self, parameters: &Parameters) -> PathBuf {
+        let (cache, name) = (&self.runtime.cache, &self.network.name);
+        cache.file(name, &parameters.attachment)
     }
 
     fn add_each(&self, steps: &[Step<'_>], parameters: &Parameters) -> Result<CniResult> {
@@ -275,10 +308,7 @@ impl Chain<'_> {
         network: &str,
         owner: &Attachment,
     ) -> anyhow::Error {
-        let file = self
-            .runtime
-            .cache
-            .file(&self.network.name, &parameters.attachment);
+        let file = self.cache_file(parameters);
         detailed(
             Code::Config,
             format!("the result cache {} is in use", file.display()),

@@ -29,6 +29,12 @@ fn names(call: &Call) -> [String; 2] {
     .map(|digits| format!("bwp{digits}"))
 }
 
+/// The name that the ifb of an attachment has, unless a stranger has it.
+pub fn name(call: &Call) -> String {
+    let [name, _] = names(call);
+    name
+}
+
 /// Whether `link` is the attachment's ifb. One without alias is the reference's, or what an
 /// ADD left that was killed in between.
 fn is_own(link: &Link, alias: &str) -> bool {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, agree, coded};
 use crate::cni::json::Problem;
+use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Version;
@@ -123,6 +124,25 @@ impl Plugin for Bandwidth {
         let valid = call.config.valid_attachments()?;
         host_end::collect("ifb", &call.config.network, &valid, collector);
         Ok(())
+    }
+
+    fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        let settings = Settings::resolve(call)?;
+        let ifname = &call.invocation.attachment.ifname;
+        for (direction, bucket) in [("receives", settings.ingress), ("sends", settings.egress)] {
+            if let Some(bucket) = bucket {
+                let text = format!("what {ifname} {direction}: {bucket}");
+                preview.tell(Subject::Limit, text);
+            }
+        }
+        if settings.egress.is_some() {
+            let text = format!(
+                "{} (ifb), through which goes what it sends",
+                ifb::name(call)
+            );
+            preview.tell(Subject::Link, text);
+        }
+        required_result(call).map(Some)
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {

@@ -9,6 +9,7 @@ mod config;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod plan;
+mod preview;
 mod rules;
 mod vlan;
 mod vlan_gateway;
@@ -21,6 +22,7 @@ use crate::cni::delegate;
 use crate::cni::error::{Code, all, detailed, not_available};
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
+use crate::cni::preview::Preview;
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Shape;
@@ -43,15 +45,9 @@ pub struct Bridge;
 
 impl Plugin for Bridge {
     fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
-        let settings = Settings::resolve(call)?;
-        refuse_inexpressible(call, &settings)?;
-        if settings.spoof_check {
-            Nftables::fits_spoof_check(&Owner::of(call))?;
-        }
-        let sides = step("open the namespaces", || Sides::open(call))?;
-        veth::refuse_existing(&sides, call)?;
-        let existing = apply::find_bridge(&sides.host, &settings.bridge)?;
-        vlan::require_filtering(&sides.host, &settings, existing.as_ref())?;
+        let Looked {
+            settings, sides, ..
+        } = step("look around", || Looked::at(call))?;
 
         // The address first: the rest is quick to undo, and most failures are here.
         let ipam = match &settings.ipam {
@@ -225,8 +221,41 @@ impl Plugin for Bridge {
         rules_of(call)?.map_or(Ok(()), |rules| rules.ensure())
     }
 
+    fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        preview::preview(call, preview)
+    }
+
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::validate(root, document)
+    }
+}
+
+/// What ADD knows before it changes anything.
+struct Looked {
+    settings: Settings,
+    sides: Sides,
+    /// The bridge, if there is one.
+    existing: Option<Link>,
+}
+
+impl Looked {
+    /// # Errors
+    /// What is wrong with the configuration, or in the way of the attachment.
+    fn at(call: &Call) -> Result<Self> {
+        let settings = Settings::resolve(call)?;
+        refuse_inexpressible(call, &settings)?;
+        if settings.spoof_check {
+            Nftables::fits_spoof_check(&Owner::of(call))?;
+        }
+        let sides = Sides::open(call)?;
+        veth::refuse_existing(&sides, call)?;
+        let existing = apply::find_bridge(&sides.host, &settings.bridge)?;
+        vlan::require_filtering(&sides.host, &settings, existing.as_ref())?;
+        Ok(Self {
+            settings,
+            sides,
+            existing,
+        })
     }
 }
 

@@ -23,6 +23,7 @@ mod resolv;
 mod status;
 mod store;
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Result;
@@ -37,7 +38,8 @@ use self::store::Store;
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, detailed};
 use crate::cni::json::Problem;
-use crate::cni::result::{CniResult, Dns};
+use crate::cni::preview::{Preview, Subject};
+use crate::cni::result::{CniResult, Dns, Ip};
 use crate::cni::skel::{Call, Plugin};
 use crate::journal::step;
 use crate::log;
@@ -48,38 +50,20 @@ pub struct Ipam;
 
 impl Plugin for Ipam {
     fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
-        let settings = Settings::read(&call.config)?;
-        let requested = settings.requested_with(&call.invocation.args)?;
-        warn_of_gateways(&settings);
-        let dns = match &settings.resolv_conf {
-            Some(path) => resolv::read(path)?,
-            None => Dns::default(),
-        };
+        let wanted = Wanted::read(call)?;
         let network = &call.config.network;
-        let attachment = &call.invocation.attachment;
-        let mut store = step("lock the leases", || {
-            Store::create(&settings.data_dir, network)
-        })?;
-        let request = Request {
-            network,
-            attachment,
-            settings: &settings,
-            requested,
-        };
-        let Reserved { leases, ips } = step("reserve addresses", || {
-            reserve::reserve(&mut store, request)
-        })?;
-        let data_dir = settings.data_dir.clone();
+        let data_dir = wanted.settings.data_dir.clone();
+        let mut store = step("lock the leases", || Store::create(&data_dir, network))?;
+        let reserved = step("reserve addresses", || wanted.reserve(call, &mut store))?;
+        let Reserved { leases, ips } = reserved;
         undo.push(
-            format!("release the addresses of {}", Owner::of(attachment)),
+            format!(
+                "release the addresses of {}",
+                Owner::of(&call.invocation.attachment)
+            ),
             move || release(&data_dir, network, leases),
         );
-        Ok(CniResult {
-            ips,
-            routes: settings.routes,
-            dns,
-            ..CniResult::default()
-        })
+        Ok(wanted.result(ips))
     }
 
     fn del(&self, call: &Call) -> Result<()> {
@@ -131,8 +115,68 @@ impl Plugin for Ipam {
         gc::collect(&data_dir, &call.config.network, &valid, collector)
     }
 
+    fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        let wanted = Wanted::read(call)?;
+        let mut store = Store::look(&wanted.settings.data_dir, &call.config.network);
+        let Reserved { ips, leases } = wanted.reserve(call, &mut store)?;
+        for lease in leases {
+            let file = store.leases.file(lease.ip);
+            let owner = Owner::of(&call.invocation.attachment);
+            let text = format!("{} for {owner}, in {}", lease.ip, file.display());
+            preview.tell(Subject::Lease, text);
+        }
+        Ok(Some(wanted.result(ips)))
+    }
+
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::problems(root, document)
+    }
+}
+
+/// What an ADD is told to give.
+struct Wanted {
+    settings: Settings,
+    requested: Vec<IpAddr>,
+    dns: Dns,
+}
+
+impl Wanted {
+    /// # Errors
+    /// Code 7, or what is wrong with `resolvConf`.
+    fn read(call: &Call) -> Result<Self> {
+        let settings = Settings::read(&call.config)?;
+        let requested = settings.requested_with(&call.invocation.args)?;
+        warn_of_gateways(&settings);
+        let dns = match &settings.resolv_conf {
+            Some(path) => resolv::read(path)?,
+            None => Dns::default(),
+        };
+        Ok(Self {
+            settings,
+            requested,
+            dns,
+        })
+    }
+
+    /// # Errors
+    /// Those of [`reserve::reserve`].
+    fn reserve(&self, call: &Call, store: &mut Store) -> Result<Reserved> {
+        let request = Request {
+            network: &call.config.network,
+            attachment: &call.invocation.attachment,
+            settings: &self.settings,
+            requested: self.requested.clone(),
+        };
+        reserve::reserve(store, request)
+    }
+
+    fn result(self, ips: Vec<Ip>) -> CniResult {
+        CniResult {
+            ips,
+            routes: self.settings.routes,
+            dns: self.dns,
+            ..CniResult::default()
+        }
     }
 }
 

@@ -191,7 +191,6 @@ impl Round<'_> {
             .filter(|ip| self.settings.set_with_gateway(*ip).is_none());
         loop {
             let free = store
-                .leases
                 .first_free(candidates.clone())
                 .with_context(|| coded(Code::Io, "look for a free address"))?;
             let ip = match free {

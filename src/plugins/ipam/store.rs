@@ -23,7 +23,9 @@ pub struct Store {
     pub boots: Boots,
     /// While the index has every lease.
     tally: Option<Tally>,
-    _lock: fsutil::Lock,
+    /// The addresses that would be free by now, where nothing is to be changed.
+    imagined_free: Option<BTreeSet<IpAddr>>,
+    _lock: Option<fsutil::Lock>,
 }
 
 impl Store {
@@ -54,6 +56,18 @@ impl Store {
         open().map_err(|error| cannot_open(network, error))
     }
 
+    /// The leases of `network` to look at and to imagine changes of. What others do
+    /// meanwhile may go unnoticed.
+    pub fn look(data_dir: &Path, network: &str) -> Self {
+        Self {
+            leases: LeaseDir::new(data_dir, network),
+            boots: Boots::new(data_dir, network),
+            tally: None,
+            imagined_free: Some(BTreeSet::new()),
+            _lock: None,
+        }
+    }
+
     fn lock(leases: LeaseDir, data_dir: &Path, network: &str) -> Result<Self> {
         let lock = leases.lock()?;
         let boots = Boots::new(data_dir, network);
@@ -62,7 +76,8 @@ impl Store {
             leases,
             boots,
             tally,
-            _lock: lock,
+            imagined_free: None,
+            _lock: Some(lock),
         })
     }
 
@@ -155,6 +170,9 @@ impl Store {
             .leases
             .scan(&known)
             .with_context(|| coded(Code::Io, "read the recorded leases"))?;
+        if self.imagined_free.is_some() {
+            return Ok(found.leases);
+        }
         for leftover in &found.leftovers {
             if let Err(error) = fsutil::remove(leftover) {
                 log::warn(&format!("leftover stays: {error:#}"));
@@ -170,6 +188,20 @@ impl Store {
         Ok(found.leases)
     }
 
+    /// The first of `candidates` that nobody has.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn first_free(
+        &self,
+        mut candidates: impl Iterator<Item = IpAddr> + Clone,
+    ) -> Result<Option<IpAddr>> {
+        match &self.imagined_free {
+            None => self.leases.first_free(candidates),
+            Some(free) => Ok(candidates.find(|ip| free.contains(ip) || !self.leases.is_taken(*ip))),
+        }
+    }
+
     /// Records `ip` for `attachment` and as the last one of set number `set`; `None` when
     /// somebody has it.
     ///
@@ -182,6 +214,14 @@ impl Store {
         attachment: &Attachment,
     ) -> Result<Option<Lease>> {
         let reserve = || {
+            if let Some(free) = &self.imagined_free {
+                let is_free = free.contains(&ip) || !self.leases.is_taken(ip);
+                return Ok(is_free.then(|| Lease {
+                    ip,
+                    owner: Some(Owner::of(attachment)),
+                    stamp: String::new(),
+                }));
+            }
             if !self.leases.reserve(ip, &Owner::of(attachment))? {
                 return Ok(None);
             }
@@ -212,6 +252,10 @@ impl Store {
     /// # Errors
     /// Code 5, with everything that went wrong.
     pub fn release(&mut self, leases: &[Lease]) -> Result<()> {
+        if let Some(free) = &mut self.imagined_free {
+            free.extend(leases.iter().map(|lease| lease.ip));
+            return Ok(());
+        }
         let mut failures = Vec::new();
         let mut freed: BTreeMap<&Owner, BTreeSet<IpAddr>> = BTreeMap::new();
         for lease in leases {

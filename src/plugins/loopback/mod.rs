@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, detailed};
 use crate::cni::json::{self, Problem};
+use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Interface, Ip};
 use crate::cni::skel::{Call, Plugin};
 use crate::journal::step;
@@ -64,6 +65,20 @@ impl Plugin for Loopback {
     fn gc(&self, call: &Call, _collector: &mut Collector) -> Result<()> {
         // A `lo` goes with its namespace: nothing is ever left.
         call.config.valid_attachments().map(drop)
+    }
+
+    fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        let path = call.invocation.netns.as_deref().unwrap_or_default();
+        let (container, lo) = find(&Netns::open(path)?)?;
+        let addresses = addr::list(&container, lo.index)?;
+        refuse_others(&addresses)?;
+        if !lo.is_up {
+            preview.tell(Subject::Link, format!("lo in {path}: set up"));
+        }
+        let previous = call.config.prev_result()?;
+        Ok(Some(
+            previous.unwrap_or_else(|| result(lo, path, &addresses)),
+        ))
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, all, coded};
 use crate::cni::json::Problem;
+use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::{Call, Plugin};
 use crate::journal::step;
@@ -143,6 +144,23 @@ impl Plugin for Portmap {
             }
             None => Ok(()),
         }
+    }
+
+    fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        let settings = Settings::resolve(call)?;
+        let result = required_result(call)?;
+        let Some(wanted) = wanted(call, &settings, &result) else {
+            return Ok(Some(result));
+        };
+        let owner = Owner::of(call);
+        let backend = netfilter::choose(settings.backend)?.backend();
+        preview.rules(backend.missing_port_maps(&owner, &wanted)?);
+        if must_route_localnet(&wanted) && nftables::is_usable() {
+            let text = "net/ipv4/conf/LINK/route_localnet = 1, LINK being the one that leads to the \
+                        container; rules in table ip cnibox_localnet guard it";
+            preview.tell(Subject::Sysctl, text);
+        }
+        Ok(Some(result))
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {

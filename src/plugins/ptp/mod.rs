@@ -17,6 +17,7 @@ use crate::cni::delegate;
 use crate::cni::error::agree;
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
+use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
 use crate::journal::step;
@@ -27,8 +28,8 @@ use crate::netfilter::{self, Known, Owner};
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
-use crate::plugins::masquerade;
 use crate::plugins::veth::{self, Addressing, Sides};
+use crate::plugins::{masquerade, preview as words};
 use crate::undo::Undo;
 
 use config::Settings;
@@ -153,6 +154,36 @@ impl Plugin for Ptp {
 
     fn restore_rules(&self, call: &Call) -> Result<()> {
         existing_rules(call)?.map_or(Ok(()), |rules| rules.ensure())
+    }
+
+    fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        let settings = Settings::resolve(call)?;
+        veth::refuse_existing(&Sides::open(call)?, call)?;
+        let Some(ipam) = delegate::preview(call, &settings.ipam, preview)? else {
+            words::pair(call, "on the host", None, settings.mtu, preview);
+            words::unknown_addresses(preview);
+            return Ok(None);
+        };
+        let plan = Plan::new(settings.mtu, &ipam)?;
+        words::pair(call, "on the host", None, settings.mtu, preview);
+        words::layer3(call, &plan.ips, &plan.container_routes, preview);
+        let host_end = Identity::of(call).name;
+        for address in &plan.host_addresses {
+            preview.tell(Subject::Address, format!("{address} on {host_end}"));
+        }
+        for route in &plan.host_routes {
+            preview.tell(Subject::Route, format!("{route} through {host_end}"));
+        }
+        words::forwarding(plan.ips.iter().map(|ip| ip.address.addr()), preview)?;
+        if settings.masquerade {
+            let rules = masquerade::Wanted::new(call, settings.backend, &plan.ips)?;
+            preview.rules(rules.missing()?);
+        }
+        Ok(Some(CniResult {
+            interfaces: words::interfaces(call, &[&host_end]),
+            ips: plan.ips,
+            ..ipam
+        }))
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {

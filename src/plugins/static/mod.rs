@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, agree, coded};
 use crate::cni::json::Problem;
+use crate::cni::preview::Preview;
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
 use crate::undo::Undo;
@@ -25,13 +26,7 @@ pub struct Static;
 
 impl Plugin for Static {
     fn add<'a>(&self, call: &'a Call, _undo: &mut Undo<'a>) -> Result<CniResult> {
-        let Settings { ips, routes, dns } = Settings::resolve(call)?;
-        Ok(CniResult {
-            ips,
-            routes,
-            dns,
-            ..CniResult::default()
-        })
+        Settings::resolve(call).map(result)
     }
 
     fn del(&self, _call: &Call) -> Result<()> {
@@ -56,8 +51,22 @@ impl Plugin for Static {
         call.config.valid_attachments().map(drop)
     }
 
+    fn preview(&self, call: &Call, _preview: &mut Preview) -> Result<Option<CniResult>> {
+        // There is nothing that it would make.
+        Settings::resolve(call).map(result).map(Some)
+    }
+
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::problems(root, document)
+    }
+}
+
+fn result(Settings { ips, routes, dns }: Settings) -> CniResult {
+    CniResult {
+        ips,
+        routes,
+        dns,
+        ..CniResult::default()
     }
 }
 

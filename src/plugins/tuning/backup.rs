@@ -145,6 +145,11 @@ impl File {
         }
     }
 
+    /// Where it is, or would be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What was kept. A file that is damaged or cannot be read keeps nothing: that is
     /// said on stderr, and nothing else depends on it.
     pub fn load(&self) -> Option<Backup> {

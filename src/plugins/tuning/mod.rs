@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, agree, coded, not_available};
 use crate::cni::json::Problem;
+use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
 use crate::fsutil;
@@ -33,6 +34,7 @@ use allowlist::Allowlist;
 use apply::Container;
 use backup::Backup;
 use config::{Settings, Wanted};
+use sysctl::Sysctl;
 
 /// The applet.
 #[derive(Debug)]
@@ -104,6 +106,29 @@ impl Plugin for Tuning {
         let dir = config::data_dir(&call.config)?;
         backup::collect(&dir, &call.config.network, &valid, collector);
         Ok(())
+    }
+
+    fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        let settings = Settings::resolve(call)?;
+        check_allowed(&settings)?;
+        let previous = require_previous(call)?;
+        let ifname = &call.invocation.attachment.ifname;
+        for Sysctl { key, value, .. } in &settings.sysctls {
+            let text = format!("{key} = {value}, in the container");
+            preview.tell(Subject::Sysctl, text);
+        }
+        for property in settings.link.properties() {
+            preview.tell(
+                Subject::Link,
+                format!("{ifname} in the container: {property}"),
+            );
+        }
+        if settings.link != Wanted::default() {
+            let file = backup::File::of(call, &settings.data_dir);
+            let text = format!("{}, what {ifname} was like", file.path().display());
+            preview.tell(Subject::File, text);
+        }
+        Ok(Some(plan::result(previous, &settings.link, ifname)))
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
