@@ -453,7 +453,8 @@ fn guard_own_namespace(invocation: &mut Invocation) -> Result<()> {
 
 /// Whether the path leads to the namespace of this process.
 pub fn is_own_namespace(netns: &str) -> bool {
-    fsutil::is_same_file(Path::new("/proc/thread-self/ns/net"), Path::new(netns))
+    // The thread that started this process is in it.
+    fsutil::is_same_file(Path::new("/proc/self/ns/net"), Path::new(netns))
 }
 
 #[cfg(test)]

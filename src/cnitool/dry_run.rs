@@ -183,7 +183,7 @@ fn existing_link(parameters: &Parameters) -> Result<Option<String>> {
     if !gc::is_live(netns) {
         return Ok(None);
     }
-    let inside = Netlink::open()?.open_inside(&Netns::open(netns)?)?;
+    let inside = Netlink::open_in(&Netns::open(netns)?)?;
     let Some(link) = link::by_name(&inside, ifname)? else {
         return Ok(None);
     };

@@ -5,7 +5,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
@@ -161,7 +161,7 @@ pub fn all(netlink: &Netlink, kind: &str) -> Result<Vec<Link>> {
 /// # Errors
 /// When the kernel cannot be asked, or links come and go too fast to list them.
 pub fn list(netlink: &Netlink) -> Result<Vec<Link>> {
-    let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let message = RouteNetlinkMessage::GetLink(without_counters(LinkMessage::default()));
     let found = netlink.dump(&message).context("list links")?;
     let links = found.into_iter().filter_map(|message| match message {
         RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
@@ -188,8 +188,16 @@ pub fn has_ports(netlink: &Netlink, bridge: &Link) -> Result<bool> {
     }))
 }
 
+/// Spares the kernel adding up what passed the link on each processor, and both sides half
+/// of the answer. Kernels before 4.4 do not know the wish.
+fn without_counters(mut request: LinkMessage) -> LinkMessage {
+    let mask = vec![LinkExtentMask::SkipStats];
+    request.attributes.push(LinkAttribute::ExtMask(mask));
+    request
+}
+
 fn look_up(netlink: &Netlink, message: LinkMessage) -> Result<Option<Link>> {
-    let found = netlink.get(RouteNetlinkMessage::GetLink(message))?;
+    let found = netlink.get(RouteNetlinkMessage::GetLink(without_counters(message)))?;
     Ok(found.and_then(|message| match message {
         RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
         _ => None,

@@ -1,27 +1,27 @@
-//! One rtnetlink socket per namespace (rtnetlink(7)); the only asynchronous code.
+//! One rtnetlink socket per namespace (rtnetlink(7)).
 //!
 //! A socket stays in the namespace it was opened in and can be used from outside, so
 //! nothing but sysctls needs a thread in the container's namespace.
+//!
+//! The kernel works a request off while it is being sent, so its answer is there when
+//! sending returns: nothing but [`Netlink::wait_until`] ever waits.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use futures_util::StreamExt;
-use futures_util::future::{Either, select};
-use futures_util::stream::BoxStream;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::AsyncSocket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
-use rtnetlink::{Handle, MulticastGroup};
-use tokio::runtime::Runtime;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::netns::Netns;
-use crate::log;
 
 /// What the kernel answered to a request it refused.
 #[derive(Debug)]
@@ -63,13 +63,6 @@ pub fn tolerate(result: Result<()>, errnos: &[Errno]) -> Result<()> {
 
 /// How often a dump that raced with a change is repeated before it is an error.
 const DUMP_TRIES: u32 = 10;
-
-/// One socket, as long as it works.
-struct Connection {
-    handle: Handle,
-    /// Tells each time the kernel could not say something (`ENOBUFS`).
-    losses: BoxStream<'static, ()>,
-}
 
 /// Whether a request with this error may have been carried out all the same: no answer
 /// came, rather than a refusal.
@@ -125,46 +118,45 @@ fn until_consistent(mut ask: impl FnMut() -> Result<Answer>) -> Result<Vec<Route
     anyhow::bail!("list network objects: they kept changing, {DUMP_TRIES} times")
 }
 
+/// The kernel fills at most this much at once.
+const RECEIVE: usize = 32 * 1024;
+
 /// A socket in one namespace. Clones share it.
 #[derive(Clone)]
-pub struct Netlink {
-    runtime: Rc<Runtime>,
-    connection: Rc<RefCell<Connection>>,
-    /// Where the socket is, if not in the namespace of this process.
-    netns: Option<Netns>,
+pub struct Netlink(Rc<Connection>);
+
+/// What clones share.
+struct Connection {
+    socket: Socket,
+    /// Of the last request. What is left of the answers to earlier ones is not an answer.
+    sequence: Cell<u32>,
+    /// Where answers are received.
+    buffer: RefCell<Vec<u8>>,
 }
 
 impl Netlink {
-    /// A socket in the namespace of this process.
+    /// A socket in the namespace of the calling thread.
     ///
     /// # Errors
     /// When the kernel refuses one.
     pub fn open() -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()
-            .context("start the netlink runtime")?;
-        let connection = connect(&runtime)?;
-        Ok(Self {
-            runtime: Rc::new(runtime),
-            connection: Rc::new(RefCell::new(connection)),
-            netns: None,
-        })
+        Ok(Self::on(open()?))
     }
 
-    /// Another socket, in `netns`.
+    /// A socket in `netns`.
     ///
     /// # Errors
     /// When the namespace cannot be entered or the kernel refuses a socket.
-    pub fn open_inside(&self, netns: &Netns) -> Result<Self> {
-        let runtime: &Runtime = &self.runtime;
-        let connection = netns.inside(|| connect(runtime))?;
-        Ok(Self {
-            runtime: Rc::clone(&self.runtime),
-            connection: Rc::new(RefCell::new(connection)),
-            netns: Some(netns.clone()),
-        })
+    pub fn open_in(netns: &Netns) -> Result<Self> {
+        Ok(Self::on(netns.inside(open)?))
+    }
+
+    fn on(socket: Socket) -> Self {
+        Self(Rc::new(Connection {
+            socket,
+            sequence: Cell::new(0),
+            buffer: RefCell::new(Vec::with_capacity(RECEIVE)),
+        }))
     }
 
     /// Sends a request that is answered with an acknowledgement only. `flags` beside
@@ -199,60 +191,43 @@ impl Netlink {
 
     /// The whole answer to one request.
     fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Answer> {
-        let answer = self.ask(message, flags);
-        if answer.as_ref().is_err_and(is_unanswered) {
-            self.reconnect();
-        }
-        answer
-    }
-
-    /// A connection ends with the first error of its socket. Whoever asks next, like an
-    /// undo step, needs another.
-    fn reconnect(&self) {
-        let runtime: &Runtime = &self.runtime;
-        let connected = match &self.netns {
-            Some(netns) => netns.inside(|| connect(runtime)),
-            None => connect(runtime),
-        };
-        match connected {
-            Ok(connection) => drop(self.connection.replace(connection)),
-            Err(error) => log::warn(&format!("{error:#}")),
-        }
-    }
-
-    fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Answer> {
+        let Connection {
+            socket,
+            sequence,
+            buffer,
+        } = &*self.0;
+        sequence.set(sequence.get().wrapping_add(1));
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
-        let mut connection = self.connection.borrow_mut();
-        let Connection { handle, losses } = &mut *connection;
-        self.runtime.block_on(async {
-            let mut parts = handle.request(request).context("send a netlink request")?;
-            let mut answer = Answer::default();
-            loop {
-                match select(parts.next(), losses.next()).await {
-                    Either::Left((Some(part), _)) => answer.add(part)?,
-                    Either::Left((None, _)) => break,
-                    // The rest would be waited for in vain.
-                    Either::Right(_) => {
-                        return Err(refused(-(Errno::ENOBUFS as i32), &[])).context(
-                            "the kernel had no memory for its answer, or its socket was closed",
-                        );
-                    }
+        request.header.sequence_number = sequence.get();
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        socket.send(&bytes, 0).context("send a netlink request")?;
+        let mut answer = Answer::default();
+        let mut buffer = buffer.borrow_mut();
+        while !answer.is_complete {
+            receive(socket, &mut buffer)?;
+            let mut rest = buffer.as_slice();
+            while !rest.is_empty() {
+                let part = NetlinkMessage::deserialize(rest).context("read a netlink answer")?;
+                let length = usize::try_from(part.header.length)?.next_multiple_of(4);
+                rest = rest.get(length..).unwrap_or_default();
+                if part.header.sequence_number == sequence.get() {
+                    answer.add(part)?;
                 }
             }
-            anyhow::ensure!(answer.is_complete, "the kernel's answer broke off");
-            Ok(answer)
-        })
+        }
+        Ok(answer)
     }
 
     /// Waits until `look` finds something, looking once and again whenever the kernel
-    /// tells of a change to `what`; `None` after `limit`. `netns` is the namespace of
-    /// this socket if it is not the process's own.
+    /// tells of a change to `what`; `None` after `limit`. `netns` is where, if
+    /// not in the namespace of the calling thread.
     ///
     /// # Errors
     /// Those of `look`, and when the kernel refuses to tell.
     pub fn wait_until<T>(
-        &self,
         what: Changes,
         netns: Option<&Netns>,
         limit: Duration,
@@ -261,29 +236,26 @@ impl Netlink {
         if let Some(found) = look()? {
             return Ok(Some(found));
         }
-        let runtime: &Runtime = &self.runtime;
         let subscribe = || {
-            let _guard = runtime.enter();
-            let (connection, _, changes) = rtnetlink::new_multicast_connection(&[what.group()])
+            let socket = open()?;
+            socket
+                .add_membership(what.group())
                 .context("subscribe to netlink notifications")?;
-            runtime.spawn(connection);
-            Ok(changes)
+            Ok(socket)
         };
-        let mut changes = match netns {
+        let changes = match netns {
             Some(netns) => netns.inside(subscribe)?,
             None => subscribe()?,
         };
-        let end = tokio::time::Instant::now() + limit;
+        let end = Instant::now() + limit;
         loop {
             // First, for what happened before the subscription.
             if let Some(found) = look()? {
                 return Ok(Some(found));
             }
-            let told = self
-                .runtime
-                .block_on(async { tokio::time::timeout_at(end, changes.next()).await });
-            // A stream that never ends must not win over the clock.
-            if !matches!(told, Ok(Some(_))) || tokio::time::Instant::now() >= end {
+            // A stream of changes that never ends must not win over the clock.
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || !is_told(&changes, left)? {
                 return Ok(None);
             }
         }
@@ -300,10 +272,11 @@ pub enum Changes {
 }
 
 impl Changes {
-    fn group(self) -> MulticastGroup {
+    /// Its number in `enum rtnetlink_groups`.
+    fn group(self) -> u32 {
         match self {
-            Self::Links => MulticastGroup::Link,
-            Self::Ipv6Addresses => MulticastGroup::Ipv6Ifaddr,
+            Self::Links => 1,
+            Self::Ipv6Addresses => 9,
         }
     }
 }
@@ -314,22 +287,60 @@ impl std::fmt::Debug for Netlink {
     }
 }
 
-/// A socket in the namespace of the calling thread, served by `runtime`.
-fn connect(runtime: &Runtime) -> Result<Connection> {
-    let _guard = runtime.enter();
-    let (mut connection, handle, unasked) =
-        rtnetlink::new_connection().context("open a netlink socket")?;
-    connection.set_forward_ack(true);
-    connection.set_forward_done(true);
-    let socket = connection.socket_mut().socket_mut();
+/// A socket in the namespace of the calling thread. It never waits.
+fn open() -> Result<Socket> {
+    let open = || {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        // From nobody but the kernel.
+        socket.connect(&SocketAddr::new(0, 0))?;
+        socket.set_non_blocking(true)?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    let socket = open().context("open a netlink socket")?;
     // Explanations are a comfort: kernels before 4.12 do without.
     drop(socket.set_ext_ack(true));
     drop(socket.set_cap_ack(true));
-    runtime.spawn(connection);
-    // Nothing has been subscribed to: all that comes unasked is the word that an answer
-    // was lost.
-    let losses = unasked.map(drop).boxed();
-    Ok(Connection { handle, losses })
+    Ok(socket)
+}
+
+/// Receives a part of the kernel's answer.
+///
+/// # Errors
+/// `ENOBUFS` when an answer was lost.
+fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> Result<()> {
+    loop {
+        buffer.clear();
+        let Err(error) = socket.recv(buffer, 0) else {
+            return Ok(());
+        };
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EINTR) => {}
+            Some(Errno::ENOBUFS) => {
+                return Err(refused(-(Errno::ENOBUFS as i32), &[]))
+                    .context("the kernel had no memory for its answer");
+            }
+            Some(Errno::EAGAIN) => anyhow::bail!("the kernel's answer broke off"),
+            _ => return Err(error).context("receive a netlink answer"),
+        }
+    }
+}
+
+/// Whether the kernel tells of a change within `limit`. All that it has told is forgotten.
+fn is_told(changes: &Socket, limit: Duration) -> Result<bool> {
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    let mut ready = [PollFd::new(changes.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut ready, limit) {
+        Ok(0) => return Ok(false),
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(error).context("wait for netlink notifications"),
+    }
+    // Notes that were lost tell of changes too: the next look sees them.
+    let mut note = Vec::with_capacity(RECEIVE);
+    while changes.recv(&mut note, 0).is_ok() {
+        note.clear();
+    }
+    Ok(true)
 }
 
 /// Reads a refusal. `code` is a negated errno, `header` what follows it in the kernel's

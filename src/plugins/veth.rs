@@ -42,7 +42,7 @@ impl Sides {
     pub fn open(call: &Call) -> Result<Self> {
         let netns = Netns::open(call.invocation.netns.as_deref().unwrap_or_default())?;
         let host = Netlink::open()?;
-        let container = host.open_inside(&netns)?;
+        let container = Netlink::open_in(&netns)?;
         Ok(Self {
             host,
             container,
@@ -298,7 +298,7 @@ const DAD_LIMIT: Duration = Duration::from_secs(5);
 
 /// Waits until no IPv6 address of `end` is tentative any more (RFC 4862, section 5.4).
 fn wait_for_addresses(sides: &Sides, end: &Link) -> Result<()> {
-    let settled = sides.container.wait_until(
+    let settled = Netlink::wait_until(
         Changes::Ipv6Addresses,
         Some(&sides.netns),
         DAD_LIMIT,
@@ -341,7 +341,7 @@ const PORT_LIMIT: Duration = Duration::from_millis(2550);
 /// When the kernel cannot be asked; a port that is late is only worth a warning.
 pub fn wait_for_port(host: &Netlink, port: &Link) -> Result<()> {
     let running = step("wait until the port is up", || {
-        host.wait_until(Changes::Links, None, PORT_LIMIT, || {
+        Netlink::wait_until(Changes::Links, None, PORT_LIMIT, || {
             let link = link::by_index(host, port.index)?;
             Ok(link.filter(|link| link.is_running).map(drop))
         })
@@ -361,9 +361,7 @@ pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Sen
     let host = Netlink::open()?;
     let mut done: Vec<Result<()>> = Vec::new();
     // The link and its namespace may be gone, half gone, or somebody else's by now.
-    let found = step("find the container's end", || {
-        find_container_end(call, &host)
-    });
+    let found = step("find the container's end", || find_container_end(call));
     let link = found.unwrap_or_else(|error| {
         done.push(Err(error));
         None
@@ -402,11 +400,11 @@ pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Sen
 }
 
 /// The container's end and a socket in its namespace; `None` when either is gone.
-fn find_container_end(call: &Call, host: &Netlink) -> Result<Option<(Netlink, Link)>> {
+fn find_container_end(call: &Call) -> Result<Option<(Netlink, Link)>> {
     let Some(netns) = Netns::open_if_any(call.invocation.netns.as_deref())? else {
         return Ok(None);
     };
-    let container = host.open_inside(&netns)?;
+    let container = Netlink::open_in(&netns)?;
     let ifname = &call.invocation.attachment.ifname;
     match link::by_name(&container, ifname)? {
         Some(end) if end.kind != "veth" => {

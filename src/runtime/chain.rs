@@ -141,7 +141,7 @@ fn refuse_existing_interface(parameters: &Parameters) -> Result<()> {
     if ifname == "lo" || !gc::is_live(netns) {
         return Ok(());
     }
-    let inside = Netlink::open()?.open_inside(&Netns::open(netns)?)?;
+    let inside = Netlink::open_in(&Netns::open(netns)?)?;
     let Some(link) = link::by_name(&inside, ifname)? else {
         return Ok(());
     };

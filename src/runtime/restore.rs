@@ -148,7 +148,7 @@ impl Remembered {
         if is_own_namespace(netns) {
             return Ok(Some("its namespace is the host's own".into()));
         }
-        let inside = Netlink::open()?.open_inside(&Netns::open(netns)?)?;
+        let inside = Netlink::open_in(&Netns::open(netns)?)?;
         let Some(link) = link::by_name(&inside, ifname)? else {
             return Ok(Some(format!("there is no {ifname} in its namespace")));
         };

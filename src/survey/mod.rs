@@ -117,7 +117,7 @@ impl Survey {
             .chain(named_namespaces(&mut doubts))
             .collect();
         let namespaces = paths.into_iter().map(|path| {
-            let found = look_into(&netlink, &path);
+            let found = look_into(&path);
             (path, found)
         });
         Ok(Self {
@@ -167,7 +167,7 @@ fn named_namespaces(doubts: &mut Vec<String>) -> Vec<String> {
     names.filter(|path| gc::is_live(path)).collect()
 }
 
-fn look_into(netlink: &Netlink, path: &str) -> Namespace {
+fn look_into(path: &str) -> Namespace {
     if !gc::is_live(path) {
         return Namespace::Gone;
     }
@@ -176,7 +176,7 @@ fn look_into(netlink: &Netlink, path: &str) -> Namespace {
     }
     let look = || {
         let netns = Netns::open(path)?;
-        let stack = Stack::read(&netlink.open_inside(&netns)?)?;
+        let stack = Stack::read(&Netlink::open_in(&netns)?)?;
         Ok(Namespace::Open(stack))
     };
     look().unwrap_or_else(|error: anyhow::Error| Namespace::Closed(format!("{error:#}")))

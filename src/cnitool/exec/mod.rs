@@ -108,7 +108,7 @@ fn finish(chain: &Chain<'_>, parameters: &Parameters, ended: Result<Ended>) -> R
 
 /// Programs expect to reach themselves.
 fn set_lo_up(netns: &Netns) -> Result<()> {
-    let inside = Netlink::open()?.open_inside(netns)?;
+    let inside = Netlink::open_in(netns)?;
     let lo = link::by_name(&inside, "lo")?.context("the new namespace has no link lo")?;
     link::change(&inside, link::change_of(lo.index).up(), "set lo up")
 }

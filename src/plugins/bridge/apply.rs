@@ -19,6 +19,7 @@ use crate::plugins::veth::{Pair, Sides, explain_ipv6, quietly};
 use crate::undo::Undo;
 
 /// Makes sure that the bridge exists, is up, and ignores router advertisements.
+/// `existing` is the bridge that was found, if one was.
 ///
 /// Somebody else may be doing the same right now: every step is one that can be done
 /// twice.
@@ -26,9 +27,9 @@ use crate::undo::Undo;
 /// # Errors
 /// Code 7 when the name belongs to something that is no bridge, or to one that cannot be
 /// made to filter VLANs.
-pub fn ensure_bridge(host: &Netlink, settings: &Settings) -> Result<Link> {
+pub fn ensure_bridge(host: &Netlink, settings: &Settings, existing: Option<Link>) -> Result<Link> {
     let name = &settings.bridge;
-    let mut bridge = find_bridge(host, name)?;
+    let mut bridge = existing;
     if bridge.is_none() {
         let filtering = settings.vlans.is_some();
         let created = link::create_bridge(host, name, Mac::random()?, settings.mtu, filtering);

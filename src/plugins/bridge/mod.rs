@@ -46,7 +46,10 @@ pub struct Bridge;
 impl Plugin for Bridge {
     fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
         let Looked {
-            settings, sides, ..
+            settings,
+            sides,
+            existing,
+            ..
         } = step("look around", || Looked::at(call))?;
 
         // The address first: the rest is quick to undo, and most failures are here.
@@ -60,7 +63,7 @@ impl Plugin for Bridge {
         };
 
         let bridge = step("make sure of the bridge", || {
-            apply::ensure_bridge(&sides.host, &settings)
+            apply::ensure_bridge(&sides.host, &settings, existing)
         })?;
         let vlan = settings.gateway_vlan();
         let lock = vlan.map(|_| vlan_gateway::lock()).transpose()?;

@@ -141,7 +141,7 @@ fn can_filter(host: &Netlink) -> Result<bool> {
         return Ok(known);
     }
     // Making one, in a namespace that goes at once, loads the kernel module if there is one.
-    let inside = host.open_inside(&Netns::throwaway()?)?;
+    let inside = Netlink::open_in(&Netns::throwaway()?)?;
     link::create_bridge(&inside, NAME, Mac::random()?, None, false)?;
     let made = link::by_name(&inside, NAME)?.context("the bridge is gone")?;
     Ok(made.vlans.is_some())

@@ -91,7 +91,7 @@ impl Plugin for Loopback {
 
 /// `lo` in `netns`, and a socket there.
 fn find(netns: &Netns) -> Result<(Netlink, Link)> {
-    let container = Netlink::open()?.open_inside(netns)?;
+    let container = Netlink::open_in(netns)?;
     let lo = link::by_name(&container, "lo")?
         .with_context(|| format!("there is no link lo in {}", netns.path()))?;
     Ok((container, lo))

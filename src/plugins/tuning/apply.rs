@@ -31,7 +31,7 @@ impl Container {
     /// When the namespace cannot be entered.
     pub fn enter(netns: Netns) -> Result<Self> {
         Ok(Self {
-            netlink: Netlink::open()?.open_inside(&netns)?,
+            netlink: Netlink::open_in(&netns)?,
             netns: Rc::new(netns),
         })
     }
