@@ -32,6 +32,11 @@ use applets::{Applet, Entry};
 pub use cli::{completions, manual};
 use cni::error::{Code, ErrorObject};
 
+/// musl's allocator gives memory back to the kernel at every turn and has it mapped and
+/// zeroed again; a process of some milliseconds keeps what it has.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 /// Runs the applet that this process was called as.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(report_panic));

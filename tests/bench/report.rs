@@ -29,7 +29,7 @@ pub struct Report {
 
 /// One goal for one backend.
 struct Goal {
-    what: &'static str,
+    what: String,
     backend: Backend,
     /// What is measured, and the bound.
     value: f64,
@@ -181,9 +181,9 @@ impl Report {
                 Backend::Iptables => iptables,
                 Backend::Nftables => nftables,
             };
-            let mut goal = |what, at_least, value: f64, bound: f64| {
+            let mut goal = |what: &str, at_least, value: f64, bound: f64| {
                 goals.push(Goal {
-                    what,
+                    what: what.to_owned(),
                     backend,
                     value,
                     bound,
@@ -213,7 +213,10 @@ impl Report {
                 of(8.0, 15.0),
             );
             goal(
-                "ADD with 1,000 containers alive / on an empty node",
+                &format!(
+                    "ADD with {} containers alive / on an empty node",
+                    self.most()
+                ),
                 false,
                 add(cnibox, Some(self.most())) / add(cnibox, None),
                 of(1.5, 1.15),

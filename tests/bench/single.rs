@@ -78,8 +78,12 @@ pub fn measure(peers: &Arc<Peers>, effort: Effort, report: &mut Report) {
     let what = format!("host-local among {} leases", effort.leases);
     report.progress(&what);
     let leases = effort.leases;
-    stage.run(move |_| lease(leases));
-    let many = json!({"ipam": {"type": "host-local", "dataDir": MANY, "ranges": [[{"subnet": "10.0.0.0/8"}]]}});
+    stage.run(move |_| {
+        for who in [Contender::Reference, Contender::Cnibox(Backend::Nftables)] {
+            lease(&data_dir(who), leases);
+        }
+    });
+    let many = json!({"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.0.0.0/8"}]]}});
     repeat(
         &stage,
         peers,
@@ -179,12 +183,16 @@ fn pair(
     (add, del)
 }
 
-/// A data directory with many leases.
-const MANY: &str = "/var/lib/many";
+/// Where leases are.
+///
+/// Each has its own: cnibox would have to look through one that others write to.
+fn data_dir(who: Contender) -> String {
+    format!("/var/lib/leases-{}", name(who))
+}
 
 /// Makes so many leases, of containers that are not there.
-fn lease(count: u32) {
-    let dir = format!("{MANY}/bench");
+fn lease(data_dir: &str, count: u32) {
+    let dir = format!("{data_dir}/bench");
     fs::create_dir_all(&dir).expect("make a data directory");
     for number in 0..count {
         let [_, b, c, d] = (number + 2).to_be_bytes();
