@@ -142,8 +142,11 @@ fn repeat(
 ) {
     for number in 0..=rounds {
         for who in [Contender::Reference, Contender::Cnibox(Backend::Nftables)] {
-            let (dir, container, config) =
-                (peers.dir(who).to_owned(), container.clone(), config.clone());
+            let (dir, container) = (peers.dir(who).to_owned(), container.clone());
+            let mut config = config.clone();
+            if config.get("ipam").is_some() {
+                config["ipam"]["dataDir"] = data_dir(who).into();
+            }
             let (add, del) = stage.run(move |node| pair(node, &dir, plugin, &config, &container));
             // The first makes what stays.
             if number > 0 {
