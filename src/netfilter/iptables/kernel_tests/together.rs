@@ -50,8 +50,11 @@ fn only_families_with_addresses_are_touched() {
         backend.remove_port_maps(&owner("c1")).unwrap();
         backend.remove_masquerade(&owner("c1"), &[]).unwrap();
         backend.collect_masquerade("net1", &[]).unwrap();
-        assert!(!Family::V6.has_legacy_table());
-        assert_eq!(Family::V4.has_legacy_table(), node.variant == "legacy");
+        assert!(!Family::V6.has_legacy_table(TableName::Nat));
+        assert_eq!(
+            Family::V4.has_legacy_table(TableName::Nat),
+            node.variant == "legacy"
+        );
         let tables = node.sh("nft list tables");
         assert_eq!(
             tables,
