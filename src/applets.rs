@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use crate::cni::skel::Plugin;
 use crate::cnitool;
 use crate::plugins::{
-    bandwidth::Bandwidth, bridge::Bridge, flannel::Flannel, ipam::Ipam, loopback::Loopback,
-    portmap::Portmap, ptp::Ptp, r#static::Static, tuning::Tuning,
+    bandwidth::Bandwidth, bridge::Bridge, firewall::Firewall, flannel::Flannel, ipam::Ipam,
+    loopback::Loopback, portmap::Portmap, ptp::Ptp, r#static::Static, tuning::Tuning,
 };
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
@@ -43,6 +43,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &[],
         summary: "connects a container to a Linux bridge with a veth pair",
         entry: Entry::Plugin(&Bridge),
+    },
+    Applet {
+        name: "firewall",
+        aliases: &[],
+        summary: "lets a container's packets through the host's packet filter",
+        entry: Entry::Plugin(&Firewall),
     },
     Applet {
         name: "flannel",
@@ -203,6 +209,8 @@ mod tests {
                 "vlanTrunk",
                 "conditionsV4",
                 "markMasqBit",
+                "ingressPolicy",
+                "iptablesAdminChainName",
                 "dataDir",
                 "ipRanges",
                 "addresses",

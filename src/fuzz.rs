@@ -136,6 +136,7 @@ fn configuration(data: &[u8]) {
         assert_places(&document, &problems);
         let settings = match applet.name {
             "bandwidth" => plugins::bandwidth::fuzz::settings(&call),
+            "firewall" => plugins::firewall::fuzz::settings(&call),
             "bridge" => plugins::bridge::fuzz::settings(&call),
             "flannel" => plugins::flannel::fuzz::settings(&call),
             "ipam" => plugins::ipam::fuzz::settings(&call),

@@ -6,6 +6,7 @@
 //! remove what the other added.
 
 pub mod conntrack;
+pub mod firewalld;
 pub mod iptables;
 mod known;
 pub mod listing;
@@ -116,6 +117,38 @@ pub struct PortMaps {
     /// Warn of each port that is taken over from another container: not where the mappings
     /// are made again, in the order in which they were first made.
     pub warn_of_takeovers: bool,
+}
+
+/// What may pass through this host to and from a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firewall {
+    /// The container's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The chain of rules that decide first, which are an administrator's. Behind it, what
+    /// the addresses send passes, and what answers that. `None` where somebody else sees to
+    /// all that.
+    pub admin_chain: Option<String>,
+    /// What keeps others away from the container's bridge.
+    pub isolation: Option<Isolation>,
+}
+
+/// A bridge, and who may send to the containers on it. Whatever comes from another bridge
+/// with an entry like this is dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Isolation {
+    /// The bridge's name.
+    pub bridge: String,
+    /// What holds for containers on this same bridge.
+    pub ingress: Ingress,
+}
+
+/// Who may send to containers on an isolated bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ingress {
+    /// Those on it.
+    SameBridge,
+    /// Not even those, as far as their packets pass through the packet filter.
+    Isolated,
 }
 
 /// One port of the host and where it leads.
@@ -404,6 +437,39 @@ pub trait Backend: Sync {
     /// # Errors
     /// When the rules cannot be read.
     fn mapped_ipv4(&self) -> Result<Vec<IpAddr>>;
+
+    /// As [`Backend::ensure_masquerade`]. The rules of the bridge, and iptables' rules of
+    /// an address, are shared by all who need them.
+    ///
+    /// # Errors
+    /// As [`Backend::ensure_masquerade`].
+    fn ensure_firewall(&self, owner: &Owner, wanted: &Firewall) -> Result<()>;
+
+    /// As [`Backend::remove_masquerade`], and the rules of bridges that are gone with them.
+    /// iptables' rules do not say whose they are: only those of `known` addresses go.
+    ///
+    /// # Errors
+    /// As [`Backend::remove_masquerade`].
+    fn remove_firewall(&self, owner: &Owner, known: &[IpAddr]) -> Result<()>;
+
+    /// As [`Backend::missing_masquerade`].
+    ///
+    /// # Errors
+    /// As [`Backend::missing_masquerade`].
+    fn missing_firewall(&self, owner: &Owner, wanted: &Firewall) -> Result<Vec<String>>;
+
+    /// As [`Backend::stale_masquerade`]: owners, where the rules name them, and bridges
+    /// that are gone.
+    ///
+    /// # Errors
+    /// As [`Backend::stale_masquerade`].
+    fn stale_firewall(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>>;
+
+    /// As [`Backend::collect_masquerade`].
+    ///
+    /// # Errors
+    /// As [`Backend::collect_masquerade`].
+    fn collect_firewall(&self, network: &str, valid: &[Attachment]) -> Result<()>;
 
     /// Fails unless nothing is missing, for tests.
     #[cfg(test)]

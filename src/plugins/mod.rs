@@ -4,6 +4,7 @@
 pub mod bandwidth;
 pub mod bridge;
 mod container_end;
+pub mod firewall;
 pub mod flannel;
 pub mod host_end;
 pub mod ipam;

@@ -8,6 +8,7 @@
 //!
 //! No library serves the look-ups: those there are run one process for each question.
 
+mod firewall;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod listing;
@@ -30,10 +31,12 @@ use std::time::Duration;
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::{Backend, Known, Masquerade, Owner, PortMaps, nftables};
+use super::{Backend, Firewall, Known, Masquerade, Owner, PortMaps, nftables};
 use crate::cni::invocation::Attachment;
 use crate::log;
-use rule::{Rule, Script, Table};
+use crate::net::link;
+use crate::net::netlink::Netlink;
+use rule::{Rule, Script, Table, TableName};
 use tool::{Family, Refusal, Tool, Variant};
 
 /// How long to wait for whoever else changes the tables, in seconds.
@@ -47,11 +50,20 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
+/// Which of the kernel's two packet filters have, or may have, what is looked for.
+#[derive(Debug, Clone, Copy)]
+struct Kinds {
+    nft: bool,
+    legacy: bool,
+}
+
 /// The tools that a search path has.
 #[derive(Debug, Clone)]
 pub struct Iptables {
     path: OsString,
     lock_wait: u32,
+    /// The table that they are to work on.
+    table: TableName,
 }
 
 impl Iptables {
@@ -69,6 +81,7 @@ impl Iptables {
         Self {
             path,
             lock_wait: LOCK_WAIT,
+            table: TableName::default(),
         }
     }
 
@@ -81,7 +94,8 @@ impl Iptables {
         match tool.variant {
             Variant::Nft => nftables::is_usable(),
             Variant::Legacy => {
-                Family::V4.has_legacy_table() || tool.save().is_ok_and(|table| table.is_ok())
+                Family::V4.has_legacy_table(TableName::Nat)
+                    || tool.save().is_ok_and(|table| table.is_ok())
             }
             // A wrapper: it will know.
             Variant::Unknown => true,
@@ -89,7 +103,17 @@ impl Iptables {
     }
 
     fn tool(&self, family: Family, variant: Variant) -> Option<Tool> {
-        Tool::find(&self.path, family, variant, self.lock_wait)
+        let mut tool = Tool::find(&self.path, family, variant, self.lock_wait)?;
+        tool.table = self.table;
+        Some(tool)
+    }
+
+    /// The same tools, for table `filter`.
+    fn filter(&self) -> Self {
+        Self {
+            table: TableName::Filter,
+            ..self.clone()
+        }
     }
 
     /// The tools for adding and checking: those that everybody uses on this host.
@@ -109,8 +133,31 @@ impl Iptables {
     /// warning, as such a table may well be somebody else's; but where any container's
     /// rules are looked for, not to have looked is an error.
     fn tools(&self, family: Family, chains: &[String]) -> Result<Vec<Tool>> {
-        let has_nft = family.has_nft_chain(chains);
-        let has_legacy = family.has_legacy_table();
+        let what = match chains.first() {
+            Some(chain) => format!("remove {chain} from"),
+            None => "look for rules of the dead in".to_owned(),
+        };
+        let found = Kinds {
+            nft: family.has_nft_chain(chains),
+            legacy: family.has_legacy_table(self.table),
+        };
+        self.tools_for(family, found, &what, !chains.is_empty())
+    }
+
+    /// The tools for what was `found`, to do `what` with it. Whether there is anything in a
+    /// table of the old kind is not known: that there is no tool for it is told, and an
+    /// error unless that is `forgiven`.
+    fn tools_for(
+        &self,
+        family: Family,
+        found: Kinds,
+        what: &str,
+        is_forgiven: bool,
+    ) -> Result<Vec<Tool>> {
+        let Kinds {
+            nft: has_nft,
+            legacy: has_legacy,
+        } = found;
         let is_worth_it = |variant| match variant {
             Variant::Nft => has_nft,
             Variant::Legacy => has_legacy,
@@ -132,22 +179,18 @@ impl Iptables {
             let serves = |tool: &Tool| [variant, Variant::Unknown].contains(&tool.variant);
             !tools.iter().any(serves)
         };
-        let table = format!("table nat of {}", family.command());
+        let table = format!("table {} of {}", self.table.as_str(), family.command());
         if has_nft && lacks(Variant::Nft) {
-            let what = match chains.first() {
-                Some(chain) => format!("remove {chain} from {table}"),
-                None => format!("look for rules of the dead in {table}"),
-            };
-            return Err(self.missing(family, "-nft").context(what));
+            let missing = self.missing(family, "-nft");
+            return Err(missing.context(format!("{what} {table}")));
         }
         if has_legacy && lacks(Variant::Legacy) {
             let missing = self.missing(family, "-legacy");
-            let Some(chain) = chains.first() else {
-                return Err(
-                    missing.context(format!("look for rules of the dead in legacy {table}"))
-                );
-            };
-            log::warn(&format!("look for {chain} in the legacy table: {missing}"));
+            let what = format!("{what} legacy {table}");
+            if !is_forgiven {
+                return Err(missing.context(what));
+            }
+            log::warn(&format!("{what}: {missing}"));
         }
         Ok(tools)
     }
@@ -155,7 +198,7 @@ impl Iptables {
     /// The tools for looking at mappings of anybody's, where there may be some: mostly
     /// nothing has to be run.
     fn mapping_tools(&self, family: Family) -> Result<Vec<Tool>> {
-        if family.has_nft_rules(port_maps::DNAT) || family.has_legacy_table() {
+        if family.has_nft_rules(port_maps::DNAT) || family.has_legacy_table(TableName::Nat) {
             self.tools(family, &[port_maps::DNAT.to_owned()])
         } else {
             Ok(Vec::new())
@@ -209,6 +252,48 @@ impl Iptables {
             }
         }
         Ok(false)
+    }
+
+    /// Removes the rules that let `addresses` through, and those of bridges that are gone.
+    fn remove_rules_of(&self, addresses: &[IpAddr]) -> Result<()> {
+        let netlink = Netlink::open()?;
+        // In doubt it is still there.
+        let is_gone = |name: &str| matches!(link::by_name(&netlink, name), Ok(None));
+        let mut result = Ok(());
+        for family in FAMILIES {
+            let of_family = |address: &&IpAddr| Family::of(**address) == family;
+            let addresses: Vec<IpAddr> = addresses.iter().filter(of_family).copied().collect();
+            match self.tools_of(family, &addresses) {
+                Err(error) => keep_first(&mut result, Err(error)),
+                Ok(tools) => {
+                    for tool in tools {
+                        let find = |table: &Table| Ok(firewall::remove(&addresses, table, is_gone));
+                        keep_first(&mut result, settle(&tool, find));
+                    }
+                }
+            }
+        }
+        result
+    }
+
+    /// The tools for removing the rules of `addresses`, and of bridges that are gone. The
+    /// latter do no harm: they stay where there is no tool.
+    fn tools_of(&self, family: Family, addresses: &[IpAddr]) -> Result<Vec<Tool>> {
+        let name = self.table.as_str();
+        let has_rules = || nftables::has_rules_of(family.nft(), name, firewall::FORWARD, addresses);
+        let legacy = family.has_legacy_table(self.table);
+        // In doubt, the tools will tell.
+        if !addresses.is_empty() && has_rules().unwrap_or(true) {
+            let found = Kinds { nft: true, legacy };
+            return self.tools_for(family, found, "remove the container's rules from", true);
+        }
+        let nft = nftables::has_chain(family.nft(), name, firewall::STAGE_1).unwrap_or(true);
+        let what = "look for rules of bridges that are gone in";
+        let tools = self.tools_for(family, Kinds { nft, legacy }, what, true);
+        Ok(tools.unwrap_or_else(|error| {
+            log::warn(&format!("{error:#}"));
+            Vec::new()
+        }))
     }
 
     fn port_map_rules(owner: &Owner, wanted: &PortMaps) -> Result<Vec<(Family, port_maps::Rules)>> {
@@ -394,13 +479,74 @@ impl Backend for Iptables {
         }
         Ok(addresses)
     }
+
+    fn ensure_firewall(&self, _owner: &Owner, wanted: &Firewall) -> Result<()> {
+        let tools = self.filter();
+        let families = firewall_families(&wanted.addresses);
+        let made = at_once(&families, |family| {
+            let rules = firewall::Rules::new(*family, wanted);
+            let tool = tools.usual_tool(*family)?;
+            // Refused for the first container on a host or a bridge.
+            if let Ok(listed) = tool.restore(&rules.add())?
+                && rules.is_settled(&listed)
+            {
+                return Ok(());
+            }
+            let _alone = tool.exclude_others()?;
+            settle(&tool, |table| Ok(rules.repair(table)))
+        });
+        if made.is_err() && families.len() > 1 {
+            undo(tools.remove_rules_of(&wanted.addresses));
+        }
+        made
+    }
+
+    fn remove_firewall(&self, _owner: &Owner, known: &[IpAddr]) -> Result<()> {
+        self.filter().remove_rules_of(known)
+    }
+
+    fn missing_firewall(&self, _owner: &Owner, wanted: &Firewall) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for family in firewall_families(&wanted.addresses) {
+            let rules = firewall::Rules::new(family, wanted);
+            let tool = self.filter().usual_tool(family)?;
+            let table = read(&tool)?;
+            missing.extend(absent(&tool, &table, rules.missing(&table))?);
+        }
+        Ok(missing)
+    }
+
+    fn stale_firewall(&self, _network: &str, _valid: &[Attachment]) -> Result<Vec<String>> {
+        let netlink = Netlink::open()?;
+        let mut bridges = BTreeSet::new();
+        for family in FAMILIES {
+            for tool in self.filter().tools_of(family, &[])? {
+                let table = read(&tool)?;
+                bridges.extend(firewall::bridges(&table).map(str::to_owned));
+            }
+        }
+        let mut gone = Vec::new();
+        for bridge in bridges {
+            if link::by_name(&netlink, &bridge)?.is_none() {
+                gone.push(format!("bridge {bridge}, which is gone"));
+            }
+        }
+        Ok(gone)
+    }
+
+    fn collect_firewall(&self, _network: &str, _valid: &[Attachment]) -> Result<()> {
+        self.filter().remove_rules_of(&[])
+    }
 }
 
 fn family_of(address: &IpNet) -> Family {
-    match address {
-        IpNet::V4(_) => Family::V4,
-        IpNet::V6(_) => Family::V6,
-    }
+    Family::of(address.addr())
+}
+
+/// The families of `addresses`, each once.
+fn firewall_families(addresses: &[IpAddr]) -> Vec<Family> {
+    let is_used = |family: &Family| addresses.iter().any(|ip| Family::of(*ip) == *family);
+    FAMILIES.into_iter().filter(is_used).collect()
 }
 
 /// The families that have addresses, and these.
@@ -529,10 +675,11 @@ fn absent<'a>(
     let others: HashSet<&str> = others.map(|rule| rule.chain.as_str()).collect();
     let mut absent = Vec::new();
     for rule in wanted.iter().filter(|rule| !found.contains(*rule)) {
-        let mut script = Script::default();
+        let mut script = Script::of(tool.table);
         script.assert(rule);
         if !others.contains(rule.chain.as_str()) || tool.restore(&script)?.is_err() {
-            absent.push(format!("{} -t nat -A {rule}", tool.family.command()));
+            let (command, table) = (tool.family.command(), tool.table.as_str());
+            absent.push(format!("{command} -t {table} -A {rule}"));
         }
     }
     Ok(absent)

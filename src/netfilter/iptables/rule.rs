@@ -1,4 +1,4 @@
-//! Rules of table `nat` as data, and the text in which `iptables-save` prints and
+//! Rules of a table as data, and the text in which `iptables-save` prints and
 //! `iptables-restore` reads them.
 //!
 //! Arguments are kept in the spelling and order of `iptables-save`, so that a wanted rule
@@ -107,7 +107,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Reads what `iptables-save -t nat`, or `-S`, prints.
+    /// Reads what `iptables-save -t TABLE`, or `-S`, prints.
     pub fn parse(text: &str) -> Self {
         let mut table = Self::default();
         for line in text.lines() {
@@ -133,13 +133,40 @@ impl Table {
     }
 }
 
-/// Commands for one atomic change of table `nat`.
+/// The tables that we have rules in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TableName {
+    #[default]
+    Nat,
+    Filter,
+}
+
+impl TableName {
+    /// As the tools call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Filter => "filter",
+        }
+    }
+}
+
+/// Commands for one atomic change of a table: `nat`, unless it was made for another one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Script {
+    table: TableName,
     commands: Vec<String>,
 }
 
 impl Script {
+    /// One that changes `table`.
+    pub fn of(table: TableName) -> Self {
+        Self {
+            table,
+            ..Self::default()
+        }
+    }
+
     /// Fails unless the rule exists.
     pub fn assert(&mut self, rule: &Rule) {
         self.rule("-C", rule);
@@ -185,7 +212,8 @@ impl Script {
 
     /// The input of `iptables-restore --noflush`.
     pub fn text(&self) -> String {
-        format!("*nat\n{}COMMIT\n", self.commands.concat())
+        let commands = self.commands.concat();
+        format!("*{}\n{commands}COMMIT\n", self.table.as_str())
     }
 
     fn rule(&mut self, command: &str, rule: &Rule) {

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::owned::is_private;
-use super::rule::{Rule, Script, Table};
+use super::rule::{Rule, Script, Table, TableName};
 use crate::cni::error::{Code, detailed};
 use crate::fsutil::Lock;
 use crate::net::section;
@@ -32,15 +33,33 @@ impl Family {
         }
     }
 
-    /// Whether the kernel has a table `nat` of the old kind for this family: asking one
+    /// The family of `address`.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
+    }
+
+    /// As the nft variant has it.
+    pub fn nft(self) -> nftables::Family {
+        match self {
+            Self::V4 => nftables::Family::Ip,
+            Self::V6 => nftables::Family::Ip6,
+        }
+    }
+
+    /// Whether the kernel has a table `name` of the old kind for this family: asking one
     /// of the tools would make it.
-    pub fn has_legacy_table(self) -> bool {
+    pub fn has_legacy_table(self, name: TableName) -> bool {
         // Of this thread: a table belongs to a network namespace.
         let path = match self {
             Self::V4 => "/proc/thread-self/net/ip_tables_names",
             Self::V6 => "/proc/thread-self/net/ip6_tables_names",
         };
-        std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "nat"))
+        std::fs::read_to_string(path)
+            .is_ok_and(|names| names.lines().any(|line| line == name.as_str()))
     }
 }
 
@@ -52,20 +71,13 @@ impl Family {
     /// variant use.
     pub fn has_nft_rules(self, chain: &str) -> bool {
         // In doubt, the tools will tell.
-        nftables::has_rules(self.of_nftables(), TABLE, chain).unwrap_or(true)
-    }
-
-    fn of_nftables(self) -> nftables::Family {
-        match self {
-            Self::V4 => nftables::Family::Ip,
-            Self::V6 => nftables::Family::Ip6,
-        }
+        nftables::has_rules(self.nft(), TABLE, chain).unwrap_or(true)
     }
 
     /// Whether the kernel has one of `chains` in the table `nat` that the tools of the nft
     /// variant use; if there are none to ask for, the private chain of any container.
     pub fn has_nft_chain(self, chains: &[String]) -> bool {
-        let family = self.of_nftables();
+        let family = self.nft();
         let found = if chains.is_empty() {
             nftables::chains(family, TABLE).map(|found| found.iter().any(|name| is_private(name)))
         } else {
@@ -92,6 +104,8 @@ pub enum Variant {
 pub struct Tool {
     pub family: Family,
     pub variant: Variant,
+    /// The table that it works on.
+    pub table: TableName,
     restore: PathBuf,
     save: PathBuf,
     path: OsString,
@@ -105,7 +119,8 @@ pub struct Refusal(pub String);
 impl Refusal {
     /// As an error: `tool` refused to `read` or `change` the table.
     pub fn during(&self, verb: &str, tool: &Tool) -> anyhow::Error {
-        let sentence = format!("{verb} table nat with {}", tool.restore.display());
+        let table = tool.table.as_str();
+        let sentence = format!("{verb} table {table} with {}", tool.restore.display());
         detailed(Code::Internal, sentence, self.0.trim())
     }
 }
@@ -118,7 +133,7 @@ const RESOURCE_PROBLEM: i32 = 4;
 
 impl Tool {
     /// The tools that `path` has under the plain names, or under those of `variant`.
-    /// They wait `lock_wait` seconds at most for others to finish.
+    /// They work on table `nat`, and wait `lock_wait` seconds at most for others to finish.
     pub fn find(path: &OsStr, family: Family, variant: Variant, lock_wait: u32) -> Option<Self> {
         let infix = match variant {
             Variant::Nft => "-nft",
@@ -134,6 +149,7 @@ impl Tool {
                 Variant::Unknown => variant_of(&restore),
                 known => known,
             },
+            table: TableName::default(),
             restore,
             save,
             path: path.to_owned(),
@@ -158,12 +174,12 @@ impl Tool {
         section::enter("iptables", limit).map(Some)
     }
 
-    /// What table `nat` holds.
+    /// What its table holds.
     ///
     /// # Errors
     /// When the tool cannot be run.
     pub fn save(&self) -> Result<std::result::Result<Table, Refusal>> {
-        let output = self.run(&self.save, &["-t", "nat"], "")?;
+        let output = self.run(&self.save, &["-t", self.table.as_str()], "")?;
         let text = String::from_utf8_lossy(&output.stdout);
         // Rules that somebody made with nft: the tool then says so, prints none, and is
         // content.

@@ -8,9 +8,9 @@ use ipnet::{IpNet, ip_mask_to_prefix};
 use netlink_packet_netfilter::nftables::MetaKey;
 
 use super::expression::{
-    CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, ETHER_SOURCE, FIB_FLAGS, FIB_RESULT,
-    INTERFACE_NAME, IPV4, IPV6, LINK_HEADER, LOCAL, NETWORK_HEADER, TRANSPORT_HEADER,
-    address_place,
+    CT_STATE, CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, ESTABLISHED_OR_RELATED,
+    ETHER_SOURCE, FIB_FLAGS, FIB_RESULT, INTERFACE_NAME, IPV4, IPV6, LINK_HEADER, LOCAL,
+    LOOKUP_REGISTER, LOOKUP_SET, NETWORK_HEADER, TRANSPORT_HEADER, address_place,
 };
 use super::ruleset::{End, Family, Statement};
 use crate::net::mac::Mac;
@@ -82,6 +82,7 @@ enum Loaded {
     Meta(MetaKey),
     LocalDestination,
     Status,
+    State,
 }
 
 #[derive(Default)]
@@ -127,6 +128,7 @@ impl Decoder {
             }
             "meta" => self.load(number(1)?, Loaded::Meta(MetaKey::from(number(2)?))),
             "ct" if number(CT_STATUS.0)? == CT_STATUS.1 => self.load(number(1)?, Loaded::Status),
+            "ct" if number(CT_STATE.0)? == CT_STATE.1 => self.load(number(1)?, Loaded::State),
             "fib"
                 if number(FIB_FLAGS.0)? == FIB_FLAGS.1 && number(FIB_RESULT.0)? == FIB_RESULT.1 =>
             {
@@ -150,6 +152,17 @@ impl Decoder {
                 let register = number(1)?;
                 let (loaded, mask) = (self.loaded.remove(&register)?, self.masks.remove(&register));
                 self.compared(&loaded, mask, is, value(attribute(data, 3)?)?)?;
+            }
+            "lookup" => {
+                // `NFTA_LOOKUP_FLAGS`: the opposite is asked for.
+                if attribute(data, 5).is_some_and(|flags| self::number(flags) != Some(0)) {
+                    return None;
+                }
+                let set = attribute(data, LOOKUP_SET)?.strip_suffix(&[0])?;
+                let set = String::from_utf8(set.to_vec()).ok()?;
+                let loaded = self.loaded.remove(&number(LOOKUP_REGISTER)?)?;
+                let statement = self.looked_up(&loaded, set)?;
+                self.statements.push(statement);
             }
             "immediate" => {
                 let data = attribute(data, 2)?;
@@ -221,6 +234,11 @@ impl Decoder {
             {
                 Statement::Translated
             }
+            (Loaded::State, Some(mask))
+                if !is && mask == ESTABLISHED_OR_RELATED.to_ne_bytes() && host_order()? == 0 =>
+            {
+                Statement::Established
+            }
             (
                 Loaded::Payload {
                     base,
@@ -233,6 +251,25 @@ impl Decoder {
         };
         self.statements.push(statement);
         Some(())
+    }
+
+    /// What it means that `loaded` is in `set`.
+    fn looked_up(&self, loaded: &Loaded, set: String) -> Option<Statement> {
+        let family = self.network?;
+        let Loaded::Payload {
+            base: NETWORK_HEADER,
+            offset,
+            length,
+        } = *loaded
+        else {
+            return None;
+        };
+        let end = end_at(family, offset)?;
+        (address_place(family, end).1 == length).then(|| Statement::InSet {
+            end,
+            family,
+            set: set.into(),
+        })
     }
 
     fn payload(
@@ -252,11 +289,8 @@ impl Decoder {
             }
             ((NETWORK_HEADER, offset, _), mask) => {
                 let family = self.network?;
-                let places = [End::Source, End::Destination];
-                let (end, length) = places.into_iter().find_map(|end| {
-                    let (start, length) = address_place(family, end);
-                    (start == offset).then_some((end, usize::try_from(length).ok()?))
-                })?;
+                let end = end_at(family, offset)?;
+                let length = usize::try_from(address_place(family, end).1).ok()?;
                 let mut address = value.to_vec();
                 address.resize(length, 0);
                 let prefix = match mask {
@@ -290,14 +324,22 @@ impl Decoder {
     }
 }
 
+/// The end whose address begins at `offset` of the network header.
+fn end_at(family: Family, offset: u32) -> Option<End> {
+    let ends = [End::Source, End::Destination];
+    ends.into_iter()
+        .find(|end| address_place(family, *end).0 == offset)
+}
+
 fn decode_verdict(verdict: &[u8]) -> Option<Statement> {
     let chain = || {
         let name = attribute(verdict, 2)?.strip_suffix(&[0])?;
         Some(String::from_utf8(name.to_vec()).ok()?.into())
     };
-    // `enum nft_verdicts`, and `NF_DROP`.
+    // `enum nft_verdicts`, `NF_DROP` and `NF_ACCEPT`.
     match i32::from_be_bytes(attribute(verdict, 1)?.try_into().ok()?) {
         0 => Some(Statement::Drop),
+        1 => Some(Statement::Accept),
         -3 => Some(Statement::Jump(chain()?)),
         -4 => Some(Statement::Goto(chain()?)),
         -5 => Some(Statement::Return),

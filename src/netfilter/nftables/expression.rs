@@ -35,6 +35,14 @@ pub const LOCAL: u32 = 2;
 pub const CT_STATUS: (u16, u32) = (2, 2);
 pub const DESTINATION_TRANSLATED: u32 = 1 << 5;
 
+/// `ct state`: the value of `NFTA_CT_KEY`; and the bits of established and related.
+pub const CT_STATE: (u16, u32) = (2, 0);
+pub const ESTABLISHED_OR_RELATED: u32 = 1 << 1 | 1 << 2;
+
+/// `NFTA_LOOKUP_SET` and `NFTA_LOOKUP_SREG`.
+pub const LOOKUP_SET: u16 = 1;
+pub const LOOKUP_REGISTER: u16 = 2;
+
 /// Interface names are compared with the zero bytes that fill the register.
 pub const INTERFACE_NAME: usize = 16;
 
@@ -98,6 +106,12 @@ impl Encoder {
                 self.mask(DESTINATION_TRANSLATED.to_ne_bytes().into());
                 self.compare(false, vec![0; 4]);
             }
+            Statement::Established => {
+                self.other("ct", &[CT_STATE, (1, 1)]);
+                self.mask(ESTABLISHED_OR_RELATED.to_ne_bytes().into());
+                self.compare(false, vec![0; 4]);
+            }
+            Statement::InSet { end, family, set } => self.in_set(*end, *family, set),
             Statement::EtherSource(mac) => {
                 self.payload(LINK_HEADER, ETHER_SOURCE, 6);
                 self.compare(true, mac.0.into());
@@ -105,19 +119,40 @@ impl Encoder {
             Statement::Jump(chain) => self.verdict(Verdict::Jump, Some(chain)),
             Statement::Goto(chain) => self.verdict(Verdict::Goto, Some(chain)),
             Statement::Return => self.verdict(Verdict::Return, None),
+            Statement::Accept => self.verdict(Verdict::Other(1), None),
             Statement::Drop => self.verdict(Verdict::Other(0), None),
             Statement::Masquerade => self.other("masq", &[]),
             Statement::Dnat { to, port } => self.dnat(*to, *port),
         }
     }
 
-    fn address(&mut self, end: End, is: bool, net: IpNet) {
-        let family = family_of(net.addr());
+    /// Goes on with packets of `family` only.
+    fn require(&mut self, family: Family) {
         if self.network != Some(family) {
             self.network = Some(family);
             self.meta(MetaKey::Nfproto);
-            self.compare(true, vec![nfproto(net.addr())]);
+            self.compare(true, vec![if family == Family::Ip6 { IPV6 } else { IPV4 }]);
         }
+    }
+
+    fn in_set(&mut self, end: End, family: Family, set: &str) {
+        self.require(family);
+        let (offset, length) = address_place(family, end);
+        self.payload(NETWORK_HEADER, offset, length);
+        let name = [set.as_bytes(), &[0]].concat();
+        let register = 1_u32.to_be_bytes();
+        self.expressions.push(Expressions::Other {
+            expression_type: "lookup".to_owned(),
+            attributes: vec![
+                DefaultNla::new(LOOKUP_SET, name),
+                DefaultNla::new(LOOKUP_REGISTER, register.into()),
+            ],
+        });
+    }
+
+    fn address(&mut self, end: End, is: bool, net: IpNet) {
+        let family = family_of(net.addr());
+        self.require(family);
         let (offset, length) = address_place(family, end);
         let mut address = octets(net.trunc().addr());
         // Whole bytes need no mask: less is loaded and compared.

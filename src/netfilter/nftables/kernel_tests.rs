@@ -907,7 +907,7 @@ fn the_registry_reads_well_and_can_be_loaded_again() {
 }
 
 /// Which elements there are, comments left out.
-fn keys(set: &set::Set) -> Vec<String> {
+fn keys(set: &Set) -> Vec<String> {
     let elements = set.elements(&Socket::open().unwrap()).unwrap();
     let keys = elements.unwrap_or_default().into_keys();
     keys.map(|key| key.to_string()).collect()

@@ -10,6 +10,10 @@ use super::ruleset::{Family, Table};
 use super::transaction::{is_absent, rules, text, with_family};
 use crate::netfilter::socket::{Socket, attribute};
 
+/// Where a chain's attributes have its names.
+const TABLE: u16 = 1;
+const NAME: u16 = 3;
+
 /// Whether this kernel has `nf_tables` and lets us use it.
 pub fn is_usable() -> bool {
     let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
@@ -53,8 +57,6 @@ pub fn has_rules(family: Family, table: &'static str, chain: &str) -> Result<boo
 /// # Errors
 /// When the kernel refuses to tell.
 pub fn chains(family: Family, table: &str) -> Result<Vec<String>> {
-    const TABLE: u16 = 1;
-    const NAME: u16 = 3;
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(Vec::new());
     };
@@ -71,6 +73,80 @@ pub fn chains(family: Family, table: &str) -> Result<Vec<String>> {
         .filter(|answer| attribute(answer, TABLE).is_some_and(|name| text(name) == table))
         .filter_map(|answer| attribute(answer, NAME).map(text));
     Ok(names.collect())
+}
+
+/// A chain that packets enter at a hook.
+#[derive(Debug)]
+pub struct BaseChain {
+    /// Where it is.
+    pub place: Place,
+    /// Whether it sees what this host passes on, and decides on it.
+    pub forwards: bool,
+    /// Whether it drops what no rule of it accepts.
+    pub drops: bool,
+}
+
+/// The names that lead to a chain.
+#[derive(Debug)]
+pub struct Place {
+    pub family: Family,
+    pub table: String,
+    pub chain: String,
+}
+
+/// The base chains of all tables of `family`.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn base_chains(socket: &Socket, family: Family) -> Result<Vec<BaseChain>> {
+    const HOOK: u16 = 4;
+    const HOOK_NUMBER: u16 = 1;
+    const POLICY: u16 = 5;
+    const KIND: u16 = 7;
+    /// `NF_INET_FORWARD`.
+    const FORWARD: u32 = 2;
+    /// `NF_DROP`.
+    const DROP: u32 = 0;
+    let number = |value: &[u8]| value.try_into().map(u32::from_be_bytes).ok();
+    let answers = all_chains(socket, family)?;
+    let base_chain = |answer: &Vec<u8>| {
+        let hook = number(attribute(attribute(answer, HOOK)?, HOOK_NUMBER)?)?;
+        let policy = attribute(answer, POLICY).and_then(number);
+        let decides = attribute(answer, KIND).is_some_and(|kind| text(kind) == "filter");
+        Some(BaseChain {
+            place: place(family, answer)?,
+            forwards: hook == FORWARD && decides,
+            drops: policy == Some(DROP),
+        })
+    };
+    Ok(answers.iter().filter_map(base_chain).collect())
+}
+
+/// The names of the tables of `family` that have a chain `name`.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn tables_with_chain(socket: &Socket, family: Family, name: &str) -> Result<Vec<String>> {
+    let answers = all_chains(socket, family)?;
+    let places = answers.iter().filter_map(|answer| place(family, answer));
+    let found = places.filter(|place| place.chain == name);
+    Ok(found.map(|place| place.table).collect())
+}
+
+fn place(family: Family, answer: &[u8]) -> Option<Place> {
+    Some(Place {
+        family,
+        table: text(attribute(answer, TABLE)?),
+        chain: text(attribute(answer, NAME)?),
+    })
+}
+
+fn all_chains(socket: &Socket, family: Family) -> Result<Vec<Vec<u8>>> {
+    let message = NfTablesMessage::GetChain(ChainMessage { attributes: vec![] });
+    match socket.dump(&with_family(family, message)) {
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
+        answers => answers.with_context(|| format!("list the chains of family {family}")),
+    }
 }
 
 /// As [`has_chain`], over an open socket.

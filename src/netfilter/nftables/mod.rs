@@ -8,6 +8,7 @@
 mod condition;
 mod decode;
 mod expression;
+mod firewall;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod guard;
@@ -32,6 +33,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
+use ipnet::IpNet;
 
 pub use self::condition::UNDERSTOOD;
 pub use self::identity::Tag;
@@ -39,13 +41,16 @@ use self::lookup::look_up_chain;
 pub use self::lookup::{chains, has_chain, has_rules, is_usable};
 pub use self::ruleset::Family;
 use self::ruleset::{Statement, Table};
+use self::set::Set;
 use self::shared::{command, is_in_order, look};
 use self::transaction::{Change, Found, apply, rules, try_apply};
 use super::socket::Socket;
-use super::{Backend, Known, Masquerade, Owner, PortMaps, conntrack};
+use super::{Backend, Firewall, Known, Masquerade, Owner, PortMaps, conntrack};
 use crate::cni::invocation::Attachment;
 use crate::log;
+use crate::net::link;
 use crate::net::mac::Mac;
+use crate::net::netlink::Netlink;
 
 /// The backend. It has no state of its own: everything is in the kernel, in the network
 /// namespace of the calling thread.
@@ -217,6 +222,42 @@ impl Backend for Nftables {
         let found = rules(&socket, &table, None)?;
         Ok(found.iter().filter_map(port_maps::mapped_to).collect())
     }
+
+    fn ensure_firewall(&self, owner: &Owner, wanted: &Firewall) -> Result<()> {
+        let socket = Socket::open()?;
+        for chain in firewall::obstacles(&socket, wanted)? {
+            log::warn(&format!(
+                "chain {chain}, which is that of iptables, drops what it does not know: containers \
+                 pass it with the backend \"iptables\" only"
+            ));
+        }
+        let first = firewall::ensure(&socket, owner, wanted, firewall::assume_new)?;
+        if first.is_empty() || try_apply(&socket, &first)? {
+            return Ok(());
+        }
+        apply(&socket, || {
+            firewall::ensure(&socket, owner, wanted, Set::elements)
+        })
+    }
+
+    fn remove_firewall(&self, owner: &Owner, _known: &[IpAddr]) -> Result<()> {
+        let own = Tag::of(owner);
+        remove_firewall(|tag| tag == own)
+    }
+
+    fn missing_firewall(&self, owner: &Owner, wanted: &Firewall) -> Result<Vec<String>> {
+        firewall::missing(&Socket::open()?, owner, wanted)
+    }
+
+    fn stale_firewall(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+        let netlink = Netlink::open()?;
+        let is_stale = Tag::stale(network, valid);
+        stale(|socket| firewall::stale(socket, &is_stale, |bridge| is_gone(&netlink, bridge)))
+    }
+
+    fn collect_firewall(&self, network: &str, valid: &[Attachment]) -> Result<()> {
+        remove_firewall(Tag::stale(network, valid))
+    }
 }
 
 /// Whether `conditions` can be kept in tables of `family`; if not, [`UNDERSTOOD`] says what
@@ -245,6 +286,46 @@ fn plans(owner: &Owner, wanted: &PortMaps) -> Result<Vec<port_maps::Plan>> {
             })
         })
         .collect()
+}
+
+/// Whether chain `chain` of `table` has rules about one of `addresses`.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn has_rules_of(
+    family: Family,
+    table: &'static str,
+    chain: &str,
+    addresses: &[IpAddr],
+) -> Result<bool> {
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(false);
+    };
+    let table = Table {
+        family,
+        name: table,
+        comment: None,
+    };
+    let is_about_them = |statement: &Statement| {
+        matches!(statement, Statement::Address { is: true, net, .. }
+            if addresses.iter().any(|address| IpNet::from(*address) == *net))
+    };
+    let found = rules(&socket, &table, Some(chain))?;
+    Ok(found
+        .iter()
+        .any(|rule| rule.known_statements().iter().any(is_about_them)))
+}
+
+/// Whether there is no link of this name; in doubt there is.
+fn is_gone(netlink: &Netlink, link: &str) -> bool {
+    matches!(link::by_name(netlink, link), Ok(None))
+}
+
+/// Removes the addresses of attachments that are `unwanted` from the sets of those let
+/// through, and the rules of bridges that are gone.
+fn remove_firewall(unwanted: impl Fn(Tag) -> bool) -> Result<()> {
+    let netlink = Netlink::open()?;
+    clean(|socket| firewall::remove(socket, &unwanted, |bridge| is_gone(&netlink, bridge)))
 }
 
 /// Removes the masquerade rules of attachments that are `unwanted`.

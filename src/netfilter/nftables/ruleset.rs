@@ -76,6 +76,7 @@ pub struct Hook {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     Prerouting,
+    Forward,
     Output,
     Postrouting,
 }
@@ -84,6 +85,7 @@ impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match self.place {
             Place::Prerouting => "prerouting",
+            Place::Forward => "forward",
             Place::Output => "output",
             Place::Postrouting => "postrouting",
         };
@@ -103,6 +105,12 @@ pub enum Statement {
         end: End,
         is: bool,
         net: IpNet,
+    },
+    /// `ip saddr @addresses`: one of those in a set of the same table.
+    InSet {
+        end: End,
+        family: Family,
+        set: Cow<'static, str>,
     },
     /// `tcp dport 8080`
     Port {
@@ -124,11 +132,14 @@ pub enum Statement {
     LocalDestination,
     /// `ct status dnat`: the connection's destination was translated.
     Translated,
+    /// `ct state established,related`: it answers what was let through before.
+    Established,
     /// `ether saddr 02:00:00:00:00:01`
     EtherSource(Mac),
     Jump(Cow<'static, str>),
     Goto(Cow<'static, str>),
     Return,
+    Accept,
     Drop,
     Masquerade,
     /// `dnat to 10.9.0.2:80`
@@ -151,16 +162,15 @@ impl fmt::Display for Statement {
         match self {
             Self::Address { end, is, net } => {
                 let family = family_of(net.addr());
-                let end = match end {
-                    End::Source => "saddr",
-                    End::Destination => "daddr",
-                };
-                write!(f, "{family} {end} {}", not(*is))?;
+                write!(f, "{family} {} {}", address_of(*end), not(*is))?;
                 if net.prefix_len() == net.max_prefix_len() {
                     write!(f, "{}", net.addr())
                 } else {
                     write!(f, "{}", net.trunc())
                 }
+            }
+            Self::InSet { end, family, set } => {
+                write!(f, "{family} {} @{set}", address_of(*end))
             }
             Self::Port { protocol, port } => write!(f, "{} dport {port}", protocol.as_str()),
             Self::Interface { end, is, name } => {
@@ -173,10 +183,12 @@ impl fmt::Display for Statement {
             Self::Mark { is, mark } => write!(f, "meta mark {}{mark:#010x}", not(*is)),
             Self::LocalDestination => f.write_str("fib daddr type local"),
             Self::Translated => f.write_str("ct status dnat"),
+            Self::Established => f.write_str("ct state established,related"),
             Self::EtherSource(mac) => write!(f, "ether saddr {mac}"),
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
             Self::Return => f.write_str("return"),
+            Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
             Self::Masquerade => f.write_str("masquerade"),
             Self::Dnat {
@@ -188,6 +200,14 @@ impl fmt::Display for Statement {
                 port,
             } => write!(f, "dnat to [{to}]:{port}"),
         }
+    }
+}
+
+/// How nft calls the address of an end.
+fn address_of(end: End) -> &'static str {
+    match end {
+        End::Source => "saddr",
+        End::Destination => "daddr",
     }
 }
 

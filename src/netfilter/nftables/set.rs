@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -32,6 +33,10 @@ pub enum Keys {
     Attachments,
     Ports,
     Devices,
+    /// IPv4 addresses.
+    Ipv4,
+    /// IPv6 addresses.
+    Ipv6,
 }
 
 /// The name of an element.
@@ -43,6 +48,8 @@ pub enum Key {
     Port(Protocol, u16),
     /// What an attachment has to do with a device of the host.
     Device(String, Tag),
+    /// Of a container.
+    Address(IpAddr),
 }
 
 /// Elements, each with a comment for humans.
@@ -54,6 +61,8 @@ const PER_MESSAGE: usize = 200;
 
 /// The data types of nft(8) that keys are made of, as `nft describe` numbers them; the
 /// kernel keeps them for whoever lists the set.
+const IPV4_ADDR: u32 = 7;
+const IPV6_ADDR: u32 = 8;
 const INET_PROTOCOL: u32 = 12;
 const INET_SERVICE: u32 = 13;
 const MARK: u32 = 19;
@@ -69,15 +78,18 @@ impl Keys {
             Self::Attachments => &[MARK; 4],
             Self::Ports => &[INET_PROTOCOL, INET_SERVICE],
             Self::Devices => &[INTERFACE_NAME, MARK, MARK, MARK, MARK],
+            Self::Ipv4 => &[IPV4_ADDR],
+            Self::Ipv6 => &[IPV6_ADDR],
         }
     }
 
     /// Bytes of a key.
     fn length(self) -> u32 {
         match self {
-            Self::Attachments => 16,
+            Self::Attachments | Self::Ipv6 => 16,
             Self::Ports => 8,
             Self::Devices => 32,
+            Self::Ipv4 => 4,
         }
     }
 
@@ -100,6 +112,8 @@ impl Keys {
                 let name = String::from_utf8(name.get(..end)?.to_vec()).ok()?;
                 Some(Key::Device(name, tag(words)?))
             }
+            Self::Ipv4 => Some(Key::Address(<[u8; 4]>::try_from(bytes).ok()?.into())),
+            Self::Ipv6 => Some(Key::Address(<[u8; 16]>::try_from(bytes).ok()?.into())),
         }
     }
 }
@@ -126,6 +140,8 @@ impl Key {
                 bytes.extend(words(tag));
                 bytes
             }
+            Self::Address(IpAddr::V4(address)) => address.octets().into(),
+            Self::Address(IpAddr::V6(address)) => address.octets().into(),
         }
     }
 }
@@ -140,6 +156,7 @@ impl fmt::Display for Key {
             Self::Attachment(tag) => f.write_str(&hash(tag)),
             Self::Port(protocol, port) => write!(f, "{} . {port}", protocol.as_str()),
             Self::Device(name, tag) => write!(f, "\"{name}\" . {}", hash(tag)),
+            Self::Address(address) => address.fmt(f),
         }
     }
 }
@@ -156,6 +173,8 @@ impl fmt::Display for Keys {
             Self::Attachments => "mark . mark . mark . mark",
             Self::Ports => "inet_proto . inet_service",
             Self::Devices => "ifname . mark . mark . mark . mark",
+            Self::Ipv4 => "ipv4_addr",
+            Self::Ipv6 => "ipv6_addr",
         })
     }
 }

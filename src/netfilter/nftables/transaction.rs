@@ -161,6 +161,7 @@ fn new_chain(chain: &Chain) -> ChainMessage {
     if let Some(hook) = &chain.hook {
         let place = match hook.place {
             Place::Prerouting => InetHookNumber::PreRouting,
+            Place::Forward => InetHookNumber::Forward,
             Place::Output => InetHookNumber::LocalOut,
             Place::Postrouting => InetHookNumber::PostRouting,
         };

@@ -58,8 +58,11 @@ fn only_families_with_addresses_are_touched() {
             .remove_masquerade(&owner("c1"), &Known::NOTHING)
             .unwrap();
         backend.collect_masquerade("net1", &[]).unwrap();
-        assert!(!Family::V6.has_legacy_table());
-        assert_eq!(Family::V4.has_legacy_table(), node.variant == "legacy");
+        assert!(!Family::V6.has_legacy_table(TableName::Nat));
+        assert_eq!(
+            Family::V4.has_legacy_table(TableName::Nat),
+            node.variant == "legacy"
+        );
         let tables = node.sh("nft list tables");
         assert_eq!(
             tables,

@@ -1,0 +1,107 @@
+//! firewalld, where it runs: what it should let through is told to it, for it would drop
+//! what only rules of ours accept. It is reached over D-Bus, as in the reference.
+
+mod bus;
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use crate::cni::error::{Code, detailed};
+use bus::{Bus, Object, Refusal, Value};
+
+const SERVICE: &str = "org.fedoraproject.FirewallD1";
+
+/// What has the zones.
+const ZONES: Object = Object {
+    service: SERVICE,
+    path: "/org/fedoraproject/FirewallD1",
+    interface: "org.fedoraproject.FirewallD1.zone",
+};
+
+/// A running firewalld.
+#[derive(Debug)]
+pub struct Firewalld {
+    bus: Bus,
+}
+
+impl Firewalld {
+    /// The one that runs here, if one does.
+    ///
+    /// # Errors
+    /// When there is a bus that does not tell.
+    pub fn find() -> Result<Option<Self>> {
+        let Some(mut bus) = Bus::open()? else {
+            return Ok(None);
+        };
+        Ok(bus.is_served(SERVICE)?.then_some(Self { bus }))
+    }
+
+    /// Lets everything from `address` into `zone`, until firewalld is reloaded.
+    ///
+    /// # Errors
+    /// When it refuses; to have done so already is none.
+    pub fn add_source(&mut self, zone: &str, address: IpAddr) -> Result<()> {
+        let refusal = match self.ask("addSource", zone, address)? {
+            Err(refusal) if !refusal.is("ZONE_ALREADY_SET") && !refusal.is("ALREADY_ENABLED") => {
+                refusal
+            }
+            _ => return Ok(()),
+        };
+        Err(refused(&refusal, &format!("add {address} to zone {zone}")))
+    }
+
+    /// Takes it back.
+    ///
+    /// # Errors
+    /// When it is there and stays.
+    pub fn remove_source(&mut self, zone: &str, address: IpAddr) -> Result<()> {
+        const ABSENT: [&str; 4] = [
+            "UNKNOWN_SOURCE",
+            "NOT_ENABLED",
+            "ZONE_CONFLICT",
+            "INVALID_ZONE",
+        ];
+        let refusal = match self.ask("removeSource", zone, address)? {
+            Err(refusal) if !ABSENT.iter().any(|name| refusal.is(name)) => refusal,
+            _ => return Ok(()),
+        };
+        let what = format!("remove {address} from zone {zone}");
+        Err(refused(&refusal, &what))
+    }
+
+    /// Whether `address` is in `zone`.
+    ///
+    /// # Errors
+    /// When it refuses to tell.
+    pub fn has_source(&mut self, zone: &str, address: IpAddr) -> Result<bool> {
+        match self.ask("querySource", zone, address)? {
+            Ok(value) => Ok(value == Value::Truth(true)),
+            Err(refusal) => Err(refused(&refusal, &format!("look up zone {zone}"))),
+        }
+    }
+
+    fn ask(&mut self, method: &str, zone: &str, address: IpAddr) -> Result<bus::Answer> {
+        let source = IpNet::from(address).to_string();
+        self.bus
+            .call(ZONES, method, &[zone, &source])
+            .context("talk to firewalld")
+    }
+}
+
+impl Refusal {
+    /// Whether this is firewalld's error of that name: it stands in front of the text.
+    fn is(&self, error: &str) -> bool {
+        self.text.starts_with(error) || self.name.ends_with(error)
+    }
+}
+
+fn refused(refusal: &Refusal, what: &str) -> anyhow::Error {
+    let Refusal { name, text } = refusal;
+    detailed(
+        Code::Internal,
+        format!("firewalld refuses to {what}: {text}"),
+        name.clone(),
+    )
+}

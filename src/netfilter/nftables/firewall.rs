@@ -1,0 +1,494 @@
+//! What may pass to and from the containers. The reference has no such rules in nftables:
+//! the layout is our own.
+//!
+//! An `accept` of one table is overruled by a `drop` of another. To let a container's
+//! packets through we must go where they would be dropped: into each table with a base
+//! chain at the hook `forward` whose policy is to drop, here called a gate. Such a table
+//! gets the chain `cni_forward`, to which its own chain leads first, and two sets with the
+//! addresses of the containers: one rule serves them all, and each is an element whose
+//! comment says whose it is.
+//!
+//! A `drop` is final, so what keeps others away from a bridge has a table to itself.
+//!
+//! Tables `ip filter` and `ip6 filter` are those of the iptables tools, which cannot read
+//! what they have not written: there nothing is changed.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::identity::{self, Tag, masquerade_comment};
+use super::lookup::{Place as Found, base_chains, tables_with_chain};
+use super::registry::settle;
+use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
+use super::set::{Elements, Key, Keys, Set};
+use super::shared::{Shared, command, ensure_shared, in_chain, look, missing_shared};
+use super::transaction::{Change, rules};
+use crate::netfilter::socket::Socket;
+use crate::netfilter::{Firewall, Ingress, Isolation, Owner};
+
+/// Of the chain in each gate that lets pass.
+pub const FORWARD: &str = "cni_forward";
+
+/// The table of what is kept apart.
+const TABLE: Table = Table {
+    family: Family::Inet,
+    name: "cni_firewall",
+    comment: Some("cnibox: bridges that the CNI plugin firewall keeps apart (ingressPolicy)"),
+};
+const STAGE_1: &str = "isolation_stage_1";
+const STAGE_2: &str = "isolation_stage_2";
+
+/// How the sets of a gate hold elements when a change is planned: those that they have, or
+/// none, where it is hoped that the container is new.
+pub type Look = fn(&Set, &Socket) -> Result<Option<Elements>>;
+
+/// None, if the set is there.
+pub fn assume_new(set: &Set, socket: &Socket) -> Result<Option<Elements>> {
+    Ok(set.is_there(socket)?.then(Elements::new))
+}
+
+/// A chain that drops what no rule of it accepts.
+struct Gate {
+    chain: Chain,
+}
+
+impl Gate {
+    fn table(&self) -> Table {
+        self.chain.table
+    }
+
+    /// What leads to the owners' addresses.
+    fn jump() -> Rule {
+        Rule {
+            statements: vec![Statement::Jump(FORWARD.into())],
+            comment: Some("CNI firewall plugin rules".into()),
+            tag: None,
+        }
+    }
+
+    /// The chain that lets pass, and an administrator's that decides before.
+    fn shared(&self, admin_chain: &str) -> [Shared; 2] {
+        let chain = |name: &str, comment| Chain {
+            table: self.table(),
+            name: name.to_owned().into(),
+            comment,
+            hook: None,
+        };
+        let mut rules = vec![Rule {
+            statements: vec![Statement::Jump(admin_chain.to_owned().into())],
+            comment: Some("CNI firewall plugin admin overrides".into()),
+            tag: None,
+        }];
+        for set in sets(self.table()) {
+            let address = |end| Statement::InSet {
+                end,
+                family: family(&set),
+                set: set.name.into(),
+            };
+            let answers = [
+                address(End::Destination),
+                Statement::Established,
+                Statement::Accept,
+            ];
+            rules.push(Rule::shared(answers));
+            rules.push(Rule::shared([address(End::Source), Statement::Accept]));
+        }
+        [
+            Shared::Open(chain(
+                admin_chain,
+                Some("decides before the CNI firewall plugin"),
+            )),
+            Shared::Fixed(
+                chain(FORWARD, Some("cnibox: what containers may send")),
+                rules,
+            ),
+        ]
+    }
+}
+
+/// The sets of addresses in `table`, of the families that it sees.
+fn sets(table: Table) -> Vec<Set> {
+    let set = |name, keys| Set {
+        table,
+        name,
+        comment: "cnibox: addresses of containers, and whose they are",
+        keys,
+    };
+    let v4 = set("cni_addresses_v4", Keys::Ipv4);
+    let v6 = set("cni_addresses_v6", Keys::Ipv6);
+    match table.family {
+        Family::Ip => vec![v4],
+        Family::Ip6 => vec![v6],
+        Family::Inet | Family::Bridge => vec![v4, v6],
+    }
+}
+
+fn family(set: &Set) -> Family {
+    match set.keys {
+        Keys::Ipv6 => Family::Ip6,
+        _ => Family::Ip,
+    }
+}
+
+/// The owner's elements of `set`.
+fn elements(set: &Set, owner: &Owner, addresses: &[IpAddr]) -> Elements {
+    let is_kept = |address: &&IpAddr| super::ruleset::family_of(**address) == family(set);
+    let of_family = addresses.iter().filter(is_kept);
+    let comment = masquerade_comment(owner);
+    of_family
+        .map(|address| (Key::Address(*address), comment.clone()))
+        .collect()
+}
+
+/// Those in the way, and chains of iptables that drop as well.
+fn gates(socket: &Socket, addresses: &[IpAddr]) -> Result<(Vec<Gate>, Vec<Gate>)> {
+    let is_seen = |family| match family {
+        Family::Ip => addresses.iter().any(IpAddr::is_ipv4),
+        Family::Ip6 => addresses.iter().any(IpAddr::is_ipv6),
+        Family::Inet | Family::Bridge => true,
+    };
+    let mut gates = Vec::new();
+    for family in [Family::Inet, Family::Ip, Family::Ip6] {
+        if is_seen(family) {
+            let dropping = base_chains(socket, family)?;
+            let dropping = dropping
+                .into_iter()
+                .filter(|base| base.forwards && base.drops);
+            gates.extend(dropping.map(|base| Gate {
+                chain: foreign_chain(base.place),
+            }));
+        }
+    }
+    Ok(gates.into_iter().partition(|gate| {
+        let chain = &gate.chain;
+        !(chain.name == "FORWARD" && chain.table.name == "filter")
+            || chain.table.family == Family::Inet
+    }))
+}
+
+fn foreign_chain(place: Found) -> Chain {
+    Chain {
+        table: foreign_table(place.family, place.table),
+        name: place.chain.into(),
+        comment: None,
+        hook: None,
+    }
+}
+
+/// A table of somebody else's. The names of our own are constants: this one is kept until
+/// the process ends, which is soon.
+fn foreign_table(family: Family, name: String) -> Table {
+    Table {
+        family,
+        name: name.leak(),
+        comment: None,
+    }
+}
+
+/// The chains of iptables that drop what the owner sends, in words: this backend cannot
+/// help there.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn obstacles(socket: &Socket, wanted: &Firewall) -> Result<Vec<String>> {
+    if wanted.admin_chain.is_none() {
+        return Ok(Vec::new());
+    }
+    let (_, others) = gates(socket, &wanted.addresses)?;
+    Ok(others.iter().map(|gate| gate.chain.to_string()).collect())
+}
+
+/// What makes `wanted` exist for `owner`; its former addresses go, as far as `look` shows
+/// them.
+///
+/// # Errors
+/// When the kernel refuses to tell what there is.
+pub fn ensure(
+    socket: &Socket,
+    owner: &Owner,
+    wanted: &Firewall,
+    elements_of: Look,
+) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    if let Some(admin_chain) = &wanted.admin_chain {
+        for gate in gates(socket, &wanted.addresses)?.0 {
+            changes.extend(pass(
+                socket,
+                &gate,
+                admin_chain,
+                (owner, wanted),
+                elements_of,
+            )?);
+        }
+    }
+    if let Some(isolation) = &wanted.isolation {
+        changes.extend(isolate(socket, isolation)?);
+    }
+    Ok(changes)
+}
+
+/// What opens one gate for the owner.
+fn pass(
+    socket: &Socket,
+    gate: &Gate,
+    admin_chain: &str,
+    (owner, wanted): (&Owner, &Firewall),
+    elements_of: Look,
+) -> Result<Vec<Change>> {
+    let own = Tag::of(owner);
+    let mut of_sets = Vec::new();
+    let mut of_elements = Vec::new();
+    for set in sets(gate.table()) {
+        let there = elements_of(&set, socket)?;
+        let wanted = elements(&set, owner, &wanted.addresses);
+        if there.is_none() {
+            of_sets.push(Change::AddSet(set));
+        }
+        let there = there.unwrap_or_default();
+        let touched = |key: &Key| {
+            let is_own = |comment: &String| Tag::at_start(comment) == Some(own);
+            wanted.contains_key(key) || there.get(key).is_some_and(is_own)
+        };
+        of_elements.extend(settle(&set, Some(&there), &wanted, touched));
+    }
+    let shared = gate.shared(admin_chain);
+    let snapshot = look(socket, gate.table(), &shared, &[])?;
+    let mut of_chains = ensure_shared(gate.table(), &shared, &snapshot);
+    // The table is there, or the gate would not be: its flags and comment are its owner's.
+    of_chains.retain(|change| !matches!(change, Change::AddTable(_)));
+    // Chains come before the rules that lead to them, and sets before those that ask them.
+    let mut changes = of_sets;
+    changes.extend(of_chains);
+    changes.extend(of_elements);
+    let found = rules(socket, &gate.table(), Some(&gate.chain.name))?;
+    let jump = Gate::jump();
+    let leads =
+        |found: &super::transaction::Found| found.statements().as_ref() == Some(&jump.statements);
+    if !found.iter().any(leads) {
+        changes.push(Change::Insert(gate.chain.clone(), jump));
+    }
+    Ok(changes)
+}
+
+/// The chains that keep bridges apart.
+fn stages() -> [Shared; 3] {
+    let chain = |name: &'static str, comment, hook| Chain {
+        table: TABLE,
+        name: name.into(),
+        comment,
+        hook,
+    };
+    let hook = Hook {
+        kind: "filter",
+        place: Place::Forward,
+        priority: 0,
+    };
+    let jump = Rule::shared([Statement::Jump(STAGE_1.into())]);
+    [
+        Shared::Open(chain(
+            STAGE_1,
+            Some("what comes from isolated bridges"),
+            None,
+        )),
+        Shared::Open(chain(
+            STAGE_2,
+            Some("what goes to another isolated bridge"),
+            None,
+        )),
+        Shared::Fixed(chain("forward", None, Some(hook)), vec![jump]),
+    ]
+}
+
+fn stage(name: &'static str) -> Chain {
+    Chain {
+        table: TABLE,
+        name: name.into(),
+        comment: None,
+        hook: None,
+    }
+}
+
+/// The rules of a bridge, each with the chain it is in.
+fn isolation_rules(isolation: &Isolation) -> Vec<(&'static str, Rule)> {
+    let at = |end, is| Statement::Interface {
+        end,
+        is,
+        name: isolation.bridge.clone(),
+    };
+    let (comes, goes) = (at(End::Source, true), at(End::Destination, true));
+    let elsewhere = at(End::Destination, false);
+    let policy = match isolation.ingress {
+        Ingress::SameBridge => "same-bridge",
+        Ingress::Isolated => "isolated",
+    };
+    let rule = |statements| Rule {
+        statements,
+        comment: Some(format!("ingressPolicy: {policy}")),
+        tag: None,
+    };
+    let mut rules = vec![
+        (
+            STAGE_1,
+            rule(vec![
+                comes.clone(),
+                elsewhere,
+                Statement::Jump(STAGE_2.into()),
+            ]),
+        ),
+        (STAGE_2, rule(vec![goes.clone(), Statement::Drop])),
+    ];
+    if isolation.ingress == Ingress::Isolated {
+        rules.push((STAGE_1, rule(vec![comes, goes, Statement::Drop])));
+    }
+    rules
+}
+
+/// What keeps one bridge apart.
+fn isolate(socket: &Socket, isolation: &Isolation) -> Result<Vec<Change>> {
+    let shared = stages();
+    let snapshot = look(socket, TABLE, &shared, &[STAGE_1, STAGE_2])?;
+    let mut changes = ensure_shared(TABLE, &shared, &snapshot);
+    for (chain, rule) in isolation_rules(isolation) {
+        let is_there = in_chain(&snapshot.rules, chain)
+            .any(|found| found.statements().as_ref() == Some(&rule.statements));
+        if !is_there {
+            changes.push(Change::Append(stage(chain), rule));
+        }
+    }
+    // Adding a table that is there does nothing, and costs a transaction.
+    if changes.len() == 1 {
+        changes.clear();
+    }
+    Ok(changes)
+}
+
+/// The gates that we have been to, whatever their policy is now.
+fn opened(socket: &Socket) -> Result<Vec<Table>> {
+    let mut tables = Vec::new();
+    for family in [Family::Inet, Family::Ip, Family::Ip6] {
+        let names = tables_with_chain(socket, family, FORWARD)?;
+        tables.extend(names.into_iter().map(|name| foreign_table(family, name)));
+    }
+    Ok(tables)
+}
+
+/// The elements of attachments that are `unwanted`, with their sets.
+fn unwanted_elements(
+    socket: &Socket,
+    unwanted: impl Fn(Tag) -> bool,
+) -> Result<Vec<(Set, Elements)>> {
+    let mut found = Vec::new();
+    for table in opened(socket)? {
+        for set in sets(table) {
+            let mut there = set.elements(socket)?.unwrap_or_default();
+            there.retain(|_, comment| Tag::at_start(comment).is_some_and(&unwanted));
+            found.push((set, there));
+        }
+    }
+    Ok(found)
+}
+
+/// The rules of bridges that are gone, each with the bridge.
+fn stray(
+    socket: &Socket,
+    is_gone: impl Fn(&str) -> bool,
+) -> Result<Vec<(String, super::transaction::Handle)>> {
+    let mut stray = Vec::new();
+    for chain in [STAGE_1, STAGE_2] {
+        for found in rules(socket, &TABLE, Some(chain))? {
+            let bridge = found.known_statements().into_iter().find_map(|s| match s {
+                Statement::Interface { name, .. } => Some(name),
+                _ => None,
+            });
+            stray.extend(
+                bridge
+                    .filter(|bridge| is_gone(bridge))
+                    .map(|bridge| (bridge, found.handle)),
+            );
+        }
+    }
+    Ok(stray)
+}
+
+/// What removes the addresses of attachments that are `unwanted`, and the rules of bridges
+/// that are gone.
+///
+/// # Errors
+/// When the kernel refuses to tell what there is.
+pub fn remove(
+    socket: &Socket,
+    unwanted: impl Fn(Tag) -> bool,
+    is_gone: impl Fn(&str) -> bool,
+) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    for (set, elements) in unwanted_elements(socket, unwanted)? {
+        let keys: Vec<Key> = elements.into_keys().collect();
+        changes.extend(set.delete(&keys));
+    }
+    let stray = stray(socket, is_gone)?.into_iter();
+    changes.extend(stray.map(|(_, handle)| Change::DeleteRule(TABLE, handle)));
+    Ok(changes)
+}
+
+/// What [`remove`] would remove, in words.
+///
+/// # Errors
+/// When the kernel refuses to tell what there is.
+pub fn stale(
+    socket: &Socket,
+    unwanted: impl Fn(Tag) -> bool,
+    is_gone: impl Fn(&str) -> bool,
+) -> Result<Vec<String>> {
+    let elements = unwanted_elements(socket, unwanted)?;
+    let owners = elements.iter().flat_map(|(_, elements)| elements.values());
+    let mut stale: BTreeSet<String> = owners
+        .map(|comment| identity::owner_in_words(comment))
+        .collect();
+    for (bridge, _) in stray(socket, is_gone)? {
+        stale.insert(format!("bridge {bridge}, which is gone"));
+    }
+    Ok(stale.into_iter().collect())
+}
+
+/// What is missing of `wanted`, each as the command that would add it.
+///
+/// # Errors
+/// When the kernel refuses to tell what there is.
+pub fn missing(socket: &Socket, owner: &Owner, wanted: &Firewall) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    if let Some(admin_chain) = &wanted.admin_chain {
+        for gate in gates(socket, &wanted.addresses)?.0 {
+            let found = rules(socket, &gate.table(), Some(FORWARD))?;
+            missing.extend(missing_shared(&gate.shared(admin_chain), &found));
+            let jump = Gate::jump();
+            let found = rules(socket, &gate.table(), Some(&gate.chain.name))?;
+            let leads = |found: &super::transaction::Found| {
+                found.statements().as_ref() == Some(&jump.statements)
+            };
+            if !found.iter().any(leads) {
+                missing.push(command(&gate.chain, &jump));
+            }
+            for set in sets(gate.table()) {
+                let there = set.elements(socket)?.unwrap_or_default();
+                let mut absent = elements(&set, owner, &wanted.addresses);
+                absent.retain(|key, _| !there.contains_key(key));
+                let absent = set.create(absent);
+                missing.extend(absent.iter().map(|change| format!("nft {change}")));
+            }
+        }
+    }
+    if let Some(isolation) = &wanted.isolation {
+        let found = rules(socket, &TABLE, None)?;
+        missing.extend(missing_shared(&stages(), &found));
+        for (chain, rule) in isolation_rules(isolation) {
+            let is_there = in_chain(&found, chain)
+                .any(|found| found.statements().as_ref() == Some(&rule.statements));
+            if !is_there {
+                missing.push(command(&stage(chain), &rule));
+            }
+        }
+    }
+    Ok(missing)
+}

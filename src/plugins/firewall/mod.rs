@@ -1,0 +1,321 @@
+//! `firewall`: lets a container's packets through the host's packet filter, and keeps
+//! others away from its bridge (behaviour 9.2).
+//!
+//! Chained after the plugin that made the interface: the addresses, and the bridge in
+//! front of all interfaces, come from its result.
+
+mod claims;
+mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::cni::collector::Collector;
+use crate::cni::error::{Code, all, coded, detailed, not_available};
+use crate::cni::json::Problem;
+use crate::cni::result::CniResult;
+use crate::cni::skel::{Call, Plugin};
+use crate::cni::version::Version;
+use crate::log;
+use crate::netfilter::firewalld::Firewalld;
+use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner};
+use crate::undo::Undo;
+
+use claims::Claim;
+use config::{Backend, Settings};
+
+/// The applet.
+#[derive(Debug)]
+pub struct Firewall;
+
+impl Plugin for Firewall {
+    fn versions(&self) -> &'static [Version] {
+        static VERSIONS: [Version; 3] = [Version::V0_4_0, Version::V1_0_0, Version::V1_1_0];
+        &VERSIONS
+    }
+
+    fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
+        let settings = Settings::resolve(call)?;
+        let result = required_result(call)?;
+        let mut wanted = Wanted::new(call, &settings, &result)?;
+        undo.push("remove the firewall's rules", {
+            let (owner, addresses) = (wanted.owner.clone(), wanted.addresses.clone());
+            let zone = settings.zone;
+            move || release(&owner, addresses, &zone)
+        });
+        wanted.ensure()?;
+        Ok(result)
+    }
+
+    fn del(&self, call: &Call) -> Result<()> {
+        let owner = Owner::of(call);
+        // What is wrong with it must not keep the rules here.
+        let known = call.config.prev_result().ok().flatten();
+        let addresses = match known.map(|result| addresses(&result)) {
+            Some(addresses) if !addresses.is_empty() => addresses,
+            _ => claimed(|claim| claim.owner() == owner)?,
+        };
+        release(&owner, addresses, &Settings::zone_of(call))
+    }
+
+    fn check(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        let result = required_result(call)?;
+        let mut wanted = Wanted::new(call, &settings, &result)?;
+        netfilter::refuse_missing(&wanted.owner.clone(), &wanted.missing()?)
+    }
+
+    fn status(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        match settings.backend {
+            Backend::Rules(name) => netfilter::check_usable(Some(name)),
+            Backend::Auto | Backend::Firewalld => {
+                let found = firewalld(settings.backend);
+                let found = found.map_err(|error| not_available(&error))?;
+                if found.is_none() || settings.ingress.is_some() {
+                    netfilter::check_usable(None)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
+        let valid = call.config.valid_attachments()?;
+        let network = &call.config.network;
+        let zone = Settings::zone_of(call);
+        let is_stale =
+            |owner: &Owner| owner.network == *network && !valid.contains(&owner.attachment);
+        let mut stale: Vec<(Owner, Vec<IpAddr>)> = Vec::new();
+        for (address, claim) in claims::all()? {
+            let owner = claim.owner();
+            match stale.iter_mut().find(|(other, _)| *other == owner) {
+                Some((_, addresses)) => addresses.push(address),
+                None if is_stale(&owner) => stale.push((owner, vec![address])),
+                None => {}
+            }
+        }
+        for (owner, addresses) in stale {
+            let what = format!("firewall rules of {owner}");
+            collector.remove(&what, || release(&owner, addresses, &zone));
+        }
+        for name in netfilter::BACKENDS {
+            let backend = name.backend();
+            collector.remove_together(
+                || {
+                    let stale = backend.stale_firewall(network, &valid)?;
+                    let what = |of| format!("firewall rules of {of} ({})", name.as_str());
+                    Ok(stale.into_iter().map(what).collect())
+                },
+                || backend.collect_firewall(network, &valid),
+            );
+        }
+        Ok(())
+    }
+
+    fn missing_rules(&self, call: &Call) -> Result<Vec<String>> {
+        let settings = Settings::resolve(call)?;
+        Wanted::new(call, &settings, &required_result(call)?)?.missing()
+    }
+
+    fn restore_rules(&self, call: &Call) -> Result<()> {
+        let settings = Settings::resolve(call)?;
+        Wanted::new(call, &settings, &required_result(call)?)?.ensure()
+    }
+
+    fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
+        config::validate(root, document)
+    }
+}
+
+/// This plugin lets through what others made: there must be others before it.
+fn required_result(call: &Call) -> Result<CniResult> {
+    call.config.prev_result()?.context(coded(
+        Code::Config,
+        "firewall must be called as a chained plugin: missing prevResult from earlier plugin",
+    ))
+}
+
+/// All of them, whichever interface they are on.
+fn addresses(result: &CniResult) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// What an attachment is let through by, and kept apart.
+struct Wanted {
+    owner: Owner,
+    addresses: Vec<IpAddr>,
+    /// With the zone.
+    firewalld: Option<(Firewalld, String)>,
+    rules: Option<(BackendName, netfilter::Firewall)>,
+}
+
+impl Wanted {
+    /// What `settings` mean for the containers of `result`.
+    ///
+    /// # Errors
+    /// Code 7 when there is no bridge to keep apart; or when no backend can be used.
+    fn new(call: &Call, settings: &Settings, result: &CniResult) -> Result<Self> {
+        let addresses = addresses(result);
+        let isolation = settings.ingress.map(|ingress| isolation(result, ingress));
+        let isolation = isolation.transpose()?;
+        let firewalld = firewalld(settings.backend)?;
+        let is_left_to_us = firewalld.is_none();
+        let rules = if addresses.is_empty() || !(is_left_to_us || isolation.is_some()) {
+            None
+        } else {
+            let asked = match settings.backend {
+                Backend::Rules(name) => Some(name),
+                Backend::Auto | Backend::Firewalld => None,
+            };
+            let wanted = netfilter::Firewall {
+                addresses: addresses.clone(),
+                admin_chain: is_left_to_us.then(|| settings.admin_chain.clone()),
+                isolation,
+            };
+            Some((netfilter::choose(asked)?, wanted))
+        };
+        Ok(Self {
+            owner: Owner::of(call),
+            addresses,
+            firewalld: firewalld.map(|firewalld| (firewalld, settings.zone.clone())),
+            rules,
+        })
+    }
+
+    /// Makes it so.
+    ///
+    /// # Errors
+    /// When firewalld or the backend refuses.
+    fn ensure(&mut self) -> Result<()> {
+        let zone = self.firewalld.as_ref().map(|(_, zone)| zone.as_str());
+        let names_owners = |name: BackendName| name == BackendName::Nftables;
+        if zone.is_some()
+            || !self
+                .rules
+                .as_ref()
+                .is_none_or(|(name, _)| names_owners(*name))
+        {
+            let _alone = claims::lock()?;
+            claims::take(&self.addresses, &Claim::new(&self.owner, zone))?;
+        }
+        if let Some((firewalld, zone)) = &mut self.firewalld {
+            for address in &self.addresses {
+                firewalld.add_source(zone, *address)?;
+            }
+        }
+        if let Some((name, rules)) = &self.rules {
+            name.backend()
+                .ensure_firewall(&self.owner, rules)
+                .with_context(|| {
+                    format!("let the container's packets through with {}", name.as_str())
+                })?;
+        }
+        Ok(())
+    }
+
+    /// What is missing of it, each as the command that would add it.
+    ///
+    /// # Errors
+    /// When firewalld or the kernel does not tell.
+    fn missing(&mut self) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        if let Some((firewalld, zone)) = &mut self.firewalld {
+            for address in &self.addresses {
+                if !firewalld.has_source(zone, *address)? {
+                    missing.push(format!("firewall-cmd --zone={zone} --add-source={address}"));
+                }
+            }
+        }
+        if let Some((name, rules)) = &self.rules {
+            missing.extend(name.backend().missing_firewall(&self.owner, rules)?);
+        }
+        Ok(missing)
+    }
+}
+
+/// The bridge of `result`, which is in front of the other interfaces.
+fn isolation(result: &CniResult, ingress: Ingress) -> Result<Isolation> {
+    let first = result
+        .interfaces
+        .first()
+        .filter(|first| !first.name.is_empty());
+    let bridge = first.context(coded(
+        Code::Config,
+        "ingressPolicy: prevResult names no bridge, make sure to chain \"firewall\" plugin with \"bridge\"",
+    ))?;
+    Ok(Isolation {
+        bridge: bridge.name.clone(),
+        ingress,
+    })
+}
+
+/// The firewalld that is to be used, if one is.
+///
+/// # Errors
+/// When it is asked for and does not run.
+fn firewalld(backend: Backend) -> Result<Option<Firewalld>> {
+    match backend {
+        Backend::Rules(_) => Ok(None),
+        // A bus that does not answer is no reason to do without rules.
+        Backend::Auto => Ok(Firewalld::find().unwrap_or_else(|error| {
+            log::warn(&format!("look for firewalld: {error:#}"));
+            None
+        })),
+        Backend::Firewalld => Firewalld::find()?.map(Some).ok_or_else(|| {
+            detailed(
+                Code::Internal,
+                "the backend firewalld that the configuration asks for does not run",
+                "start firewalld, or choose the backend \"iptables\" or \"nftables\"",
+            )
+        }),
+    }
+}
+
+/// The addresses whose claims are `wanted`.
+fn claimed(wanted: impl Fn(&Claim) -> bool) -> Result<Vec<IpAddr>> {
+    let claims = claims::all()?.into_iter();
+    let wanted = claims.filter(|(_, claim)| wanted(claim));
+    Ok(wanted.map(|(address, _)| address).collect())
+}
+
+/// Removes all that lets the owner through, and that lets `addresses` through unless they
+/// have become somebody else's since; and the rules of bridges that are gone. `zone_now`
+/// is firewalld's where nothing says which it was.
+fn release(owner: &Owner, addresses: Vec<IpAddr>, zone_now: &str) -> Result<()> {
+    let _alone = claims::lock()?;
+    let mut zones = Vec::new();
+    for address in addresses {
+        match claims::holder(address)? {
+            Some(claim) if claim.owner() != *owner => {}
+            claim => {
+                let zone = claim.and_then(|claim| claim.zone);
+                zones.push((address, zone.unwrap_or_else(|| zone_now.to_owned())));
+            }
+        }
+    }
+    let known: Vec<IpAddr> = zones.iter().map(|(address, _)| *address).collect();
+    let removed = netfilter::with_both(|backend| backend.remove_firewall(owner, &known));
+    all([removed, leave_zones(&zones)])?;
+    all(known.into_iter().map(claims::forget))
+}
+
+/// Takes addresses out of firewalld's zones, if it runs: otherwise it has forgotten them.
+fn leave_zones(zones: &[(IpAddr, String)]) -> Result<()> {
+    if zones.is_empty() {
+        return Ok(());
+    }
+    let Some(mut firewalld) = Firewalld::find()? else {
+        return Ok(());
+    };
+    all(zones
+        .iter()
+        .map(|(address, zone)| firewalld.remove_source(zone, *address)))
+}

@@ -1,0 +1,608 @@
+//! The firewall plugin on nodes that drop what they do not know: the built binary, and
+//! that of the reference beside it, judged by packets that arrive and by the rulesets
+//! that both leave.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test that cannot do its work says so by panicking; doors are for the product"
+)]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{BACKENDS, Call, Node, Output, REFERENCE, run, tools};
+use serde_json::{Value, json};
+
+/// A node whose packet filter drops what it does not know, with a machine `ext` behind it.
+struct Lab {
+    node: Node,
+    backend: &'static str,
+    /// Where the backend's programs are found: nowhere, for nftables.
+    path: String,
+    servers: Vec<Child>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            drop(server.kill());
+            drop(server.wait());
+        }
+    }
+}
+
+impl Lab {
+    fn new(backend: &'static str) -> Self {
+        let node = Node::new();
+        let path = tools(&node, "tools", backend);
+        node.sh(
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+             ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
+             ip addr add 192.0.2.1/24 dev up0 && ip addr add fd00:e::1/64 dev up0 nodad && ip link set up0 up && \
+             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext addr add fd00:e::9/64 dev up1 nodad && \
+             ip -n ext link set lo up && ip -n ext link set up1 up && \
+             ip -n ext route add default via 192.0.2.1 && ip -n ext route add default via fd00:e::1",
+        );
+        if backend == "nftables" {
+            node.sh(
+                "nft add table inet filter && \
+                 nft 'add chain inet filter forward { type filter hook forward priority 0; policy drop; }'",
+            );
+        } else {
+            node.sh(&format!(
+                "{path}/iptables -P FORWARD DROP && {path}/ip6tables -P FORWARD DROP"
+            ));
+        }
+        Self {
+            node,
+            backend,
+            path,
+            servers: Vec::new(),
+        }
+    }
+
+    /// The backend, as configurations call it.
+    fn word(&self) -> &'static str {
+        self.backend.split('-').next().unwrap()
+    }
+
+    /// The network on bridge `brN`: its bridge, and its firewall.
+    fn network(&self, n: u8, policy: &str) -> [Value; 2] {
+        let name = format!("net{n}");
+        [
+            json!({"cniVersion": "1.0.0", "name": name, "type": "bridge", "bridge": format!("br{n}"),
+                   "isDefaultGateway": true,
+                   "ipam": {"type": "host-local", "ranges": [
+                       [{"subnet": format!("10.{n}.0.0/24")}], [{"subnet": format!("fd00:{n}::/64")}]]}}),
+            json!({"cniVersion": "1.0.0", "name": name, "type": "firewall",
+                   "backend": self.word(), "ingressPolicy": policy}),
+        ]
+    }
+
+    /// A call by our plugins, or the reference's.
+    fn call(&self, bin: &Path, plugin: &Value, container: &str) -> Call {
+        self.node
+            .plugin("")
+            .executable(bin.join(plugin["type"].as_str().unwrap()))
+            .env("CNI_PATH", bin.to_str().unwrap())
+            .env("PATH", &self.path)
+            .id(container)
+            .netns(&format!("/run/netns/{container}"))
+    }
+
+    /// ADD by the plugins in `bin`, one after the other.
+    fn add(&self, bin: &Path, chain: &[Value], container: &str) -> Value {
+        let mut result = Value::Null;
+        for plugin in chain {
+            let plugin = after(plugin, &result);
+            result = self
+                .call(bin, &plugin, container)
+                .run("ADD", &plugin)
+                .json();
+        }
+        result
+    }
+
+    fn check(&self, bin: &Path, chain: &[Value], container: &str, result: &Value) {
+        for plugin in chain {
+            let plugin = after(plugin, result);
+            self.call(bin, &plugin, container)
+                .run("CHECK", &plugin)
+                .silent();
+        }
+    }
+
+    fn del(&self, bin: &Path, chain: &[Value], container: &str, result: &Value) {
+        for plugin in chain.iter().rev() {
+            let plugin = after(plugin, result);
+            self.call(bin, &plugin, container)
+                .run("DEL", &plugin)
+                .silent();
+        }
+    }
+
+    /// A container with a server behind our plugins.
+    fn container(&mut self, name: &str, chain: &[Value]) -> Value {
+        self.node.netns(name);
+        let result = self.add(&self.node.bin, chain, name);
+        self.serve(name);
+        result
+    }
+
+    /// Answers `hi` on TCP port 80 of a namespace, over IPv4 and IPv6.
+    fn serve(&mut self, netns: &str) {
+        let server = Command::new("ip")
+            .args(["netns", "exec", netns, "socat"])
+            .args([
+                "TCP6-LISTEN:80,ipv6only=0,fork,reuseaddr,backlog=64",
+                "SYSTEM:echo hi",
+            ])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.servers.push(server);
+        self.node.sh(&format!(
+            "until ip netns exec {netns} ss -Hltn | grep -q ':80 '; do sleep 0.01; done"
+        ));
+    }
+
+    /// Who of `pairs` (from, to, addresses) gets through, by ping and TCP over both
+    /// families, all tried at once; `None` where these differ. For what is not to come we do not wait
+    /// long.
+    fn reach(
+        &self,
+        pairs: &[(&str, &str, [String; 2])],
+        blocked: &[&str],
+    ) -> Vec<(String, Option<bool>)> {
+        std::thread::scope(|scope| {
+            let probes: Vec<_> = pairs
+                .iter()
+                .map(|(from, to, addresses)| {
+                    let enter = if from.is_empty() {
+                        String::new()
+                    } else {
+                        format!("ip netns exec {from} ")
+                    };
+                    let name = format!("{from}>{to}");
+                    let patience = if blocked.contains(&name.as_str()) { 0.5 } else { 10.0 };
+                    let tries: Vec<_> = addresses
+                        .iter()
+                        .flat_map(|address| {
+                            let wrapped = if address.contains(':') {
+                                format!("TCP6:[{address}]")
+                            } else {
+                                format!("TCP4:{address}")
+                            };
+                            [
+                                format!("{enter}ping -n -c 1 -W {patience} {address}"),
+                                format!("{enter}socat -T{patience} {wrapped}:80,connect-timeout={patience} - </dev/null | grep -q hi"),
+                            ]
+                        })
+                        .map(|command| scope.spawn(move || self.node.succeeds(&command)))
+                        .collect();
+                    (name, tries)
+                })
+                .collect();
+            probes
+                .into_iter()
+                .map(|(name, tries)| {
+                    let came = tries.into_iter().map(|probe| probe.join().unwrap());
+                    let came: Vec<bool> = came.collect();
+                    let agreed = came.iter().all(|each| *each == came[0]);
+                    (name, agreed.then_some(came[0]))
+                })
+                .collect()
+        })
+    }
+
+    /// Every rule of either kind on the node: no counters, no dates.
+    fn rules(&self) -> String {
+        self.node.sh(
+            "{ nft list ruleset 2>/dev/null; iptables-legacy-save; ip6tables-legacy-save; } | \
+             grep -v '^#' | sed 's/\\[[0-9]*:[0-9]*\\]//; s/counter packets [0-9]* bytes [0-9]*/counter/'",
+        )
+    }
+
+    /// The table filter of both families, as the backend's tools print it.
+    fn saved(&self) -> String {
+        let text = self.node.sh(&format!(
+            "{path}/iptables-save -t filter; {path}/ip6tables-save -t filter",
+            path = self.path
+        ));
+        let text = text.lines().filter(|line| !line.starts_with('#'));
+        let text = text.map(|line| line.split(" [").next().unwrap_or_default());
+        text.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A plugin's configuration, with what came before it.
+fn after(plugin: &Value, result: &Value) -> Value {
+    let mut plugin = plugin.clone();
+    if !result.is_null() {
+        plugin["prevResult"] = result.clone();
+    }
+    plugin
+}
+
+/// The first address of each family in a result, without prefix.
+fn addresses(result: &Value) -> [String; 2] {
+    [0, 1].map(|n| {
+        let address = result["ips"][n]["address"].as_str().unwrap();
+        address.split('/').next().unwrap().to_owned()
+    })
+}
+
+/// Runs a test on a node of its own for each backend.
+fn on_every_backend(test: fn(Lab)) {
+    for backend in BACKENDS {
+        on(backend, test);
+    }
+}
+
+fn on(backend: &'static str, test: impl FnOnce(Lab) + Send + 'static) {
+    std::thread::spawn(move || test(Lab::new(backend)))
+        .join()
+        .unwrap();
+}
+
+/// Two containers on a first bridge, one each on a second and a third; the third is open.
+/// All reach each other, except the `blocked` pairs.
+fn assert_blocked(mut lab: Lab, policy: &str, blocked: &[&str]) {
+    let [one, two, open] =
+        [(1, policy), (2, policy), (3, "open")].map(|(n, policy)| lab.network(n, policy));
+    let c1 = addresses(&lab.container("c1", &one));
+    let c2 = addresses(&lab.container("c2", &one));
+    let c3 = addresses(&lab.container("c3", &two));
+    let c4 = addresses(&lab.container("c4", &open));
+    lab.serve("ext");
+    let ext = ["192.0.2.9".to_owned(), "fd00:e::9".to_owned()];
+    let pairs = [
+        ("c1", "c2", c2),
+        ("c1", "c3", c3),
+        ("c3", "c1", c1.clone()),
+        ("c1", "c4", c4),
+        ("c4", "c1", c1.clone()),
+        ("c1", "ext", ext),
+        ("ext", "c1", c1.clone()),
+        ("", "c1", c1),
+    ];
+    let expected = pairs.each_ref().map(|(from, to, _)| {
+        let name = format!("{from}>{to}");
+        let passes = !blocked.contains(&name.as_str());
+        (name, Some(passes))
+    });
+    assert_eq!(lab.reach(&pairs, blocked), expected, "{}", lab.backend);
+}
+
+/// What containers send passes, and the answers; what others send to them does not.
+#[test]
+fn open_containers_reach_everybody() {
+    on_every_backend(|lab| {
+        assert_blocked(lab, "open", &["ext>c1"]);
+    });
+}
+
+#[test]
+fn same_bridge_keeps_isolated_bridges_apart() {
+    on_every_backend(|lab| {
+        assert_blocked(lab, "same-bridge", &["c1>c3", "c3>c1", "ext>c1"]);
+    });
+}
+
+/// Frames that stay on a bridge pass the packet filter only with `br_netfilter`.
+#[test]
+fn isolated_containers_reach_nobody_on_such_bridges() {
+    on_every_backend(|lab| {
+        let filters_frames = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists();
+        if filters_frames {
+            lab.node
+                .sh("for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do echo 1 > $f; done");
+        }
+        let mut blocked = vec!["c1>c3", "c3>c1", "ext>c1"];
+        blocked.extend(filters_frames.then_some("c1>c2"));
+        assert_blocked(lab, "isolated", &blocked);
+    });
+}
+
+/// The rules are the reference's, byte for byte. (That version knows no `isolated`, and
+/// writes another word into some comments.)
+#[test]
+fn the_reference_and_we_write_the_same_rules() {
+    for backend in ["iptables-nft", "iptables-legacy"] {
+        for policy in ["open", "same-bridge"] {
+            let saved = [true, false].map(|ours| {
+                std::thread::spawn(move || {
+                    let lab = Lab::new(backend);
+                    lab.node.netns("c1");
+                    lab.node.netns("c2");
+                    let [bridge, firewall] = lab.network(1, policy);
+                    let bin = if ours {
+                        lab.node.bin.as_path()
+                    } else {
+                        Path::new(REFERENCE)
+                    };
+                    for container in ["c1", "c2"] {
+                        let result =
+                            lab.add(&lab.node.bin, std::slice::from_ref(&bridge), container);
+                        let firewall = after(&firewall, &result);
+                        lab.call(bin, &firewall, container)
+                            .run("ADD", &firewall)
+                            .json();
+                    }
+                    lab.saved()
+                })
+                .join()
+                .unwrap()
+            });
+            let [ours, theirs] =
+                saved.map(|text| text.replace("same-bridge|isolated", "same-bridge"));
+            assert_eq!(ours, theirs, "{backend} {policy}");
+            assert!(
+                ours.contains("-A CNI-FORWARD -s fd00:1::3/128 -j ACCEPT"),
+                "{ours}"
+            );
+        }
+    }
+}
+
+/// Bridge, portmap, firewall and tuning, as podman has them.
+fn podman(lab: &Lab) -> Vec<Value> {
+    let [mut bridge, firewall] = lab.network(1, "same-bridge");
+    bridge["ipMasq"] = json!(true);
+    vec![
+        bridge,
+        json!({"cniVersion": "1.0.0", "name": "net1", "type": "portmap",
+               "runtimeConfig": {"portMappings": [
+                   {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}),
+        firewall,
+        json!({"cniVersion": "1.0.0", "name": "net1", "type": "tuning"}),
+    ]
+}
+
+/// ADD by one implementation, CHECK and DEL by the other, with a container of the other
+/// kind that comes and goes in between.
+#[test]
+fn either_takes_over_what_the_other_made() {
+    for backend in ["iptables-nft", "iptables-legacy"] {
+        on(backend, move |lab| {
+            let ours = lab.node.bin.clone();
+            let theirs = Path::new(REFERENCE).to_owned();
+            let chain = podman(&lab);
+            for name in ["c0", "c1", "c2"] {
+                lab.node.netns(name);
+            }
+            // What all share is there, by either.
+            for bin in [&ours, &theirs] {
+                let result = lab.add(bin, &chain, "c0");
+                lab.del(bin, &chain, "c0", &result);
+            }
+            // Who needs route_localnet is ours alone to know: what stays of a container that
+            // the reference deletes goes with the next GC.
+            let rules = || {
+                let text = lab.rules();
+                let lines = text.lines().filter(|line| !line.contains("elements = {"));
+                lines.map(str::to_owned).collect::<Vec<_>>()
+            };
+            let before = rules();
+            for (adds, takes_over) in [(&ours, &theirs), (&theirs, &ours)] {
+                let first = lab.add(adds, &chain, "c1");
+                let second = lab.add(takes_over, &without_ports(&chain), "c2");
+                check(&lab, takes_over, &chain, "c1", &first);
+                check(&lab, adds, &without_ports(&chain), "c2", &second);
+                lab.del(takes_over, &chain, "c1", &first);
+                check(&lab, takes_over, &without_ports(&chain), "c2", &second);
+                lab.del(adds, &without_ports(&chain), "c2", &second);
+                assert_eq!(rules(), before, "{backend}: ADD {}", adds.display());
+            }
+        });
+    }
+}
+
+/// The same chain without port mappings: both containers cannot have the same ones.
+fn without_ports(chain: &[Value]) -> Vec<Value> {
+    let plugins = chain.iter().filter(|plugin| plugin["type"] != "portmap");
+    plugins.cloned().collect()
+}
+
+/// CHECK of each plugin. The reference's portmap does not find its own rules where there
+/// are two families.
+fn check(lab: &Lab, bin: &Path, chain: &[Value], container: &str, result: &Value) {
+    let plugins = chain
+        .iter()
+        .filter(|plugin| bin != Path::new(REFERENCE) || plugin["type"] != "portmap");
+    lab.check(
+        bin,
+        &plugins.cloned().collect::<Vec<_>>(),
+        container,
+        result,
+    );
+}
+
+fn firewall(lab: &Lab, command: &str, config: &Value) -> Output {
+    lab.call(&lab.node.bin, config, "c1").run(command, config)
+}
+
+/// Whatever the runtime has lost, the rules go; and what others own stays.
+#[test]
+fn del_needs_neither_namespace_nor_result() {
+    on_every_backend(|lab| {
+        let [bridge, config] = lab.network(1, "open");
+        for name in ["c0", "c1", "c2"] {
+            lab.node.netns(name);
+        }
+        lab.add(&lab.node.bin, &[bridge.clone(), config.clone()], "c0");
+        let before = lab.rules();
+        let result = lab.add(&lab.node.bin, std::slice::from_ref(&bridge), "c1");
+        let config = after(&config, &result);
+        let mut bare = config.clone();
+        bare.as_object_mut().unwrap().remove("prevResult");
+
+        firewall(&lab, "ADD", &config).json();
+        let added = lab.rules();
+        assert_ne!(added, before);
+        // ADD again changes nothing, and neither does CHECK.
+        firewall(&lab, "ADD", &config).json();
+        firewall(&lab, "CHECK", &config).silent();
+        assert_eq!(lab.rules(), added);
+        let gone = lab.call(&lab.node.bin, &bare, "c1").netns("");
+        gone.run("DEL", &bare).silent();
+        assert_eq!(lab.rules(), before);
+        assert_eq!(firewall(&lab, "CHECK", &config).error().0, 999);
+        assert_eq!(lab.rules(), before, "CHECK makes nothing");
+        firewall(&lab, "DEL", &bare).silent();
+
+        // A DEL that comes late: the address is another container's by now.
+        firewall(&lab, "ADD", &config).json();
+        firewall(&lab, "DEL", &config).silent();
+        lab.call(&lab.node.bin, &config, "c2")
+            .run("ADD", &config)
+            .json();
+        let others = lab.rules();
+        firewall(&lab, "DEL", &config).silent();
+        assert_eq!(lab.rules(), others);
+        lab.call(&lab.node.bin, &config, "c2")
+            .run("DEL", &config)
+            .silent();
+        assert_eq!(lab.rules(), before);
+        assert_eq!(
+            lab.node
+                .sh("ls /run/cni | grep -c firewall-.*-10.1.0.3 || true")
+                .trim(),
+            "0"
+        );
+    });
+}
+
+#[test]
+fn gc_removes_the_rules_of_the_dead_and_of_bridges_that_are_gone() {
+    on_every_backend(|lab| {
+        let [bridge, config] = lab.network(1, "isolated");
+        lab.node.netns("c1");
+        lab.node.netns("c2");
+        let mut results = Vec::new();
+        for name in ["c1", "c2"] {
+            results.push(lab.add(&lab.node.bin, &[bridge.clone(), config.clone()], name));
+        }
+        let mut gc = config.clone();
+        gc["cniVersion"] = json!("1.1.0");
+        gc["cni.dev/valid-attachments"] = json!([{"containerID": "c2", "ifname": "eth0"}]);
+        firewall(&lab, "GC", &gc).silent();
+        let rules = lab.rules();
+        assert!(
+            !rules.contains("10.1.0.2") && rules.contains("10.1.0.3"),
+            "{rules}"
+        );
+        let still = after(&config, &results[1]);
+        lab.call(&lab.node.bin, &still, "c2")
+            .run("CHECK", &still)
+            .silent();
+        gc["cni.dev/valid-attachments"] = json!([]);
+        firewall(&lab, "GC", &gc).silent();
+        let rules = lab.rules();
+        assert!(
+            !rules.contains("10.1.0.3") && rules.contains("br1"),
+            "{rules}"
+        );
+        lab.node.sh("ip link del br1");
+        firewall(&lab, "GC", &gc).silent();
+        let rules = lab.rules();
+        assert!(!rules.contains("br1"), "{rules}");
+    });
+}
+
+/// CHECK says what a flush took along, and `cnibox restore` makes it again.
+#[test]
+fn restore_makes_them_again() {
+    on_every_backend(|lab| {
+        let conf = lab.node.dir.path().join("net.d");
+        std::fs::create_dir(&conf).unwrap();
+        let mut plugins = lab.network(1, "same-bridge");
+        for plugin in &mut plugins {
+            plugin.as_object_mut().unwrap().remove("name");
+        }
+        let list = json!({"cniVersion": "1.1.0", "name": "net1", "plugins": plugins});
+        std::fs::write(conf.join("1.conflist"), list.to_string()).unwrap();
+        lab.node.netns("c1");
+        let tool = |args: &[&str]| {
+            let mut command = Command::new(lab.node.bin.join("cnitool"));
+            command.args(args).env("CNI_PATH", &lab.node.bin);
+            command.env("NETCONFPATH", &conf).env("PATH", &lab.path);
+            run(&mut command, "")
+        };
+        tool(&["add", "net1", "/run/netns/c1"]).json();
+        let before = lab.rules();
+        if lab.backend == "nftables" {
+            lab.node
+                .sh("nft delete table inet cni_firewall && nft flush chain inet filter forward");
+        } else {
+            lab.node.sh(&format!(
+                "for t in iptables ip6tables; do {0}/$t -F; done",
+                lab.path
+            ));
+        }
+        let checked = tool(&["check", "net1", "/run/netns/c1"]);
+        assert!(!checked.ok, "{checked:?}");
+        let said = checked.stderr;
+        assert!(
+            said.contains("FORWARD") || said.contains("cni_forward"),
+            "{said}"
+        );
+        let mut restore = Command::new(common::binary());
+        restore
+            .arg("restore")
+            .env("PATH", &lab.path)
+            .env("NETCONFPATH", &conf);
+        let restored = run(&mut restore, "");
+        assert!(restored.ok, "{restored:?}");
+        tool(&["check", "net1", "/run/netns/c1"]).silent();
+        assert_eq!(lab.rules(), before);
+    });
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let node = Node::new();
+    let path = tools(&node, "tools", "iptables-nft");
+    let call = node
+        .plugin("firewall")
+        .env("PATH", &path)
+        .netns(&node.netns("c1"));
+    let config = json!({"cniVersion": "1.0.0", "name": "n", "type": "firewall"});
+    assert_eq!(call.run("ADD", &config).error().0, 7);
+    let mut wrong = config.clone();
+    wrong["ingressPolicy"] = json!("closed");
+    let (code, msg, _) = call.run("ADD", &wrong).error();
+    assert_eq!(code, 7);
+    assert!(
+        msg.starts_with("ingressPolicy: unknown ingress policy"),
+        "{msg}"
+    );
+    // There is no bridge to keep apart.
+    wrong["ingressPolicy"] = json!("same-bridge");
+    wrong["prevResult"] = json!({"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.2/24"}]});
+    let (code, msg, _) = call.run("ADD", &wrong).error();
+    assert_eq!(code, 7);
+    assert!(msg.contains("bridge"), "{msg}");
+    let mut status = config.clone();
+    status["cniVersion"] = json!("1.1.0");
+    call.run("STATUS", &status).silent();
+    status["backend"] = json!("firewalld");
+    assert_eq!(call.run("STATUS", &status).error().0, 50);
+    status["backend"] = json!("iptables");
+    let nowhere = call.clone().env("PATH", "/nonexistent");
+    assert_eq!(nowhere.run("STATUS", &status).error().0, 50);
+    assert_eq!(
+        call.run(
+            "ADD",
+            &json!({"cniVersion": "0.3.1", "name": "n", "type": "firewall"})
+        )
+        .error()
+        .0,
+        1
+    );
+    assert!(node.succeeds("test -z \"$(nft list ruleset)\""));
+}
