@@ -56,10 +56,6 @@ impl Upgrade {
         for name in CHAIN {
             fs::copy(Path::new(REFERENCE).join(name), theirs.join(name)).unwrap();
         }
-        // The reference's, until cnibox has one.
-        if !ours.join("firewall").exists() {
-            fs::copy(theirs.join("firewall"), ours.join("firewall")).unwrap();
-        }
         let network = json!({
             "cniVersion": "1.0.0", "name": "net", "plugins": [
                 {

@@ -11,7 +11,7 @@ use std::{env, fs, process};
 
 use nix::mount::{MsFlags, mount};
 
-use crate::common::{Node, REFERENCE, binary, run};
+use crate::common::{Node, binary, run};
 
 /// Where cnibox is installed, and nothing else is.
 pub const PLUGINS: &str = "/opt/cni/bin";
@@ -82,11 +82,6 @@ impl Machine {
         }
         let mut install = Command::new(binary());
         assert!(run(install.args(["install", PLUGINS]), "").ok);
-        // The reference's, until cnibox has one.
-        let firewall = Path::new(PLUGINS).join("firewall");
-        if !firewall.exists() {
-            fs::copy(Path::new(REFERENCE).join("firewall"), firewall).unwrap();
-        }
         // ctr has no setting for the directory, and Debian's looks here.
         for dir in ["/usr/lib/cni", "/usr/libexec/cni"] {
             if Path::new(dir).exists() {
