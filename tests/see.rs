@@ -23,7 +23,8 @@ struct Lab {
     conf: PathBuf,
     /// Where plugins are: ours, or the reference's.
     plugins: String,
-    /// Where the programs of the rules' backend are.
+    /// One of [`BACKENDS`], and where its programs are.
+    backend: String,
     path: String,
 }
 
@@ -46,6 +47,7 @@ impl Lab {
             plugins: plugins.map_or(ours, str::to_owned),
             node,
             conf,
+            backend: backend.to_owned(),
             path,
         }
     }
@@ -275,9 +277,7 @@ fn pools_tell_who_has_what() {
 #[test]
 fn ports_tell_who_gets_the_packets() {
     on_every_node(|lab| {
-        let is_nft = lab.path.ends_with("tools") && !lab.plugins.starts_with("/usr") && {
-            fs::read_dir(&lab.path).unwrap().next().is_none()
-        };
+        let is_nft = lab.backend == "nftables";
         lab.add("c1", 8080);
         let shown = lab.json(&["ports"]);
         assert_eq!(shown["ports"][0]["conflict"], false, "{shown:#}");
@@ -316,4 +316,108 @@ fn ports_tell_who_gets_the_packets() {
         let conflict = format!("conflict: container {first} gets the packets");
         assert!(table.contains(&conflict), "{table}");
     });
+}
+
+#[test]
+fn a_way_out_is_followed_with_commands_that_show_it() {
+    on_every_node(|lab| {
+        lab.add("c1", 8080);
+        let shown = lab.json(&["show", "c1"]);
+        let hops = shown["attachments"][0]["hops"].as_array().unwrap();
+        let names: Vec<&str> = hops.iter().map(|h| h["hop"].as_str().unwrap()).collect();
+        assert_eq!(
+            names,
+            [
+                "interface",
+                "routes",
+                "hostEnd",
+                "bridge",
+                "masquerade",
+                "ports",
+                "uplink",
+                "leases",
+                "result"
+            ]
+        );
+        for hop in hops {
+            for command in hop["commands"].as_array().unwrap() {
+                let command = command.as_str().unwrap();
+                // The plain names lead to the backend that the test chose.
+                lab.node.sh(&format!("PATH={}:$PATH; {command}", lab.path));
+            }
+        }
+        let page = lab.cnitool(&["show", "c1"]).stdout;
+        for text in [
+            "10.9.0.2/24",
+            "10.9.0.1/24",
+            &lab.host_end("c1"),
+            "$ ip -n c1",
+        ] {
+            assert!(page.contains(text), "{text}: {page}");
+        }
+        let unknown = lab.cnitool(&["show", "x"]);
+        assert_eq!(unknown.code, Some(1));
+        let told = "no attachment of a container x: there are c1";
+        assert!(unknown.stderr.contains(told), "{unknown:?}");
+    });
+}
+
+#[test]
+fn the_picture_is_the_same_twice_and_well_formed() {
+    let lab = Lab::new(None, "nftables");
+    lab.add("c1", 8080);
+    lab.add("c2", 8081);
+    // The kernel takes its time to remove the link.
+    lab.node.sh(
+        "ip netns del c2; until [ $(ip -br link show type veth | wc -l) = 1 ]; do sleep 0.01; done",
+    );
+    let draw = |format: &str| {
+        let drawn = lab.cnitool(&["graph", "--format", format]);
+        assert!(drawn.ok, "{drawn:?}");
+        drawn.stdout
+    };
+    for format in ["tree", "dot", "json", "svg"] {
+        let drawn = draw(format);
+        assert_eq!(drawn, draw(format));
+        for text in ["br1", "c1", "10.9.0.2/24", "8080:80/tcp", "10.9.0.3/24"] {
+            assert!(drawn.contains(text), "{text} in {format}: {drawn}");
+        }
+    }
+    let picture: Value = serde_json::from_str(&draw("json")).unwrap();
+    assert_eq!(picture, lab.json(&["graph"]));
+    assert_eq!(picture["groups"][0]["members"][1]["state"], "orphan");
+}
+
+#[test]
+fn an_empty_node_and_somebody_without_rights_are_told_so() {
+    let lab = Lab::new(None, "nftables");
+    for (command, text) in [
+        ("ps", "no attachments"),
+        ("ipam", "10.9.0.1-10.9.0.254"),
+        ("ports", "no mapped ports"),
+        ("graph", "nothing"),
+    ] {
+        let output = lab.cnitool(&[command]);
+        assert!(output.ok && output.stdout.contains(text), "{output:?}");
+        let help = lab.cnitool(&[command, "--help"]).stdout;
+        assert!(
+            help.contains("Examples:") && help.contains("--json"),
+            "{help}"
+        );
+    }
+    lab.add("c1", 8080);
+    // Where nobody may enter, the binary neither.
+    let bin = lab.node.dir.path().join("bin/cnitool");
+    lab.node.sh(&format!(
+        "cp {} /run/cnitool && chmod 755 /run /run/cnitool",
+        bin.display()
+    ));
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--clear-groups", "/run/cnitool", "ps"]);
+    let output = run(command.env("NETCONFPATH", "/run/none"), "");
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(
+        output.stderr.contains("run cnitool with sudo"),
+        "{output:?}"
+    );
 }

@@ -82,4 +82,12 @@ impl Stack {
         (end.kind == "veth" && found.kind == "veth" && found.peer == Some(end.index))
             .then_some(found)
     }
+    /// The default routes of the main table, those of IPv4 first, each with its link.
+    pub fn default_routes(&self) -> impl Iterator<Item = (&Link, &Route)> {
+        let routes = self
+            .routes
+            .iter()
+            .filter(|(_, route)| route.dst.prefix_len() == 0 && route.table == route::MAIN_TABLE);
+        routes.filter_map(|(index, route)| Some((self.by_index(*index)?, route)))
+    }
 }

@@ -5,9 +5,13 @@
 //! its meaning, others may join them. What is not known is `null`, a list may be empty. Its
 //! `doubts` tell what could not be looked at, and why.
 
+#[cfg(test)]
+mod golden;
+mod graph;
 mod ipam;
 mod ports;
 mod ps;
+mod show;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -57,6 +61,48 @@ Examples:
 PACKETS are those that the rule has met, where it counts them: one for each connection.
 Where two containers have one port, the rule in front gets all packets.")]
     Ports(ListArgs),
+    /// Show one container's way to the outside, hop by hop, each with the command that shows it
+    #[command(after_help = "\
+Examples:
+  cnitool show web1                    by the container's id or the start of it
+  cnitool show c1                      by its namespace, /run/netns/c1
+  cnitool show web1 --network front    one of its networks")]
+    Show(ShowArgs),
+    /// Draw the node's networks: uplinks, bridges, containers, addresses and ports
+    #[command(after_help = "\
+Examples:
+  cnitool graph                                a tree, for the terminal
+  cnitool graph --format svg > networks.svg    for a browser, light or dark
+  cnitool graph --format dot | dot -Tpng > networks.png
+
+Broken parts are red, what is left of containers that are gone is dashed.")]
+    Graph(GraphArgs),
+}
+
+/// What `graph` takes.
+#[derive(Args)]
+pub struct GraphArgs {
+    #[command(flatten)]
+    selection: Selection,
+    /// The form of the picture
+    #[arg(long, value_enum, default_value = "tree")]
+    format: graph::Format,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+}
+
+/// What `show` takes.
+#[derive(Args)]
+pub struct ShowArgs {
+    /// The container's id, the start of it, or the name of its namespace
+    container: String,
+    /// Only its attachments to this network
+    #[arg(long, value_name = "NAME")]
+    network: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// What the lists take.
@@ -126,6 +172,23 @@ pub fn run(options: &Options, see: &See) -> Result<ExitCode> {
             } else {
                 print(&ports::table(&ports, is_coloured))?;
             }
+        }
+        See::Show(args) => {
+            let views = show::choose(attachment::join(&survey), args)?;
+            if args.json {
+                print_json(&show::document(&survey, &views))?;
+            } else {
+                print(&show::pages(&survey, &views, is_coloured))?;
+            }
+        }
+        See::Graph(args) => {
+            let picture = graph::Picture::of(&survey, &args.selection.of(&survey));
+            let format = if args.json {
+                graph::Format::Json
+            } else {
+                args.format
+            };
+            output::answer(&picture.render(format, is_coloured)?)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,396 @@
+//! `cnitool show`: one container's way to the outside.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::{ShowArgs, address, age, is_meant, port, ps};
+use crate::cnitool::table::{Tone, paint};
+use crate::net::bridge_vlan::Vlans;
+use crate::net::link::Link;
+use crate::net::route::Route;
+use crate::netfilter::listing::Purpose;
+use crate::survey::attachment::{State, View};
+use crate::survey::{Stack, Survey};
+
+/// What `show --json` prints.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Document<'a> {
+    attachments: Vec<Page<'a>>,
+    doubts: Vec<&'a String>,
+}
+
+/// An attachment as `ps --json` has it, and its way.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Page<'a> {
+    #[serde(flatten)]
+    attachment: ps::Attachment<'a>,
+    /// From the inside to the outside.
+    hops: Vec<Station>,
+}
+
+/// A station of the way, or something that belongs to it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Station {
+    /// `interface`, `routes`, `hostEnd`, `bridge`, `masquerade`, `ports`, `uplink`,
+    /// `leases`, `result`.
+    hop: &'static str,
+    /// What is there, a line each, for people.
+    lines: Vec<String>,
+    /// Each shows the same.
+    commands: Vec<String>,
+}
+
+/// The attachments of the one container that is meant.
+///
+/// # Errors
+/// When there is none, or there are several.
+pub fn choose<'a>(views: Vec<View<'a>>, args: &ShowArgs) -> Result<Vec<View<'a>>> {
+    let word = &args.container;
+    let all: BTreeSet<String> = ids(&views);
+    let mut meant = views;
+    meant.retain(|view| {
+        is_meant(view, word) && args.network.as_ref().is_none_or(|n| *n == view.network)
+    });
+    if meant
+        .iter()
+        .any(|view| view.attachment.container_id == *word)
+    {
+        meant.retain(|view| view.attachment.container_id == *word);
+    }
+    let found = ids(&meant);
+    let list = |ids: BTreeSet<String>| ids.into_iter().collect::<Vec<_>>().join(", ");
+    match found.len() {
+        1 => Ok(meant),
+        0 => {
+            let known = match all.len() {
+                0 => "there are none".to_owned(),
+                1..=20 => format!("there are {}", list(all)),
+                many => format!("`cnitool ps` lists all {many}"),
+            };
+            bail!("no attachment of a container {word}: {known}")
+        }
+        _ => bail!("{word} can be several containers: {}", list(found)),
+    }
+}
+
+fn ids(views: &[View<'_>]) -> BTreeSet<String> {
+    let ids = views
+        .iter()
+        .map(|view| view.attachment.container_id.clone());
+    ids.filter(|id| !id.is_empty()).collect()
+}
+
+/// For machines.
+pub fn document<'a>(survey: &'a Survey, views: &'a [View<'a>]) -> Document<'a> {
+    let page = |view| Page {
+        attachment: ps::attachment(view),
+        hops: hops(survey, view),
+    };
+    Document {
+        attachments: views.iter().map(page).collect(),
+        doubts: survey.all_doubts().collect(),
+    }
+}
+
+/// For people: a page for each attachment.
+pub fn pages(survey: &Survey, views: &[View<'_>], is_coloured: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    for view in views {
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
+        lines.extend(page(survey, view, is_coloured));
+    }
+    lines
+}
+
+fn page(survey: &Survey, view: &View<'_>, is_coloured: bool) -> Vec<String> {
+    let ago = match view.added {
+        Some(then) => format!(", added {} ago", age(survey.now, then)),
+        None => String::new(),
+    };
+    let title = format!("{}{ago}", name(view));
+    let mut lines = vec![paint(&title, Tone::Heading, is_coloured)];
+    let tone = match view.state {
+        State::Ok => Tone::Good,
+        State::Broken(_) => Tone::Bad,
+        State::Orphan(_) => Tone::Warning,
+    };
+    lines.push(paint(view.state.word(), tone, is_coloured));
+    let reasons = view.state.reasons().iter();
+    lines.extend(reasons.map(|reason| format!("  {}", paint(reason, tone, is_coloured))));
+    for hop in hops(survey, view) {
+        lines.push(String::new());
+        lines.push(paint(heading(hop.hop), Tone::Heading, is_coloured));
+        lines.extend(hop.lines.iter().map(|line| format!("  {line}")));
+        lines.extend(hop.commands.iter().map(|command| format!("  $ {command}")));
+    }
+    lines
+}
+
+/// The attachment, as far as it has names.
+fn name(view: &View<'_>) -> String {
+    let known = |text: &str| if text.is_empty() { "?" } else { text }.to_owned();
+    let attachment = &view.attachment;
+    format!(
+        "container {}, interface {}, network {}",
+        known(&attachment.container_id),
+        known(&attachment.ifname),
+        known(&view.network)
+    )
+}
+
+fn heading(hop: &str) -> &str {
+    match hop {
+        "interface" => "interface in the container",
+        "routes" => "routes in the container",
+        "hostEnd" => "the host's end",
+        "masquerade" => "masquerading",
+        "ports" => "ports of the host",
+        "uplink" => "way out",
+        other => other,
+    }
+}
+
+/// From the inside to the outside; then what is written down.
+fn hops(survey: &Survey, view: &View<'_>) -> Vec<Station> {
+    let mut hops = Vec::new();
+    if let (Some(path), Some(stack)) = (view.netns, view.inside) {
+        hops.extend(inside(view, path, stack));
+    }
+    if let Some(end) = view.host_end {
+        hops.push(host_end(survey, view, end));
+    }
+    if let Some(bridge) = view.bridge {
+        let mut lines = vec![link(bridge)];
+        lines.extend(addresses(&survey.host, bridge));
+        hops.push(Station {
+            hop: "bridge",
+            lines,
+            commands: vec![
+                format!("ip -d address show dev {}", bridge.name),
+                format!("bridge link show master {}", bridge.name),
+            ],
+        });
+    }
+    for (hop, is_wanted) in [("masquerade", false), ("ports", true)] {
+        let rules: Vec<_> = view
+            .rules
+            .iter()
+            .filter(|rule| match rule.purpose {
+                Purpose::Masquerade(_) => !is_wanted,
+                Purpose::PortMap(..) => is_wanted,
+                Purpose::Other => false,
+            })
+            .collect();
+        let commands: BTreeSet<_> = rules.iter().map(|rule| rule.command.clone()).collect();
+        let mut lines: Vec<String> = Vec::new();
+        for held in view.ports.iter().filter(|_| is_wanted) {
+            if let Some(id) = &held.taken_by {
+                let port = port(held.mapping);
+                lines.push(format!("{port}: container {id} gets the packets instead"));
+            }
+        }
+        lines.extend(rules.iter().map(|rule| match rule.packets {
+            Some(packets) => format!("{} ({packets} packets)", rule.text),
+            None => rule.text.clone(),
+        }));
+        if !rules.is_empty() {
+            let commands = commands.into_iter().collect();
+            hops.push(Station {
+                hop,
+                lines,
+                commands,
+            });
+        }
+    }
+    if view.host_end.is_some() {
+        hops.push(uplink(survey));
+    }
+    hops.extend(records(survey, view));
+    hops
+}
+
+/// The container's interface and routes.
+fn inside(view: &View<'_>, path: &str, stack: &Stack) -> Vec<Station> {
+    // `ip` itself only knows namespaces that have a name.
+    let ip = match path.strip_prefix("/run/netns/") {
+        Some(name) => format!("ip -n {name}"),
+        None => format!("nsenter --net={path} ip"),
+    };
+    let ifname = &view.attachment.ifname;
+    let mut lines = match view.link {
+        Some(found) => vec![link(found)],
+        None => vec![format!("{ifname} is not there")],
+    };
+    lines.extend(
+        view.link
+            .into_iter()
+            .flat_map(|link| addresses(stack, link)),
+    );
+    let interface = Station {
+        hop: "interface",
+        lines,
+        commands: vec![format!("{ip} -d address show dev {ifname}")],
+    };
+    let index = view.link.map(|link| link.index);
+    let all = stack.routes.iter();
+    let own = all.filter(|(i, route)| Some(*i) == index && !is_link_local(route));
+    let routes = Station {
+        hop: "routes",
+        lines: own.map(|(_, route)| route.to_string()).collect(),
+        commands: vec![
+            format!("{ip} route show dev {ifname}"),
+            format!("{ip} -6 route show dev {ifname}"),
+        ],
+    };
+    vec![interface, routes]
+}
+
+fn host_end(survey: &Survey, view: &View<'_>, end: &Link) -> Station {
+    let mut lines = vec![link(end)];
+    if !end.alias.is_empty() {
+        lines.push(format!("alias {}", end.alias));
+    }
+    let mut commands = vec![format!("ip -d link show dev {}", end.name)];
+    if let Some(vlans) = survey.host.vlans.get(&end.index) {
+        lines.push(format!("VLANs {}", vlans_in_words(vlans)));
+        commands.push(format!("bridge vlan show dev {}", end.name));
+    }
+    if view.bridge.is_none() {
+        lines.extend(addresses(&survey.host, end));
+        let routes = survey.host.routes.iter();
+        let own = routes.filter(|(index, route)| *index == end.index && !is_link_local(route));
+        lines.extend(own.map(|(_, route)| format!("route {route}")));
+        commands.push(format!("ip route show dev {}", end.name));
+    }
+    Station {
+        hop: "hostEnd",
+        lines,
+        commands,
+    }
+}
+
+/// Where packets to other hosts go from here.
+fn uplink(survey: &Survey) -> Station {
+    let mut lines: Vec<String> = survey
+        .host
+        .default_routes()
+        .map(|(link, route)| format!("{route} dev {}", link.name))
+        .collect();
+    if lines.is_empty() {
+        lines.push("no default route on the host".to_owned());
+    }
+    Station {
+        hop: "uplink",
+        lines,
+        commands: vec![
+            "ip route show default".to_owned(),
+            "ip -6 route show default".to_owned(),
+        ],
+    }
+}
+
+/// What is written down: leases and result.
+fn records(survey: &Survey, view: &View<'_>) -> Vec<Station> {
+    let mut hops = Vec::new();
+    let leases = view.leases.iter();
+    let (lines, commands): (Vec<_>, Vec<_>) = leases
+        .map(|(pool, lease)| {
+            let ago = lease.written.map(|then| age(survey.now, then));
+            let ago = ago.map_or_else(String::new, |age| format!(", {age} old"));
+            let boot = if lease.is_earlier {
+                ", from an earlier boot of the node"
+            } else {
+                ""
+            };
+            let file = pool.directory.join(lease.ip.to_string());
+            (
+                format!("{}{ago}{boot}", lease.ip),
+                format!("cat {}", file.display()),
+            )
+        })
+        .unzip();
+    if !lines.is_empty() {
+        let hop = "leases";
+        hops.push(Station {
+            hop,
+            lines,
+            commands,
+        });
+    }
+    if let Some(memory) = view.memory {
+        let file = memory.file.display();
+        hops.push(Station {
+            hop: "result",
+            lines: vec![format!("{file}")],
+            commands: vec![format!("cat {file}")],
+        });
+    }
+    hops
+}
+
+/// A link in a line.
+fn link(link: &Link) -> String {
+    let state = match (link.is_up, link.is_running) {
+        (false, _) => "down",
+        (true, false) => "up, no carrier",
+        (true, true) => "up",
+    };
+    let kind = if link.kind.is_empty() {
+        String::new()
+    } else {
+        format!("{}, ", link.kind)
+    };
+    let Link { name, mac, mtu, .. } = link;
+    format!("{name}: {kind}{state}, {mac}, mtu {mtu}")
+}
+
+fn addresses(stack: &Stack, link: &Link) -> Vec<String> {
+    let all = stack.addresses_of(link.index).filter(|a| a.is_global);
+    let told = all.map(|found| {
+        let net: &IpNet = &found.net;
+        let fault = if found.is_duplicate {
+            " (somebody else has it: duplicate)"
+        } else if found.is_tentative {
+            " (tentative)"
+        } else {
+            ""
+        };
+        format!("{}{fault}", address(net))
+    });
+    told.collect()
+}
+
+fn is_link_local(route: &Route) -> bool {
+    match route.dst {
+        IpNet::V4(net) => net.addr().is_link_local() || net.addr().is_multicast(),
+        IpNet::V6(net) => net.addr().is_unicast_link_local() || net.addr().is_multicast(),
+    }
+}
+
+/// `1, 100 pvid untagged`: neighbours that are alike as one range.
+pub fn vlans_in_words(vlans: &Vlans) -> String {
+    let mut runs: Vec<(u16, u16, String)> = Vec::new();
+    for (&vlan, membership) in vlans {
+        let how = membership.to_string();
+        match runs.last_mut() {
+            Some((_, last, of)) if *last + 1 == vlan && *of == how => *last = vlan,
+            _ => runs.push((vlan, vlan, how)),
+        }
+    }
+    let words = runs.into_iter().map(|(first, last, how)| {
+        if first == last {
+            format!("{first} {how}")
+        } else {
+            format!("{first}-{last} {how}")
+        }
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
