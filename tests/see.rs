@@ -267,7 +267,7 @@ fn pools_tell_who_has_what() {
     let table = lab.cnitool(&["ipam"]).stdout;
     for text in [
         "set aside: the printer",
-        "not configured",
+        "no ranges configured",
         "10.9.0.1-10.9.0.254",
     ] {
         assert!(table.contains(text), "{text}: {table}");
@@ -287,8 +287,9 @@ fn ports_tell_who_gets_the_packets() {
              ip addr add 192.0.2.1/24 dev up0 && ip link set up0 up && \
              ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext link set up1 up",
         );
-        lab.node
-            .succeeds("ip netns exec ext nc -w 1 192.0.2.1 8080 </dev/null");
+        lab.node.succeeds(
+            "ip netns exec ext socat -u OPEN:/dev/null TCP:192.0.2.1:8080,connect-timeout=1",
+        );
         let shown = lab.json(&["ports"]);
         let packets = &shown["ports"][0]["packets"];
         if is_nft {
@@ -420,4 +421,55 @@ fn an_empty_node_and_somebody_without_rights_are_told_so() {
         output.stderr.contains("run cnitool with sudo"),
         "{output:?}"
     );
+}
+
+#[test]
+fn no_network_of_our_examples_raises_a_false_alarm() {
+    let lab = Lab::new(None, "iptables-nft");
+    let conf = concat!(env!("CARGO_MANIFEST_DIR"), "/conf");
+    let networks = [
+        "bandwidth",
+        "dual-stack",
+        "layer2",
+        "loopback",
+        "point-to-point",
+        "ports",
+        "requested",
+        "static",
+        "tuned",
+    ];
+    for network in networks {
+        let netns = lab.node.netns(network);
+        let ifname = if network == "loopback" { "lo" } else { "eth0" };
+        let args = ["--conf", conf, "add", network, &netns, "-i", ifname];
+        let added = lab.cnitool(&args);
+        assert!(added.ok, "{network}: {added:?}");
+    }
+    let shown = lab.json(&["ps", "--conf", conf]);
+    let found = shown["attachments"].as_array().unwrap();
+    let told: Vec<&str> = found
+        .iter()
+        .map(|a| a["network"].as_str().unwrap())
+        .collect();
+    assert_eq!(told, networks);
+    for attachment in found {
+        assert_eq!(attachment["state"], "ok", "{attachment:#}");
+    }
+}
+
+#[test]
+fn colour_is_for_terminals() {
+    let lab = Lab::new(None, "nftables");
+    lab.add("c1", 8080);
+    let on_terminal = |environment: &str| {
+        let tool = lab.node.bin.join("cnitool");
+        let (tool, conf) = (tool.display(), lab.conf.display());
+        lab.node.sh(&format!(
+            "{environment} NETCONFPATH={conf} python3 -c \
+             'import pty, sys; pty.spawn(sys.argv[1:])' {tool} ps </dev/null"
+        ))
+    };
+    assert!(on_terminal("").contains("\x1b[32mok"));
+    let plain = on_terminal("NO_COLOR=1");
+    assert!(plain.contains("ok") && !plain.contains('\x1b'), "{plain}");
 }

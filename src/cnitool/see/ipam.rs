@@ -25,8 +25,8 @@ pub struct Pool<'a> {
     network: &'a str,
     /// Where the leases are.
     directory: String,
-    /// One for each address that an attachment gets; none where the network is not
-    /// configured any more.
+    /// One for each address that an attachment gets; none where no configuration has the
+    /// ranges.
     sets: Vec<Share<'a>>,
     leases: Vec<Lease<'a>>,
 }
@@ -178,7 +178,7 @@ pub fn tables(survey: &Survey, pools: &[Pool<'_>], is_coloured: bool) -> Vec<Str
     for pool in pools {
         rows.extend(pool.sets.iter().map(|set| share_row(pool, set)));
         if pool.sets.is_empty() {
-            let gone = Cell::toned("not configured", Tone::Warning);
+            let gone = Cell::toned("no ranges configured", Tone::Warning);
             rows.push(vec![pool.network.into(), gone]);
         }
     }
