@@ -1003,6 +1003,55 @@ fn surplus_arguments_are_ignored_as_ever() {
 }
 
 #[test]
+fn lists_and_findings_can_be_had_as_json() {
+    let bench = Bench::new();
+    bench.chain(&json!({}));
+    bench.write("20-broken.conflist", "{");
+    let list = bench.run(&["list", "--json"]).json();
+    let fake = bench.fake.display();
+    assert_eq!(list["networks"][0]["name"], "n");
+    assert_eq!(
+        list["networks"][0]["plugins"][1]["executable"],
+        format!("{fake}/b")
+    );
+    let file = bench.conf.join("20-broken.conflist").display().to_string();
+    assert_eq!(list["broken"][0]["file"], file);
+
+    let found = bench.run(&["validate", "--json"]);
+    assert_eq!(found.code, Some(1), "{found:?}");
+    let found: Value = serde_json::from_str(&found.stdout).unwrap();
+    assert_eq!(found["files"].as_array().unwrap().len(), 2);
+    let errors: Vec<&Value> = found["findings"].as_array().unwrap().iter().collect();
+    assert!(
+        errors
+            .iter()
+            .any(|e| e["severity"] == "error" && e["place"].as_str().unwrap().starts_with(&file)),
+        "{found}"
+    );
+}
+
+#[test]
+fn want_of_root_is_said_first() {
+    let bench = Bench::new();
+    bench.chain(&json!({}));
+    // Others can read what is there.
+    bench
+        .node
+        .sh(&format!("chmod 755 {}", bench.node.dir.path().display()));
+    let refused = run(
+        Command::new("setpriv")
+            .args(["--reuid=65534", "--clear-groups"])
+            .arg(common::binary())
+            .args(["cnitool", "del", "n", NS])
+            .env("CNI_PATH", &bench.fake)
+            .env("NETCONFPATH", &bench.conf),
+        "",
+    );
+    let first = refused.stderr.lines().next().unwrap_or_default();
+    assert!(first.contains("cnitool del needs root"), "{refused:?}");
+}
+
+#[test]
 fn dry_runs_run_nothing() {
     let bench = Bench::new();
     bench.chain(&json!({}));

@@ -44,20 +44,57 @@ pub fn command() -> clap::Command {
 #[derive(Subcommand)]
 enum Verb {
     /// Attach a network namespace to a network and print the result
+    #[command(after_help = "\
+Examples:
+  ip netns add red && cnitool add web /run/netns/red
+  cnitool add web /run/netns/red --dry-run     what would be made
+  cnitool add web /run/netns/red --timing      where the time goes
+  cnitool add web /run/netns/red --cap '{\"portMappings\": [{\"hostPort\": 8080, \"containerPort\": 80}]}'")]
     Add(AddArgs),
     /// Ask every plugin whether the attachment is as its result says
+    #[command(after_help = "\
+Examples:
+  cnitool check web /run/netns/red && echo as it should be
+  cnitool check web /run/netns/red --verbose   what each plugin was asked and said")]
     Check(CheckArgs),
     /// Remove an attachment
+    #[command(after_help = "\
+Examples:
+  cnitool del web /run/netns/red
+  cnitool del web /run/netns/red --dry-run     what would be removed")]
     Del(DelArgs),
     /// Run a command in a new namespace that is attached to a network meanwhile
+    #[command(after_help = "\
+Examples:
+  cnitool exec web -- ping -c 1 10.1.0.1
+  cnitool exec web --ip 10.1.0.5 --port 8080:80 -- python3 -m http.server 80
+
+The exit status is the command's: 128 and the signal's number where one ended it, 127 or 126 where it
+cannot be run. It is 125 where ADD or DEL failed.")]
     Exec(exec::ExecArgs),
     /// Remove the attachments whose namespace is gone, and what else is stale
+    #[command(after_help = "\
+Examples:
+  cnitool gc web --dry-run    what would be removed, and what kept
+  cnitool gc web")]
     Gc(GcArgs),
     /// Ask every plugin whether it could serve an ADD
+    #[command(after_help = "\
+Example:
+  cnitool status web && echo containers can be added")]
     Status(Whole),
     /// List the networks, their plugins and where these were found
-    List,
+    #[command(after_help = "\
+Examples:
+  cnitool list
+  cnitool list --json | jq -r '.networks[].name'")]
+    List(ListArgs),
     /// Report everything that is wrong with configurations
+    #[command(after_help = "\
+Examples:
+  cnitool validate                   every file of the directory
+  cnitool validate ./10-web.conflist
+  cnitool validate web --json | jq -r '.findings[].message'")]
     Validate(ValidateArgs),
     /// Become the command of `exec`
     #[command(name = exec::BECOME, hide = true)]
@@ -219,7 +256,17 @@ struct GcArgs {
 }
 
 #[derive(Args)]
+struct ListArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 struct ValidateArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
     /// A file (with a / or ending in .conflist, .conf or .json), or the name of a network
     /// [default: every file of the directory]
     #[arg(value_name = "FILE|NETWORK")]
@@ -227,6 +274,19 @@ struct ValidateArgs {
 }
 
 impl Verb {
+    /// Its name, if it can do nothing without root. Those that look say themselves what
+    /// they could not see.
+    fn needs_root(&self) -> Option<&'static str> {
+        match self {
+            Self::Add(_) => Some("add"),
+            Self::Check(_) => Some("check"),
+            Self::Del(_) => Some("del"),
+            Self::Exec(_) => Some("exec"),
+            Self::Gc(_) => Some("gc"),
+            _ => None,
+        }
+    }
+
     fn surplus(&self) -> &[OsString] {
         match self {
             Self::Add(AddArgs { target, .. })
@@ -234,7 +294,7 @@ impl Verb {
             | Self::Check(CheckArgs { target, .. }) => &target.surplus.surplus,
             Self::Gc(GcArgs { whole, .. }) | Self::Status(whole) => &whole.surplus.surplus,
             Self::Exec(_)
-            | Self::List
+            | Self::List(_)
             | Self::Validate(_)
             | Self::See(_)
             | Self::BecomeCommand { .. } => &[],
@@ -252,6 +312,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         let surplus = cli.verb.surplus().join(OsStr::new(" "));
         output::note(&format!("ignored: {}", surplus.display()));
     }
+    if let Some(verb) = cli.verb.needs_root()
+        && !nix::unistd::geteuid().is_root()
+    {
+        output::note(&format!(
+            "warning: cnitool {verb} needs root, for namespaces, links and rules: run it with sudo"
+        ));
+    }
     let options = &cli.options;
     let done = match &cli.verb {
         Verb::Add(args) => commands::add(options, args),
@@ -259,7 +326,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Verb::Del(args) => commands::del(options, args),
         Verb::Gc(args) => gc::run(options, args),
         Verb::Status(whole) => commands::status(options, whole),
-        Verb::List => list::run(options),
+        Verb::List(args) => list::run(options, args),
         Verb::Validate(args) => validate::run(options, args),
         Verb::Exec(args) => return exec::run(options, args),
         Verb::BecomeCommand { command } => return exec::replace_this_process(command),
@@ -278,5 +345,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Cli::command()
+            .get_subcommands()
+            .filter(|c| !c.is_hide_set())
+        {
+            let help = command.get_after_help().map(ToString::to_string);
+            let has_one = help.is_some_and(|help| help.starts_with("Example"));
+            assert!(has_one, "{}", command.get_name());
+        }
     }
 }

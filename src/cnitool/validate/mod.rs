@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
+use super::table::{Tone, is_coloured, paint};
 use super::{Options, ValidateArgs, output};
-use crate::cni::json::Problem;
+use crate::cni::json::{self, Problem};
 use crate::runtime::directory::{self, Broken, Directory};
 use document::Named;
 use plugin::Look;
@@ -33,6 +35,16 @@ struct Finding {
 enum Severity {
     Error,
     Warning,
+}
+
+impl Severity {
+    /// The word for it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
 }
 
 impl Finding {
@@ -55,10 +67,7 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let severity = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-        };
+        let severity = self.severity.as_str();
         write!(f, "{}: {severity}: ", self.place)?;
         if !self.problem.path.is_empty() {
             write!(f, "{}: ", self.problem.path)?;
@@ -78,21 +87,58 @@ pub fn run(options: &Options, args: &ValidateArgs) -> Result<ExitCode> {
         find: &|plugin| crate::runtime::chain::find(plugin, &directories).map(drop),
         plugin: crate::applets::plugin,
     };
+    let is_coloured = is_coloured();
     let mut lines = Vec::new();
+    let mut all = Vec::new();
     let mut failed = false;
     for file in &files {
         let findings = inspect(file, &directory, &look);
         failed |= findings.iter().any(|f| f.severity == Severity::Error);
         if findings.is_empty() {
-            lines.push(format!("{}: ok\n", file.display()));
+            let ok = paint("ok", Tone::Good, is_coloured);
+            lines.push(format!("{}: {ok}\n", file.display()));
         }
-        lines.extend(findings.iter().map(|finding| format!("{finding}\n")));
+        let line = |finding: &Finding| {
+            let tone = match finding.severity {
+                Severity::Error => Tone::Bad,
+                Severity::Warning => Tone::Warning,
+            };
+            paint(&finding.to_string(), tone, is_coloured) + "\n"
+        };
+        lines.extend(findings.iter().map(line));
+        all.extend(findings);
     }
-    output::answer(lines.concat().as_bytes())?;
+    if args.json {
+        let mut document = json::pretty(&document(&files, &all))?;
+        document.push(b'\n');
+        output::answer(&document)?;
+    } else {
+        output::answer(lines.concat().as_bytes())?;
+    }
     Ok(if failed {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
+    })
+}
+
+/// What was found, for machines. The keys are a contract: none goes or changes its meaning.
+fn document(files: &[PathBuf], findings: &[Finding]) -> Value {
+    let files: Vec<String> = files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    let finding = |finding: &Finding| {
+        json!({
+            "place": finding.place,
+            "severity": finding.severity.as_str(),
+            "path": finding.problem.path,
+            "message": finding.problem.message,
+        })
+    };
+    json!({
+        "files": files,
+        "findings": findings.iter().map(finding).collect::<Vec<_>>(),
     })
 }
 
