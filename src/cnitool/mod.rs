@@ -2,6 +2,7 @@
 //! cache and output (behaviour 3.9), and tells more when something is missing.
 
 mod commands;
+mod doctor;
 mod dry_run;
 mod exec;
 mod gc;
@@ -103,6 +104,8 @@ Examples:
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Find what keeps packets from getting through, and tell what mends it
+    Doctor(doctor::DoctorArgs),
     #[command(flatten)]
     See(see::See),
 }
@@ -296,6 +299,7 @@ impl Verb {
             Self::Exec(_)
             | Self::List(_)
             | Self::Validate(_)
+            | Self::Doctor(_)
             | Self::See(_)
             | Self::BecomeCommand { .. } => &[],
         }
@@ -330,6 +334,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Verb::Validate(args) => validate::run(options, args),
         Verb::Exec(args) => return exec::run(options, args),
         Verb::BecomeCommand { command } => return exec::replace_this_process(command),
+        Verb::Doctor(args) => return doctor::run(options, args),
         Verb::See(see) => see::run(options, see),
     };
     done.unwrap_or_else(|error| {

@@ -6,10 +6,13 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
+use super::mac;
 use super::netlink::{Netlink, tolerate};
 
 /// An address of a link.
@@ -172,4 +175,52 @@ pub fn forget_neighbour(netlink: &Netlink, index: u32, ip: IpAddr) -> Result<()>
         &[Errno::ENOENT, Errno::ENODEV, Errno::EAFNOSUPPORT],
     )
     .with_context(|| format!("forget neighbour {ip}"))
+}
+
+/// What a link remembers of a neighbour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The link's number.
+    pub index: u32,
+    /// The neighbour.
+    pub ip: IpAddr,
+    /// Its hardware address as text; empty while that is not known.
+    pub mac: String,
+    /// Whether it has not answered.
+    pub has_failed: bool,
+    /// Whether an administrator has said so: nobody is asked.
+    pub is_permanent: bool,
+}
+
+/// The neighbours of all links (`ip neighbour show`).
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn neighbours(netlink: &Netlink) -> Result<Vec<Neighbour>> {
+    let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    let found = netlink.dump(&request).context("list neighbours")?;
+    let neighbours = found.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewNeighbour(message) => neighbour(&message),
+        _ => None,
+    });
+    Ok(neighbours.collect())
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let (mut ip, mut hardware) = (None, String::new());
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some((*v4).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some((*v6).into()),
+            NeighbourAttribute::LinkLayerAddress(bytes) => hardware = mac::to_text(bytes),
+            _ => {}
+        }
+    }
+    Some(Neighbour {
+        index: message.header.ifindex,
+        ip: ip?,
+        mac: hardware,
+        has_failed: message.header.state == NeighbourState::Failed,
+        is_permanent: message.header.state == NeighbourState::Permanent,
+    })
 }

@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+    InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
@@ -51,6 +51,12 @@ pub struct Link {
     pub tx_queue_len: u32,
     /// Of a bridge port: whether frames may leave by the port they came in by.
     pub hairpin: Option<bool>,
+    /// Of a bridge port: whether it exchanges no frames with other such ports.
+    pub is_isolated: bool,
+    /// Of a bridge port: why no frames pass, if none do.
+    pub is_blocked: Option<&'static str>,
+    /// Whether it asks no neighbour for its hardware address (`IFF_NOARP`).
+    pub is_without_arp: bool,
     /// Of a bridge: how it treats VLANs; `None` where the kernel was built without VLAN
     /// filtering (`CONFIG_BRIDGE_VLAN_FILTERING`).
     pub vlans: Option<VlanFiltering>,
@@ -71,6 +77,7 @@ impl Link {
         let mut link = Self {
             index: message.header.index,
             is_up: flags.contains(LinkFlags::Up),
+            is_without_arp: flags.contains(LinkFlags::Noarp),
             is_promiscuous: flags.contains(LinkFlags::Promisc),
             is_all_multicast: flags.contains(LinkFlags::Allmulti),
             ..Self::default()
@@ -93,6 +100,8 @@ impl Link {
                             LinkInfo::Kind(kind) => link.kind = kind.to_string(),
                             LinkInfo::PortData(InfoPortData::BridgePort(flags)) => {
                                 link.hairpin = hairpin(&flags);
+                                link.is_isolated = flags.contains(&InfoBridgePort::Isolated(true));
+                                link.is_blocked = blocked(&flags);
                             }
                             LinkInfo::Data(InfoData::Bridge(data)) => {
                                 link.vlans = VlanFiltering::from_data(&data);
@@ -112,6 +121,17 @@ impl Link {
 fn hairpin(flags: &[InfoBridgePort]) -> Option<bool> {
     flags.iter().find_map(|flag| match flag {
         InfoBridgePort::HairpinMode(on) => Some(*on),
+        _ => None,
+    })
+}
+
+/// The state in which a bridge port passes no frames (`bridge link`).
+fn blocked(flags: &[InfoBridgePort]) -> Option<&'static str> {
+    flags.iter().find_map(|flag| match flag {
+        InfoBridgePort::State(BridgePortState::Disabled) => Some("disabled"),
+        InfoBridgePort::State(BridgePortState::Listening) => Some("listening"),
+        InfoBridgePort::State(BridgePortState::Learning) => Some("learning"),
+        InfoBridgePort::State(BridgePortState::Blocking) => Some("blocking"),
         _ => None,
     })
 }

@@ -238,6 +238,76 @@ pub fn list_with_links(netlink: &Netlink, sample: IpAddr) -> Result<Vec<(u32, Ro
         .collect())
 }
 
+/// The routes of `sample`'s family that forbid, each with its kind: `blackhole`,
+/// `unreachable`, `prohibit`. Those that every IPv6 stack ends with are left out.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn list_forbidding(netlink: &Netlink, sample: IpAddr) -> Result<Vec<(&'static str, Route)>> {
+    let forbidding = |message: &RouteMessage| {
+        let kind = match message.header.kind {
+            RouteType::BlackHole => "blackhole",
+            RouteType::Unreachable => "unreachable",
+            RouteType::Prohibit => "prohibit",
+            _ => return None,
+        };
+        Some((kind, from_message(message, sample)?))
+    };
+    let messages = dump(netlink, sample)?;
+    let found = messages.iter().filter_map(forbidding);
+    Ok(found.filter(|(_, r)| r.priority != u32::MAX).collect())
+}
+
+/// What comes of a packet from `source` to `destination` that the link with index `input`
+/// has received (`ip route get DESTINATION from SOURCE iif LINK`): the kernel's own answer,
+/// with its policy rules, forwarding switches and reverse path filter.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn forwarded(
+    netlink: &Netlink,
+    source: IpAddr,
+    destination: IpAddr,
+    input: u32,
+) -> Result<Forwarded> {
+    let mut request = RouteMessage::default();
+    let length = IpNet::from(destination).max_prefix_len();
+    request.header.address_family = family(destination);
+    request.header.destination_prefix_length = length;
+    request.header.source_prefix_length = length;
+    request.attributes.extend([
+        RouteAttribute::Destination(destination.into()),
+        RouteAttribute::Source(source.into()),
+        RouteAttribute::Iif(input),
+    ]);
+    Ok(match netlink.get(RouteNetlinkMessage::GetRoute(request)) {
+        Ok(Some(RouteNetlinkMessage::NewRoute(message))) => match message.header.kind {
+            RouteType::Unicast => Forwarded::Through(output(&message)),
+            RouteType::Local => Forwarded::Local,
+            _ => Forwarded::Nowhere(Errno::EHOSTUNREACH),
+        },
+        Ok(_) => Forwarded::Nowhere(Errno::ENETUNREACH),
+        Err(error) => match errno(&error) {
+            // EXDEV is the reverse path filter's.
+            Some(refusal) if NOWHERE.contains(&refusal) || refusal == Errno::EXDEV => {
+                Forwarded::Nowhere(refusal)
+            }
+            _ => return Err(error).context("look up how a packet is forwarded"),
+        },
+    })
+}
+
+/// What comes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarded {
+    /// It leaves through the link with this index.
+    Through(Option<u32>),
+    /// It is for this host.
+    Local,
+    /// It is dropped, for this reason.
+    Nowhere(Errno),
+}
+
 fn dump(netlink: &Netlink, sample: IpAddr) -> Result<Vec<RouteMessage>> {
     let mut request = RouteMessage::default();
     request.header.address_family = family(sample);

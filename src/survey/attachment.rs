@@ -660,7 +660,7 @@ fn faults_of_rules(view: &View<'_>, memory: &Memory) -> Vec<String> {
 }
 
 /// Whether a rule for `made` is what `wanted` asks for, in whichever address family.
-fn serves(made: Mapping, wanted: Mapping) -> bool {
+pub fn serves(made: Mapping, wanted: Mapping) -> bool {
     let specific = |mapping: Mapping| mapping.host_ip.filter(|ip| !ip.is_unspecified());
     made.protocol == wanted.protocol
         && made.host_port == wanted.host_port

@@ -235,7 +235,7 @@ fn pools(directory: &Directory, memories: &[Memory], doubts: &mut Vec<String>) -
 }
 
 /// Whether the plugin's addresses are recorded in files, as ours and the reference's do.
-fn is_host_local(plugin: &PluginConfiguration) -> bool {
+pub fn is_host_local(plugin: &PluginConfiguration) -> bool {
     let ipam = network::ipam(&plugin.document);
     let name = ipam.as_ref().and_then(network::plugin_type);
     name.is_some_and(|name| ["host-local", "ipam"].contains(&name.as_str()))

@@ -243,7 +243,7 @@ pub fn is_meant(view: &View<'_>, word: &str) -> bool {
 }
 
 /// A container id as far as it is needed to tell containers apart, mostly.
-fn short(id: &str) -> &str {
+pub fn short(id: &str) -> &str {
     /// Those that runtimes make have 64 characters, and people's have fewer than this.
     const LONG: usize = 32;
     const SHORT: usize = 12;
@@ -303,7 +303,7 @@ fn moment(time: SystemTime) -> String {
 ///
 /// # Errors
 /// Code 5 when stdout is closed or full.
-fn print(lines: &[String]) -> Result<()> {
+pub fn print(lines: &[String]) -> Result<()> {
     let mut text = lines.join("\n");
     text.push('\n');
     output::answer(text.as_bytes())
@@ -313,7 +313,7 @@ fn print(lines: &[String]) -> Result<()> {
 ///
 /// # Errors
 /// As [`print`].
-fn print_json(document: &impl Serialize) -> Result<()> {
+pub fn print_json(document: &impl Serialize) -> Result<()> {
     let mut bytes = json::pretty(document)?;
     bytes.push(b'\n');
     output::answer(&bytes)

@@ -1,0 +1,401 @@
+//! Inside the container: its interface, its addresses, its routes, its neighbours.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::facts::{Facts, Inside, has_gateway_here, outside};
+use super::{Finding, attach_again, ip, name};
+use crate::cni::result::Route;
+use crate::net::link::Link;
+use crate::net::route::MAIN_TABLE;
+use crate::survey::Namespace;
+use crate::survey::attachment::{State, View};
+use crate::survey::stack::Stack;
+
+/// What is wrong there.
+pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    if let State::Orphan(left) = &view.state {
+        return vec![orphan(view, left)];
+    }
+    let Some(stack) = view.inside else {
+        return Vec::from_iter(closed(facts, view));
+    };
+    let Some(link) = view.link else {
+        let what = format!("{} is gone", view.attachment.ifname);
+        let why = "the container is not attached to the network any more";
+        return vec![Finding::error(name(view), what, why, attach_again(view))];
+    };
+    let mut findings = Vec::new();
+    findings.extend(link_state(view, link));
+    findings.extend(addresses(facts, view, stack, link));
+    findings.extend(duplicates(facts, view, link));
+    findings.extend(mtu(facts, view, link));
+    if link.is_up {
+        findings.extend(routes(view, stack));
+        if let Some(inside) = facts.inside_of(view) {
+            findings.extend(ways_out(view, stack, inside, link));
+            findings.extend(neighbours(view, inside, link));
+        }
+    }
+    findings
+}
+
+/// The container is gone, and something of it is not.
+fn orphan(view: &View<'_>, left: &[String]) -> Finding {
+    let what = format!("it is gone, and left {}", left.join(", "));
+    let why = "its address cannot be used again, and its rules may lead packets astray";
+    let mend = format!("cnitool gc {}", view.network);
+    Finding::warning(name(view), what, why, mend)
+}
+
+fn closed(facts: &Facts<'_>, view: &View<'_>) -> Option<Finding> {
+    let path = &view.memory?.entry.parameters.netns;
+    let Namespace::Closed(why) = facts.survey.namespaces.get(path)? else {
+        return None;
+    };
+    let what = format!("its namespace {path} cannot be looked into");
+    let mend = "see what is at that path, and whether cnitool runs as root";
+    Some(Finding::error(name(view), what, why, mend))
+}
+
+fn link_state(view: &View<'_>, link: &Link) -> Vec<Finding> {
+    let (ifname, ip) = (&link.name, ip(view));
+    let mut findings = Vec::new();
+    if !link.is_up {
+        findings.push(Finding::error(
+            name(view),
+            format!("{ifname} is down"),
+            "nothing leaves the container or reaches it",
+            format!("{ip} link set {ifname} up && {}", put_back(view)),
+        ));
+    }
+    if link.is_without_arp && link.kind == "veth" {
+        findings.push(Finding::error(
+            name(view),
+            format!("{ifname} does not use ARP"),
+            "the container finds none of its neighbours, its gateway included",
+            format!("{ip} link set {ifname} arp on"),
+        ));
+    }
+    findings
+}
+
+fn addresses(facts: &Facts<'_>, view: &View<'_>, stack: &Stack, link: &Link) -> Vec<Finding> {
+    if !link.is_up {
+        return Vec::new();
+    }
+    let (ifname, ip) = (&link.name, ip(view));
+    let mut findings = Vec::new();
+    let key = format!("ipv6/conf/{ifname}/disable_ipv6");
+    let inside = facts.inside_of(view);
+    let is_off = inside.is_some_and(|inside| inside.sysctl(&key) == Some("1"));
+    if is_off && view.addresses.iter().any(|net| net.addr().is_ipv6()) {
+        let netns = view.netns.unwrap_or_default();
+        findings.push(Finding::error(
+            name(view),
+            format!("IPv6 is switched off on {ifname}"),
+            "the container has lost its IPv6 addresses and routes",
+            format!(
+                "nsenter --net={netns} sysctl -w net/ipv6/conf/{ifname}/disable_ipv6=0 && {}",
+                put_back(view)
+            ),
+        ));
+    }
+    for net in &view.addresses {
+        if is_off && net.addr().is_ipv6() {
+            continue;
+        }
+        let mut own = stack.addresses_of(link.index);
+        match own.find(|address| address.net == *net) {
+            None => findings.push(Finding::error(
+                name(view),
+                format!("{net} is not on {ifname}"),
+                "others find nobody at the address that the container was given",
+                put_back(view),
+            )),
+            Some(address) if address.is_duplicate => findings.push(Finding::error(
+                name(view),
+                format!("{net} on {ifname} is somebody else's too: duplicate address detection failed"),
+                "the kernel does not use the address",
+                format!(
+                    "find the other with `{ip} neighbour`, then: {ip} address del {net} dev {ifname} && {ip} address add {net} dev {ifname}"
+                ),
+            )),
+            Some(_) => {}
+        }
+    }
+    findings
+}
+
+/// The command that gives the interface the addresses and routes of its result again.
+fn put_back(view: &View<'_>) -> String {
+    let (ip, ifname) = (ip(view), &view.attachment.ifname);
+    let mut commands: Vec<String> = Vec::new();
+    for net in &view.addresses {
+        let nodad = if net.addr().is_ipv6() { " nodad" } else { "" };
+        commands.push(format!("{ip} address replace {net} dev {ifname}{nodad}"));
+    }
+    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    for route in record.map_or(&[][..], |record| &record.result.routes) {
+        let route = destination(view, route);
+        commands.push(format!("{ip} route replace {route} dev {ifname}"));
+    }
+    commands.join(" && ")
+}
+
+/// A route of the result in the words of `ip route`: `default via 10.9.0.1`.
+fn destination(view: &View<'_>, route: &Route) -> String {
+    let dst = match (route.dst.prefix_len(), route.dst.addr().is_ipv4()) {
+        (0, true) => "default".to_owned(),
+        (0, false) => "::/0".to_owned(),
+        _ => route.dst.to_string(),
+    };
+    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let mut ips = record.map_or(&[][..], |record| &record.result.ips).iter();
+    let is_alike = |gw: &IpAddr| gw.is_ipv4() == route.dst.addr().is_ipv4();
+    let gateway = route
+        .gw
+        .or_else(|| ips.find_map(|ip| ip.gateway.filter(is_alike)));
+    match gateway {
+        Some(gateway) => format!("{dst} via {gateway}"),
+        None => dst,
+    }
+}
+
+/// The same address or hardware address on the same network twice.
+fn duplicates(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let others = facts
+        .views
+        .iter()
+        .filter(|other| !std::ptr::eq(*other, view));
+    let is_near = |other: &View<'_>| match (view.bridge, other.bridge) {
+        (Some(a), Some(b)) => a.index == b.index,
+        _ => false,
+    };
+    let own = addresses_of(view);
+    for other in others {
+        let object = format!("{} and {}", name(view), name(other));
+        // Each pair once.
+        let is_first = (&view.attachment.container_id, &view.attachment.ifname)
+            < (&other.attachment.container_id, &other.attachment.ifname);
+        if !is_first {
+            continue;
+        }
+        for (twice, length) in addresses_of(other)
+            .into_iter()
+            .filter(|(ip, _)| own.contains_key(ip))
+        {
+            let is_leased = |view: &View<'_>| view.leases.iter().any(|(_, l)| l.ip == twice);
+            let wrong = if is_leased(view) { other } else { view };
+            findings.push(Finding::error(
+                &object,
+                format!("both have {twice}"),
+                "packets for it reach now the one and now the other",
+                format!(
+                    "{} address del {twice}/{length} dev {}",
+                    ip(wrong),
+                    wrong.attachment.ifname
+                ),
+            ));
+        }
+        let same_mac = other
+            .link
+            .filter(|theirs| theirs.mac == link.mac && !link.mac.is_empty());
+        if same_mac.is_some() && is_near(other) {
+            let changed = [other, view].into_iter().find(|v| given_mac(v).is_some());
+            let wrong = changed.unwrap_or(other);
+            findings.push(Finding::error(
+                &object,
+                format!("both have hardware address {}", link.mac),
+                "the bridge sends the frames of both to whichever sent last",
+                format!(
+                    "{} link set {} address {}",
+                    ip(wrong),
+                    wrong.attachment.ifname,
+                    given_mac(wrong).unwrap_or("MAC"),
+                ),
+            ));
+        }
+    }
+    for (host_index, address) in &facts.survey.host.addresses {
+        let ip = address.net.addr();
+        if own.contains_key(&ip) {
+            let host_link = facts.survey.host.by_index(*host_index);
+            let host_link = host_link.map_or("?", |link| &link.name);
+            findings.push(Finding::error(
+                name(view),
+                format!("its address {ip} is also the host's, on {host_link}"),
+                "the host takes the packets for the container",
+                format!("ip address del {} dev {host_link}", address.net),
+            ));
+        }
+    }
+    findings
+}
+
+/// The hardware address that the interface was given, where it has another now.
+fn given_mac<'a>(view: &View<'a>) -> Option<&'a str> {
+    let result = &view.memory?.record.as_ref().ok()?.result;
+    let mut own = result.interfaces.iter();
+    let own = own.find(|i| i.name == view.attachment.ifname && !i.sandbox.is_empty())?;
+    let now = view.link.map(|link| link.mac.as_str());
+    Some(own.mac.as_str()).filter(|mac| !mac.is_empty() && now != Some(*mac))
+}
+
+/// The addresses of more than local use that are on the container's interface.
+fn addresses_of(view: &View<'_>) -> BTreeMap<IpAddr, u8> {
+    let (Some(stack), Some(link)) = (view.inside, view.link) else {
+        return BTreeMap::new();
+    };
+    let own = stack.addresses_of(link.index).filter(|a| a.is_global);
+    own.map(|a| (a.net.addr(), a.net.prefix_len())).collect()
+}
+
+/// The largest packets must get through everywhere.
+fn mtu(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let (ifname, ip) = (&link.name, ip(view));
+    let fewer = [view.host_end, view.bridge].into_iter().flatten();
+    let narrowest = fewer.min_by_key(|link| link.mtu);
+    if let Some(narrow) = narrowest.filter(|narrow| narrow.mtu < link.mtu) {
+        findings.push(Finding::error(
+            name(view),
+            format!(
+                "MTU {} of {ifname} is greater than {} of {}",
+                link.mtu, narrow.mtu, narrow.name
+            ),
+            "large packets are lost without a word: connections hang once data flows",
+            format!("{ip} link set {ifname} mtu {}", narrow.mtu),
+        ));
+        return findings;
+    }
+    let uplinks = view
+        .addresses
+        .iter()
+        .filter_map(|net| facts.uplink(net.addr()));
+    let uplink = uplinks.min_by_key(|uplink| uplink.mtu);
+    if let Some(uplink) = uplink.filter(|uplink| uplink.mtu < link.mtu && has_gateway_here(view)) {
+        findings.push(Finding::warning(
+            name(view),
+            format!(
+                "MTU {} of {ifname} is greater than {} of {}, the way out",
+                link.mtu, uplink.mtu, uplink.name
+            ),
+            "large packets depend on ICMP answers, which firewalls like to drop",
+            format!(
+                "set \"mtu\": {} in the configuration; until then {ip} link set {ifname} mtu {0}",
+                uplink.mtu
+            ),
+        ));
+    }
+    findings
+}
+
+/// The routes that the result promises.
+fn routes(view: &View<'_>, stack: &Stack) -> Vec<Finding> {
+    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let Some(record) = record else {
+        return Vec::new();
+    };
+    let ip = ip(view);
+    let mut findings = Vec::new();
+    for wanted in &record.result.routes {
+        let is_there = |(_, found): &(u32, crate::net::route::Route)| {
+            found.dst == wanted.dst.trunc() && wanted.gw.is_none_or(|gw| found.gateway == Some(gw))
+        };
+        if stack.routes.iter().any(is_there) {
+            continue;
+        }
+        let route = destination(view, wanted);
+        findings.push(Finding::error(
+            name(view),
+            format!("there is no route to {route}"),
+            "the container cannot send there",
+            format!("{ip} route replace {route} dev {}", view.attachment.ifname),
+        ));
+    }
+    findings
+}
+
+/// Whether a packet to the outside leaves by the interface, if it is the way out.
+fn ways_out(view: &View<'_>, stack: &Stack, inside: &Inside, link: &Link) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let ip = ip(view);
+    for (kind, route) in inside
+        .forbidding
+        .iter()
+        .filter(|(_, r)| r.table == MAIN_TABLE)
+    {
+        findings.push(Finding::error(
+            name(view),
+            format!("a route says {kind} for {}", route.dst),
+            "what the container sends there is dropped",
+            format!("{ip} route del {kind} {}", route.dst),
+        ));
+    }
+    if !findings.is_empty() {
+        return findings;
+    }
+    for (outside, through) in &inside.ways_out {
+        let is_default = |(index, route): &&(u32, crate::net::route::Route)| {
+            *index == link.index
+                && route.dst.prefix_len() == 0
+                && route.dst.addr().is_ipv4() == outside.is_ipv4()
+        };
+        let has_default = stack.routes.iter().any(|route| is_default(&route));
+        if has_default && through.is_none() {
+            let family = if outside.is_ipv4() { "" } else { " -6" };
+            findings.push(Finding::error(
+                name(view),
+                format!(
+                    "the kernel refuses packets to the outside, although there is a default route through {}",
+                    link.name
+                ),
+                "a policy rule forbids them, or sends them to a table without a way out",
+                format!("find the rule with `{ip}{family} rule`, and delete it"),
+            ));
+        }
+    }
+    findings
+}
+
+/// What the interface remembers of its gateway.
+fn neighbours(view: &View<'_>, inside: &Inside, link: &Link) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let ips = record.map_or(&[][..], |record| &record.result.ips);
+    let here = super::facts::input(view);
+    for gateway in ips.iter().filter_map(|ip| ip.gateway) {
+        let mut known = inside.neighbours.iter().filter(|n| n.index == link.index);
+        let Some(neighbour) = known.find(|n| n.ip == gateway) else {
+            continue;
+        };
+        let forget = format!("{} neighbour del {gateway} dev {}", ip(view), link.name);
+        let right = here
+            .filter(|_| has_gateway_here(view))
+            .map(|link| &link.mac);
+        if let Some(right) = right.filter(|mac| neighbour.is_permanent && neighbour.mac != **mac) {
+            findings.push(Finding::error(
+                name(view),
+                format!(
+                    "gateway {gateway} is set to {} for good, and has {right}",
+                    neighbour.mac
+                ),
+                "what the container sends to other networks reaches nobody",
+                forget,
+            ));
+        } else if neighbour.has_failed {
+            findings.push(Finding::warning(
+                name(view),
+                format!("gateway {gateway} did not answer when it was last asked"),
+                "the container reached no other network then",
+                format!(
+                    "try again: {forget}, then ping {} from it",
+                    outside(gateway)
+                ),
+            ));
+        }
+    }
+    findings
+}

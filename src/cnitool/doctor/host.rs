@@ -1,0 +1,434 @@
+//! On the host: its end of the pair, the bridge, the gateway's address, forwarding, routes.
+
+use std::cmp::Ordering;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+
+use super::facts::{Facts, has_gateway_here, input, outside};
+use super::{Finding, attach_again, name};
+use crate::net::link::Link;
+use crate::net::route::{Forwarded, MAIN_TABLE};
+use crate::runtime::network::plugin_member;
+use crate::survey::attachment::{State, View, bridge_name};
+
+/// What is wrong there.
+pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    if matches!(view.state, State::Orphan(_)) || view.link.is_none() {
+        return Vec::new();
+    }
+    let is_veth = view.link.is_some_and(|link| link.kind == "veth");
+    let Some(end) = view.host_end else {
+        let what = "the host's end of its veth pair is not on the host";
+        let why = "nothing leaves the container or reaches it";
+        let finding = Finding::error(name(view), what, why, attach_again(view));
+        return Vec::from_iter(is_veth.then_some(finding));
+    };
+    let mut findings = host_end(view, end);
+    findings.extend(port(view, end));
+    findings.extend(bridge(facts, view));
+    if findings.is_empty() && has_gateway_here(view) {
+        findings.extend(gateways(facts, view));
+        if findings.is_empty() {
+            findings.extend(routes_to(facts, view));
+        }
+        findings.extend(forwarding(facts, view));
+        if findings.is_empty() {
+            findings.extend(ways(facts, view));
+        }
+    }
+    findings.extend(overlaps(facts, view));
+    findings.extend(neighbours(facts, view));
+    findings
+}
+
+fn host_end(view: &View<'_>, end: &Link) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !end.is_up {
+        findings.push(Finding::error(
+            format!("host end {}", end.name),
+            format!("it is down ({})", name(view)),
+            "nothing leaves the container or reaches it",
+            format!("ip link set {} up", end.name),
+        ));
+    }
+    if end.is_without_arp && view.bridge.is_none() {
+        findings.push(Finding::error(
+            format!("host end {}", end.name),
+            format!("it does not use ARP ({})", name(view)),
+            "the host cannot find the container",
+            format!("ip link set {} arp on", end.name),
+        ));
+    }
+    findings
+}
+
+/// The host's end as a port of the bridge.
+fn port(view: &View<'_>, end: &Link) -> Vec<Finding> {
+    let Some(plugin) = view.plugin("bridge") else {
+        return Vec::new();
+    };
+    let wanted = bridge_name(plugin);
+    let object = format!("host end {}", end.name);
+    let is_wrong = view.bridge.is_none_or(|bridge| bridge.name != wanted);
+    if is_wrong {
+        let what = match view.bridge {
+            None => format!(
+                "it is in no bridge, and belongs into {wanted} ({})",
+                name(view)
+            ),
+            Some(other) => format!(
+                "it is in bridge {}, and belongs into {wanted} ({})",
+                other.name,
+                name(view)
+            ),
+        };
+        let why = "the container reaches neither its gateway nor its neighbours";
+        let mend = format!("ip link set {} master {wanted}", end.name);
+        return vec![Finding::error(object, what, why, mend)];
+    }
+    let mut findings = Vec::new();
+    // A port that is down is disabled too.
+    let is_alive = end.is_up && view.bridge.is_some_and(|bridge| bridge.is_up);
+    if let Some(state) = end.is_blocked.filter(|_| is_alive && end.is_running) {
+        findings.push(Finding::error(
+            &object,
+            format!("the bridge has it in state {state} ({})", name(view)),
+            "the bridge passes no frames of the container",
+            format!("wait for STP, or switch it off: ip link set {wanted} type bridge stp_state 0"),
+        ));
+    }
+    let wants = |key| plugin_member(&plugin.document, key) == Some(serde_json::Value::Bool(true));
+    if end.is_isolated && !wants("portIsolation") {
+        findings.push(Finding::warning(
+            &object,
+            format!("its bridge port is isolated ({})", name(view)),
+            "the container reaches no other isolated container of the bridge, and \"portIsolation\" is not set",
+            format!("bridge link set dev {} isolated off", end.name),
+        ));
+    }
+    findings
+}
+
+fn bridge(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let Some(bridge) = view.bridge else {
+        return Vec::new();
+    };
+    let object = format!("bridge {}", bridge.name);
+    let mut findings = Vec::new();
+    if !bridge.is_up {
+        findings.push(Finding::error(
+            &object,
+            "it is down",
+            "none of its containers reaches anything",
+            format!("ip link set {} up", bridge.name),
+        ));
+    }
+    if bridge.is_without_arp && has_gateway_here(view) {
+        findings.push(Finding::error(
+            &object,
+            "it does not use ARP",
+            "it does not answer its containers, which look for their gateway",
+            format!("ip link set {} arp on", bridge.name),
+        ));
+    }
+    let key = format!("ipv6/conf/{}/disable_ipv6", bridge.name);
+    let is_v6 = view.addresses.iter().any(|net| net.addr().is_ipv6());
+    if is_v6 && has_gateway_here(view) && facts.host.sysctl(&key) == Some("1") {
+        findings.push(Finding::error(
+            &object,
+            "IPv6 is switched off on it",
+            "its containers have no gateway for IPv6",
+            format!(
+                "sysctl -w net.ipv6.conf.{0}.disable_ipv6=0, then ip address add GATEWAY dev {0}",
+                bridge.name
+            ),
+        ));
+    }
+    findings
+}
+
+/// The gateway's addresses are on the host.
+fn gateways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let (Some(record), Some(link)) = (record, input(view)) else {
+        return Vec::new();
+    };
+    let host = &facts.survey.host;
+    let mut findings = Vec::new();
+    for ip in &record.result.ips {
+        let Some(gateway) = ip.gateway else {
+            continue;
+        };
+        // With VLANs it is on a link of its own.
+        let mut addresses = host.addresses.iter();
+        if addresses.any(|(_, address)| address.net.addr() == gateway) {
+            continue;
+        }
+        let length = match view.bridge {
+            Some(_) => ip.address.prefix_len(),
+            None => ip.address.max_prefix_len(),
+        };
+        let kind = if view.bridge.is_some() {
+            "bridge"
+        } else {
+            "host end"
+        };
+        findings.push(Finding::error(
+            format!("{kind} {}", link.name),
+            format!("gateway {gateway} is not on it"),
+            "its containers reach no other network",
+            format!("ip address add {gateway}/{length} dev {}", link.name),
+        ));
+    }
+    findings
+}
+
+/// What the host sends to the container goes there.
+fn routes_to(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let Some(link) = input(view) else {
+        return Vec::new();
+    };
+    let mut findings = Vec::new();
+    for net in &view.addresses {
+        let ip = net.addr();
+        let Some(way) = facts.ways.get(&ip) else {
+            continue;
+        };
+        let what = match &way.to {
+            Some(through) if *through == link.name => continue,
+            // Of VLANs, and of addresses that are the host's own, which has its own finding.
+            Some(through)
+                if view.plugin("flannel").is_some()
+                    || through == "lo"
+                    || is_above(facts, through, link) =>
+            {
+                continue;
+            }
+            Some(through) => format!(
+                "packets to {ip} leave through {through} instead of {}",
+                link.name
+            ),
+            None => format!("there is no route to {ip}, or one that forbids"),
+        };
+        findings.push(Finding::error(
+            "host",
+            what,
+            format!("{} cannot be reached, and gets no answers", name(view)),
+            format!("look at `ip route get {ip}` and `ip rule`, and remove the route or rule that is in the way; ip route replace {} dev {}", net.trunc(), link.name),
+        ));
+    }
+    findings
+}
+
+/// Whether the link called `name` is a VLAN of the bridge `link`, or another of its ports.
+fn is_above(facts: &Facts<'_>, name: &str, link: &Link) -> bool {
+    let found = facts.survey.host.link(name);
+    found.is_some_and(|found| {
+        found.peer == Some(link.index)
+            || found.controller == Some(link.index)
+            || facts
+                .survey
+                .host
+                .peer_of(found)
+                .is_some_and(|peer| peer.controller == Some(link.index))
+    })
+}
+
+fn forwarding(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let why = "the host passes nothing on between containers and other networks";
+    for (all, each, is_v4) in [
+        ("ipv4/ip_forward", Some("ipv4/conf/{}/forwarding"), true),
+        ("ipv6/conf/all/forwarding", None, false),
+    ] {
+        if !view
+            .addresses
+            .iter()
+            .any(|net| net.addr().is_ipv4() == is_v4)
+        {
+            continue;
+        }
+        if facts.host.sysctl(all) == Some("0") {
+            let key = all.replace('/', ".");
+            findings.push(Finding::error(
+                "host",
+                format!("net.{key} is 0"),
+                why,
+                format!("sysctl -w net.{key}=1"),
+            ));
+            continue;
+        }
+        let sample = view
+            .addresses
+            .iter()
+            .find(|net| net.addr().is_ipv4() == is_v4);
+        let uplink = sample.and_then(|net| facts.uplink(net.addr()));
+        for link in [input(view), uplink].into_iter().flatten() {
+            let key = each.map(|each| each.replace("{}", &link.name));
+            if let Some(key) = key.filter(|key| facts.host.sysctl(key) == Some("0")) {
+                findings.push(Finding::error(
+                    "host",
+                    format!("net.{key} is 0", key = key.replace('/', ".")),
+                    format!("the host passes on nothing that comes in by {}", link.name),
+                    format!("sysctl -w net/{key}=1"),
+                ));
+            }
+        }
+    }
+    findings
+}
+
+/// What the kernel says it does with a packet from the container to the outside.
+fn ways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let (Some(link), Some(inside)) = (input(view), facts.inside_of(view)) else {
+        return Vec::new();
+    };
+    let mut findings = Vec::new();
+    for net in &view.addresses {
+        let ip = net.addr();
+        let way = facts.ways.get(&ip).and_then(|way| way.from);
+        let Some(Forwarded::Nowhere(errno)) = way else {
+            continue;
+        };
+        // That has a finding of its own.
+        let mut on_host = facts.survey.host.addresses.iter();
+        if on_host.any(|(_, address)| address.net.addr() == ip) {
+            continue;
+        }
+        // A container without a way out is not meant to have one.
+        if !inside
+            .ways_out
+            .get(&outside(ip))
+            .is_some_and(Option::is_some)
+        {
+            continue;
+        }
+        // The one of both that is stricter counts.
+        let filters = ["all", &link.name].map(|of| {
+            let key = format!("ipv4/conf/{of}/rp_filter");
+            facts.host.number(&key).unwrap_or(0)
+        });
+        let is_filter = ip.is_ipv4()
+            && [Errno::EXDEV, Errno::EINVAL].contains(&errno)
+            && filters.iter().any(|mode| *mode > 0);
+        let (what, mend) = if is_filter {
+            (
+                format!("rp_filter drops what comes from {ip} by {}", link.name),
+                format!(
+                    "sysctl -w net/ipv4/conf/{}/rp_filter=2, or mend the route that leads to {ip} elsewhere",
+                    link.name
+                ),
+            )
+        } else {
+            (
+                format!(
+                    "it forwards nothing from {ip} to the outside: {}",
+                    errno.desc().to_lowercase()
+                ),
+                format!(
+                    "look at `ip rule` and `ip route get {} from {ip} iif {}`, and delete what forbids it",
+                    outside(ip),
+                    link.name
+                ),
+            )
+        };
+        let why = format!("{} reaches no other network", name(view));
+        findings.push(Finding::error("host", what, why, mend));
+    }
+    findings
+}
+
+/// Routes of the host into the containers' subnet that have nothing to do with them.
+fn overlaps(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let Some(link) = view.bridge else {
+        return Vec::new();
+    };
+    let host = &facts.survey.host;
+    let mut findings = Vec::new();
+    for net in view
+        .addresses
+        .iter()
+        .filter(|net| net.prefix_len() < net.max_prefix_len())
+    {
+        let subnet = net.trunc();
+        for (index, route) in &host.routes {
+            let theirs = route.dst.trunc();
+            let is_other =
+                *index != link.index && route.table == MAIN_TABLE && theirs.prefix_len() > 0;
+            let through = host.by_index(*index).map_or("?", |link| &link.name);
+            // One for a container, as of another plugin, is on purpose.
+            let is_host_route = theirs.prefix_len() == theirs.max_prefix_len();
+            if !is_other
+                || !overlap(&subnet, &theirs)
+                || is_host_route
+                || is_above(facts, through, link)
+            {
+                continue;
+            }
+            let wins = match theirs.prefix_len().cmp(&subnet.prefix_len()) {
+                Ordering::Greater => {
+                    "containers with these addresses cannot be reached: the narrower route wins"
+                }
+                Ordering::Less => {
+                    "machines there that have containers' addresses cannot be reached: the narrower route wins"
+                }
+                Ordering::Equal => "packets go to the one or the other, by the routes' metric",
+            };
+            findings.push(Finding::warning(
+                format!("network {}", view.network),
+                format!("its subnet {subnet} overlaps the host's own route to {theirs} through {through}"),
+                wins,
+                "choose another subnet in the configuration, or remove the route: ip route del ".to_owned()
+                    + &format!("{theirs} dev {through}"),
+            ));
+        }
+        for (kind, route) in &facts.host.forbidding {
+            let theirs = route.dst.trunc();
+            if theirs.prefix_len() > 0 && subnet.contains(&theirs) && theirs != subnet {
+                findings.push(Finding::error(
+                    format!("network {}", view.network),
+                    format!("a route of the host says {kind} for {theirs}, which is in its subnet {subnet}"),
+                    "containers with these addresses cannot be reached",
+                    format!("ip route del {kind} {theirs}"),
+                ));
+            }
+        }
+    }
+    findings
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+/// What the host remembers of the container.
+fn neighbours(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let (Some(link), Some(end)) = (view.link, input(view)) else {
+        return Vec::new();
+    };
+    let is_own = |ip: IpAddr| view.addresses.iter().any(|net| net.addr() == ip);
+    let known = facts
+        .host
+        .neighbours
+        .iter()
+        .filter(|n| n.index == end.index && is_own(n.ip));
+    let wrong = known.filter(|n| n.is_permanent && n.mac != link.mac);
+    wrong
+        .map(|neighbour| {
+            Finding::error(
+                "host",
+                format!(
+                    "{} is set to {} for good, and {} has {}",
+                    neighbour.ip,
+                    neighbour.mac,
+                    name(view),
+                    link.mac
+                ),
+                "what is sent to the container reaches nobody",
+                format!("ip neighbour del {} dev {}", neighbour.ip, end.name),
+            )
+        })
+        .collect()
+}

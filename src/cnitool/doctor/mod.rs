@@ -1,0 +1,236 @@
+//! `cnitool doctor`: what is wrong on the way of a packet, why it matters and what mends it.
+//!
+//! [`Facts`] gathers what the kernel and the files tell, in one place. The checks are pure
+//! over it, one module for each part of the way: the container, the host, the packet
+//! filter, the leases, and the node as a whole.
+//!
+//! With `--json` it prints one object: `findings`, each with `severity` (`error`,
+//! `warning`), `object`, `what`, `why` and `mend`, and `doubts`, which tell what could not be
+//! looked at. As with the other commands, no key goes or changes its meaning.
+
+mod container;
+mod facts;
+mod host;
+mod ipam;
+mod node;
+mod rules;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+
+use self::facts::Facts;
+use super::see::{is_meant, look, print, print_json, short};
+use super::table::{self, Tone, paint};
+use super::{Options, output};
+use crate::survey::attachment::{self, View};
+
+/// The exit status for "could not look".
+const COULD_NOT_LOOK: u8 = 2;
+
+/// What `doctor` takes.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  cnitool doctor             every attachment, and the node
+  cnitool doctor web         those to network web
+  cnitool doctor web1        those of container web1: its id, the start of it, or its namespace
+  cnitool doctor --json | jq -r '.findings[].mend'
+
+Each finding says what is wrong, why it matters, and what mends it:
+  error: container web1: eth0 is down
+    why:  nothing leaves the container or reaches it
+    mend: ip -n web1 link set eth0 up
+
+Exit status: 0 nothing found, 1 findings, 2 could not look.")]
+pub struct DoctorArgs {
+    /// Only the attachments to this network, or of this container
+    #[arg(value_name = "NETWORK|CONTAINER")]
+    what: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Severity {
+    /// Packets are lost, or an ADD would fail.
+    Error,
+    /// Nothing is lost yet, or maybe on purpose.
+    Warning,
+}
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Finding {
+    severity: Severity,
+    /// What it is wrong with: `container c1`, `bridge br1`, `host`.
+    object: String,
+    /// What is wrong with it.
+    what: String,
+    /// Why that matters.
+    why: String,
+    /// The command that mends it, or what else to do.
+    mend: String,
+}
+
+impl Finding {
+    fn error(
+        object: impl Into<String>,
+        what: impl Into<String>,
+        why: impl Into<String>,
+        mend: impl Into<String>,
+    ) -> Self {
+        Self {
+            severity: Severity::Error,
+            object: object.into(),
+            what: what.into(),
+            why: why.into(),
+            mend: mend.into(),
+        }
+    }
+
+    fn warning(
+        object: impl Into<String>,
+        what: impl Into<String>,
+        why: impl Into<String>,
+        mend: impl Into<String>,
+    ) -> Self {
+        Self {
+            severity: Severity::Warning,
+            ..Self::error(object, what, why, mend)
+        }
+    }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Document<'a> {
+    findings: &'a [Finding],
+    doubts: Vec<&'a String>,
+}
+
+/// Looks, and tells what it found. What keeps it from looking is reported here, as the exit
+/// status tells it from a finding.
+pub fn run(options: &Options, args: &DoctorArgs) -> ExitCode {
+    examine(options, args).unwrap_or_else(|error| {
+        output::report(&error);
+        ExitCode::from(COULD_NOT_LOOK)
+    })
+}
+
+fn examine(options: &Options, args: &DoctorArgs) -> Result<ExitCode> {
+    let survey = look(options)?;
+    let mut views = attachment::join(&survey);
+    if let Some(word) = &args.what {
+        let is_wanted = |view: &View<'_>| view.network == *word || is_meant(view, word);
+        let is_network = survey.directory.networks.iter().any(|n| n.name == *word);
+        anyhow::ensure!(
+            is_network || views.iter().any(is_wanted),
+            "there is no network and no container \"{word}\": `cnitool list` and `cnitool ps` tell which there are"
+        );
+    }
+    let facts = Facts::gather(&survey, std::mem::take(&mut views), options.path());
+    let is_wanted = |view: &&View<'_>| {
+        let word = args.what.as_ref();
+        word.is_none_or(|word| view.network == *word || is_meant(view, word))
+    };
+    let findings = findings(&facts, args.what.as_deref(), is_wanted);
+    for doubt in &facts.doubts {
+        output::note(&format!("warning: {doubt}"));
+    }
+    let doubts: Vec<&String> = survey.all_doubts().chain(&facts.doubts).collect();
+    let could_look = doubts.is_empty() && nix::unistd::geteuid().is_root();
+    if args.json {
+        let findings = &findings;
+        print_json(&Document { findings, doubts })?;
+    } else {
+        print(&lines(&findings, could_look, table::is_coloured()))?;
+    }
+    Ok(match (findings.is_empty(), could_look) {
+        (false, _) => ExitCode::FAILURE,
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::from(COULD_NOT_LOOK),
+    })
+}
+
+/// Everything that is wrong, along the way of a packet, each once. `what` is the network or
+/// container that is meant.
+fn findings<'a>(
+    facts: &'a Facts<'a>,
+    what: Option<&str>,
+    is_wanted: impl Fn(&&View<'a>) -> bool,
+) -> Vec<Finding> {
+    let mut all = Vec::new();
+    for view in facts.views.iter().filter(is_wanted) {
+        all.extend(container::check(facts, view));
+        all.extend(host::check(facts, view));
+        all.extend(rules::check(facts, view));
+        all.extend(ipam::check_view(facts, view));
+    }
+    all.extend(ipam::check_pools(facts, what));
+    all.extend(node::check(facts, what));
+    let mut told: Vec<Finding> = Vec::new();
+    for finding in all {
+        if !told.contains(&finding) {
+            told.push(finding);
+        }
+    }
+    told.sort_by_key(|finding| finding.severity);
+    told
+}
+
+/// For people.
+fn lines(findings: &[Finding], could_look: bool, is_coloured: bool) -> Vec<String> {
+    if findings.is_empty() {
+        let text = if could_look {
+            paint("nothing is wrong", Tone::Good, is_coloured)
+        } else {
+            "nothing is wrong as far as could be looked".to_owned()
+        };
+        return vec![text];
+    }
+    let mut lines = Vec::new();
+    for finding in findings {
+        let (word, tone) = match finding.severity {
+            Severity::Error => ("error:", Tone::Bad),
+            Severity::Warning => ("warning:", Tone::Warning),
+        };
+        let word = paint(word, tone, is_coloured);
+        lines.push(format!("{word} {}: {}", finding.object, finding.what));
+        lines.push(format!("  why:  {}", finding.why));
+        lines.push(format!("  mend: {}", finding.mend));
+    }
+    lines
+}
+
+/// How findings call an attachment's container.
+fn name(view: &View<'_>) -> String {
+    format!("container {}", short(&view.attachment.container_id))
+}
+
+/// The start of a command that is run in the container's namespace and is `ip`'s.
+fn ip(view: &View<'_>) -> String {
+    let path = view.netns.unwrap_or_default();
+    match path
+        .strip_prefix("/run/netns/")
+        .or_else(|| path.strip_prefix("/var/run/netns/"))
+    {
+        Some(name) => format!("ip -n {name}"),
+        None => format!("nsenter --net={path} ip"),
+    }
+}
+
+/// The advice for what only the plugins can put right.
+fn attach_again(view: &View<'_>) -> String {
+    format!(
+        "restart the container, or `cnitool del {network} {netns} --id {id}` and `cnitool add` with the same arguments",
+        network = view.network,
+        netns = view.netns.unwrap_or("NETNS"),
+        id = view.attachment.container_id,
+    )
+}

@@ -1,0 +1,127 @@
+//! The packet filter: masquerading, port maps, and who is in their way.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::facts::{Facts, Listener};
+use super::{Finding, attach_again, name};
+use crate::netfilter::listing::Purpose;
+use crate::netfilter::{Mapping, Protocol};
+use crate::runtime::network::plugin_member;
+use crate::survey::attachment::{State, View, serves, wanted_ports};
+
+/// What is wrong with the rules of an attachment.
+pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    if matches!(view.state, State::Orphan(_)) {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    // What could not be read cannot be missed.
+    if facts.survey.rules.doubts.is_empty() {
+        findings.extend(masquerade(view));
+        findings.extend(ports(view));
+    }
+    findings.extend(taken(view));
+    findings.extend(listeners(facts, view));
+    findings
+}
+
+fn masquerade(view: &View<'_>) -> Vec<Finding> {
+    let is_wanted = ["bridge", "ptp"]
+        .into_iter()
+        .filter_map(|name| view.plugin(name))
+        .any(|plugin| plugin_member(&plugin.document, "ipMasq") == Some(Value::Bool(true)));
+    let missing = view.addresses.iter().filter(|net| {
+        let purpose = Purpose::Masquerade(net.addr());
+        is_wanted && !view.rules.iter().any(|rule| rule.purpose == purpose)
+    });
+    missing
+        .map(|net| {
+            Finding::error(
+                name(view),
+                format!("no rule masquerades {}", net.addr()),
+                "its packets leave the host with an address that nobody outside can answer",
+                attach_again(view),
+            )
+        })
+        .collect()
+}
+
+fn ports(view: &View<'_>) -> Vec<Finding> {
+    let Some(memory) = view.memory else {
+        return Vec::new();
+    };
+    let missing = wanted_ports(memory)
+        .into_iter()
+        .filter(|wanted| !view.ports.iter().any(|port| serves(port.mapping, *wanted)));
+    missing
+        .map(|wanted| {
+            Finding::error(
+                format!("port {wanted}"),
+                format!("no rule leads it to {}", name(view)),
+                "connections to it are refused",
+                attach_again(view),
+            )
+        })
+        .collect()
+}
+
+/// Other containers' rules in front.
+fn taken(view: &View<'_>) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = Vec::new();
+    for port in &view.ports {
+        let Some(other) = &port.taken_by else {
+            continue;
+        };
+        findings.push(Finding::error(
+            format!("port {}", port.mapping),
+            format!(
+                "it leads to container {} and not to {}",
+                super::short(other),
+                name(view)
+            ),
+            "both publish it, and the rule in front gets all packets",
+            "publish another port for one of the two, and restart that one",
+        ));
+    }
+    findings
+}
+
+/// Processes of the host on the same port.
+fn listeners(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for port in &view.ports {
+        let Mapping {
+            protocol,
+            host_port,
+            ..
+        } = port.mapping;
+        let found = facts
+            .listeners
+            .iter()
+            .find(|listener| is_hidden(listener, port.mapping, port.to));
+        if let Some(listener) = found {
+            let name_of = protocol.as_str();
+            let flag = if protocol == Protocol::Udp { "u" } else { "t" };
+            findings.push(Finding::warning(
+                format!("port {}", port.mapping),
+                format!("a process on the host listens on it too ({}), and it leads to {}", std::net::SocketAddr::new(listener.ip, listener.port), name(view)),
+                format!("the process gets nothing that comes to {name_of} port {host_port} from outside"),
+                format!("find it with `ss -l{flag}np sport = :{host_port}`, and give one of them another port"),
+            ));
+        }
+    }
+    findings
+}
+
+/// Whether packets for the listener go to the container instead.
+fn is_hidden(listener: &Listener, mapping: Mapping, to: IpAddr) -> bool {
+    let host = mapping.host_ip.filter(|ip| !ip.is_unspecified());
+    listener.protocol == mapping.protocol
+        && listener.port == mapping.host_port
+        // What holds a port that it publishes, as podman does, is on every address or on that one.
+        && !listener.ip.is_loopback()
+        && (listener.ip.is_unspecified() || listener.ip.is_ipv4() == to.is_ipv4())
+        && host.is_none_or(|host| listener.ip.is_unspecified() || listener.ip == host)
+}

@@ -1,0 +1,543 @@
+//! `cnitool doctor`: silent on a healthy node, and on one with a fault it names the fault
+//! and the command that mends it. Every fault is made for real, told, and mended, mostly
+//! with the very command that was printed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test that cannot do its work says so by panicking; doors are for the product"
+)]
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::{BACKENDS, Node, Output, REFERENCE, run, tools};
+use serde_json::{Value, json};
+
+/// A node with an uplink to namespace `ext` and the network `net1`: a bridge, both address
+/// families, masqueraded, with port mappings.
+struct Lab {
+    node: Node,
+    conf: PathBuf,
+    plugins: String,
+    path: String,
+    /// The host's end of container c1.
+    end: String,
+}
+
+impl Lab {
+    fn new(plugins: Option<&str>, backend: &str) -> Self {
+        let node = Node::new();
+        let path = tools(&node, "tools", backend);
+        let conf = node.dir.path().join("net.d");
+        fs::create_dir(&conf).unwrap();
+        let word = backend.split('-').next().unwrap();
+        let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [
+            {"type": "bridge", "bridge": "br1", "isDefaultGateway": true,
+             "ipMasq": true, "ipMasqBackend": word,
+             "ipam": {"type": "host-local",
+                      "ranges": [[{"subnet": "10.9.0.0/29"}], [{"subnet": "fd00:9::/64"}]]}},
+            {"type": "portmap", "backend": word, "capabilities": {"portMappings": true}},
+        ]});
+        fs::write(conf.join("10-net1.conflist"), list.to_string()).unwrap();
+        node.sh(
+            "ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
+             ip addr add 192.0.2.1/24 dev up0 && ip addr add 2001:db8:1::1/64 dev up0 nodad && \
+             ip link set up0 up && ip -n ext link set lo up && \
+             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext link set up1 up && \
+             ip -n ext addr add 2001:db8:1::9/64 dev up1 nodad && \
+             ip route add default via 192.0.2.9 && ip -6 route add default via 2001:db8:1::9",
+        );
+        let ours = node.bin.to_str().unwrap().to_owned();
+        let mut lab = Self {
+            plugins: plugins.map_or(ours, str::to_owned),
+            node,
+            conf,
+            path,
+            end: String::new(),
+        };
+        lab.add("c1", 8081);
+        lab.add("c2", 8082);
+        lab.end = lab.host_end("c1");
+        lab
+    }
+
+    fn cnitool(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(self.node.bin.join("cnitool"));
+        command
+            .args(args)
+            .env("CNI_PATH", &self.plugins)
+            .env("NETCONFPATH", &self.conf)
+            .env("PATH", &self.path);
+        run(&mut command, "")
+    }
+
+    fn add(&self, name: &str, port: u16) {
+        let netns = self.node.netns(name);
+        let ports = json!({"portMappings": [
+            {"hostPort": port, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": port, "containerPort": 53, "protocol": "udp"}]});
+        let cap = ports.to_string();
+        let added = self.cnitool(&["add", "net1", &netns, "--id", name, "--cap", &cap]);
+        assert!(added.ok, "{added:?}");
+    }
+
+    /// Asserts that nothing is found.
+    #[track_caller]
+    fn healthy(&self, after: &str) {
+        let output = self.cnitool(&["doctor"]);
+        assert_eq!(output.stdout, "nothing is wrong\n", "{after}: {output:?}");
+        assert_eq!(output.code, Some(0), "{after}: {output:?}");
+        assert_eq!(output.stderr, "", "{after}");
+    }
+
+    fn host_end(&self, container: &str) -> String {
+        let shown = self
+            .cnitool(&["ps", "--json", "--container", container])
+            .json();
+        shown["attachments"][0]["hostEnd"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// Injects the fault, looks whether it is told, mends it, and looks whether all is well.
+    /// Answers the line that told it, or what went wrong.
+    fn suffer(&self, fault: &Fault) -> Result<String, String> {
+        let fill = |text: &str| {
+            text.replace("END1", &self.end)
+                .replace("CONF", self.conf.to_str().unwrap())
+                .replace("BIN", self.node.bin.to_str().unwrap())
+        };
+        let (inject, expected, mend) = (fill(fault.inject), fill(fault.line), fault.mend.map(fill));
+        self.node.sh(&inject);
+        let told = self.cnitool(&["doctor"]);
+        let mended = match mend {
+            Some(command) => Ok(drop(self.node.sh(&command))),
+            None => self.mend_as_told(),
+        };
+        if told.code != Some(1) {
+            return Err(format!("{}: {told:?}", fault.name));
+        }
+        let line = told.stdout.lines().find(|line| line.contains(&expected));
+        let line =
+            line.ok_or_else(|| format!("{}: {expected} not in\n{}", fault.name, told.stdout))?;
+        mended.map_err(|why| format!("{}: {why}", fault.name))?;
+        let after = self.cnitool(&["doctor"]);
+        if after.code != Some(0) || after.stdout != "nothing is wrong\n" {
+            return Err(format!(
+                "after {}: {}{}",
+                fault.name, after.stdout, after.stderr
+            ));
+        }
+        Ok(line.to_owned())
+    }
+
+    /// Does what `doctor` says until it says no more: with one thing mended it may see
+    /// another that had to be hidden.
+    fn mend_as_told(&self) -> Result<(), String> {
+        for _ in 0..4 {
+            let found = self.cnitool(&["doctor", "--json"]);
+            let found: Value = serde_json::from_str(&found.stdout).unwrap();
+            let findings = found["findings"].as_array().unwrap();
+            if findings.is_empty() {
+                return Ok(());
+            }
+            for finding in findings {
+                let mend = finding["mend"].as_str().unwrap();
+                let done = run(Command::new("sh").args(["-c", mend]), "");
+                if !done.ok {
+                    return Err(format!("{finding:#}: {done:?}"));
+                }
+            }
+        }
+        Err("it never ends".to_owned())
+    }
+}
+
+/// Something that operators, or their tools, do.
+struct Fault {
+    name: &'static str,
+    /// What does it. `END1` is the host's end of container c1, `CONF` the directory of
+    /// configurations.
+    inject: &'static str,
+    /// What `doctor` prints.
+    line: &'static str,
+    /// What mends it; `None` is what `doctor` prints.
+    mend: Option<&'static str>,
+}
+
+const fn told(name: &'static str, inject: &'static str, line: &'static str) -> Fault {
+    Fault {
+        name,
+        inject,
+        line,
+        mend: None,
+    }
+}
+
+const fn mended(
+    name: &'static str,
+    inject: &'static str,
+    line: &'static str,
+    mend: &'static str,
+) -> Fault {
+    Fault {
+        name,
+        inject,
+        line,
+        mend: Some(mend),
+    }
+}
+
+/// In the container.
+const OF_THE_CONTAINER: &[Fault] = &[
+    told(
+        "container's interface down",
+        "ip -n c1 link set eth0 down",
+        "error: container c1: eth0 is down",
+    ),
+    told(
+        "ARP switched off in the container",
+        "ip -n c1 link set eth0 arp off",
+        "error: container c1: eth0 does not use ARP",
+    ),
+    told(
+        "address deleted",
+        "ip -n c1 addr del 10.9.0.2/29 dev eth0",
+        "error: container c1: 10.9.0.2/29 is not on eth0",
+    ),
+    mended(
+        "address with another prefix length",
+        "ip -n c1 addr del 10.9.0.2/29 dev eth0 && ip -n c1 addr add 10.9.0.2/24 dev eth0",
+        "error: container c1: 10.9.0.2/29 is not on eth0",
+        "ip -n c1 addr del 10.9.0.2/24 dev eth0 && ip -n c1 addr add 10.9.0.2/29 dev eth0 && ip -n c1 route add default via 10.9.0.1",
+    ),
+    told(
+        "IPv6 address deleted",
+        "ip -n c1 addr del fd00:9::2/64 dev eth0",
+        "error: container c1: fd00:9::2/64 is not on eth0",
+    ),
+    told(
+        "IPv6 switched off in the container",
+        "nsenter --net=/run/netns/c1 sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1",
+        "error: container c1: IPv6 is switched off on eth0",
+    ),
+    mended(
+        "duplicate address detection failed",
+        "ip -n c1 addr del fd00:9::2/64 dev eth0 && ip -n c2 addr add fd00:9::2/64 dev eth0 nodad && \
+         nsenter --net=/run/netns/c1 sysctl -qw net.ipv6.conf.eth0.accept_dad=1 && ip -n c1 addr add fd00:9::2/64 dev eth0 && \
+         for i in $(seq 100); do ip -n c1 addr show dev eth0 | grep -q dadfailed && break; sleep 0.05; done",
+        "error: container c1: fd00:9::2/64 on eth0 is somebody else's too: duplicate address detection failed",
+        "ip -n c2 addr del fd00:9::2/64 dev eth0 && ip -n c1 addr del fd00:9::2/64 dev eth0 && \
+         ip -n c1 addr add fd00:9::2/64 dev eth0 nodad",
+    ),
+    told(
+        "default route deleted",
+        "ip -n c1 route del default",
+        "error: container c1: there is no route to default via 10.9.0.1",
+    ),
+    told(
+        "IPv6 default route deleted",
+        "ip -n c1 -6 route del default",
+        "error: container c1: there is no route to ::/0 via fd00:9::1",
+    ),
+    told(
+        "default route leads elsewhere",
+        "ip -n c1 route replace default via 10.9.0.3",
+        "error: container c1: there is no route to default via 10.9.0.1",
+    ),
+    told(
+        "blackhole in the container",
+        "ip -n c1 route add blackhole 198.51.100.0/24",
+        "error: container c1: a route says blackhole for 198.51.100.0/24",
+    ),
+    mended(
+        "policy rule in the container",
+        "ip -n c1 rule add from 10.9.0.2 to 198.51.100.0/24 prohibit; ip -n c1 rule add prohibit",
+        "error: container c1: the kernel refuses packets to the outside",
+        "ip -n c1 rule del from 10.9.0.2 to 198.51.100.0/24 prohibit; ip -n c1 rule del prohibit",
+    ),
+    told(
+        "MTU greater than the way",
+        "ip -n c1 link set eth0 mtu 9000",
+        "error: container c1: MTU 9000 of eth0 is greater than 1500 of",
+    ),
+    mended(
+        "uplink narrower than the containers",
+        "ip link set up0 mtu 1400",
+        "warning: container c1: MTU 1500 of eth0 is greater than 1400 of up0, the way out",
+        "ip link set up0 mtu 1500",
+    ),
+    told(
+        "wrong permanent neighbour for the gateway",
+        "ip -n c1 neigh replace 10.9.0.1 lladdr 02:00:00:00:00:01 nud permanent dev eth0",
+        "error: container c1: gateway 10.9.0.1 is set to 02:00:00:00:00:01 for good",
+    ),
+    told(
+        "one address in two containers",
+        "ip -n c2 addr add 10.9.0.2/29 dev eth0",
+        "error: container c1 and container c2: both have 10.9.0.2",
+    ),
+    told(
+        "one hardware address in two containers",
+        "ip -n c2 link set eth0 address $(ip -n c1 -br link show eth0 | awk '{print $3}')",
+        "error: container c1 and container c2: both have hardware address",
+    ),
+    told(
+        "the host has the container's address",
+        "ip addr add 10.9.0.2/32 dev up0",
+        "error: container c1: its address 10.9.0.2 is also the host's, on up0",
+    ),
+];
+
+/// On the host.
+const OF_THE_HOST: &[Fault] = &[
+    told(
+        "host's end down",
+        "ip link set END1 down",
+        "error: host end END1: it is down (container c1)",
+    ),
+    told(
+        "host's end out of the bridge",
+        "ip link set END1 nomaster",
+        "error: host end END1: it is in no bridge, and belongs into br1 (container c1)",
+    ),
+    mended(
+        "host's end in another bridge",
+        "ip link add br9 type bridge && ip link set END1 master br9",
+        "error: host end END1: it is in bridge br9, and belongs into br1 (container c1)",
+        "ip link set END1 master br1 && ip link del br9",
+    ),
+    mended(
+        "bridge port blocked",
+        "ip link set br1 type bridge stp_state 1 && ip link set END1 down && ip link set END1 up",
+        "error: host end END1: the bridge has it in state listening (container c1)",
+        "ip link set br1 type bridge stp_state 0 && ip link set END1 down && ip link set END1 up",
+    ),
+    told(
+        "bridge port isolated",
+        "bridge link set dev END1 isolated on",
+        "warning: host end END1: its bridge port is isolated (container c1)",
+    ),
+    told(
+        "bridge down",
+        "ip link set br1 down",
+        "error: bridge br1: it is down",
+    ),
+    told(
+        "bridge without ARP",
+        "ip link set br1 arp off",
+        "error: bridge br1: it does not use ARP",
+    ),
+    told(
+        "gateway's address deleted",
+        "ip addr del 10.9.0.1/29 dev br1",
+        "error: bridge br1: gateway 10.9.0.1 is not on it",
+    ),
+    told(
+        "IPv6 gateway's address deleted",
+        "ip addr del fd00:9::1/64 dev br1",
+        "error: bridge br1: gateway fd00:9::1 is not on it",
+    ),
+    told(
+        "forwarding off",
+        "sysctl -qw net.ipv4.ip_forward=0",
+        "error: host: net.ipv4.ip_forward is 0",
+    ),
+    told(
+        "IPv6 forwarding off",
+        "sysctl -qw net.ipv6.conf.all.forwarding=0; ip -6 route replace default via 2001:db8:1::9",
+        "error: host: net.ipv6.conf.all.forwarding is 0",
+    ),
+    told(
+        "forwarding off for the bridge",
+        "sysctl -qw net.ipv4.conf.br1.forwarding=0",
+        "error: host: net.ipv4.conf.br1.forwarding is 0",
+    ),
+    mended(
+        "reverse path filter and an asymmetric route",
+        "sysctl -qw net.ipv4.conf.br1.rp_filter=1 && ip rule add to 10.9.0.2 iif lo lookup main pref 50 && \
+         ip route add 10.9.0.2 dev up0 table 77 && ip rule add to 10.9.0.2 lookup 77 pref 60",
+        "error: host: rp_filter drops what comes from 10.9.0.2 by br1",
+        "sysctl -qw net.ipv4.conf.br1.rp_filter=0 && ip rule del pref 50 && ip rule del pref 60 && ip route flush table 77",
+    ),
+    mended(
+        "policy rule on the host",
+        "ip rule add from 10.9.0.0/29 prohibit",
+        "error: host: it forwards nothing from 10.9.0.2 to the outside",
+        "ip rule del from 10.9.0.0/29 prohibit",
+    ),
+    mended(
+        "route of the host for a container",
+        "ip route add 10.9.0.2/32 via 192.0.2.9",
+        "error: host: packets to 10.9.0.2 leave through up0 instead of br1",
+        "ip route del 10.9.0.2/32",
+    ),
+    mended(
+        "subnet overlaps a route of the host",
+        "ip route add 10.0.0.0/8 via 192.0.2.9",
+        "warning: network net1: its subnet 10.9.0.0/29 overlaps the host's own route to 10.0.0.0/8 through up0",
+        "ip route del 10.0.0.0/8",
+    ),
+    mended(
+        "blackhole for part of the subnet",
+        "ip route add blackhole 10.9.0.4/30",
+        "error: network net1: a route of the host says blackhole for 10.9.0.4/30",
+        "ip route del blackhole 10.9.0.4/30",
+    ),
+    told(
+        "wrong permanent neighbour on the host",
+        "ip neigh replace 10.9.0.2 lladdr 02:00:00:00:00:01 nud permanent dev br1",
+        "error: host: 10.9.0.2 is set to 02:00:00:00:00:01 for good, and container c1 has",
+    ),
+];
+
+/// Leases, configurations, tables.
+const OF_THE_NODE: &[Fault] = &[
+    told(
+        "lease lost",
+        "rm /var/lib/cni/networks/net1/10.9.0.2",
+        "error: container c1: its address 10.9.0.2 has no lease",
+    ),
+    mended(
+        "lease of another container",
+        "printf 'x9\\r\\neth0' > /var/lib/cni/networks/net1/10.9.0.2",
+        "error: container c1: the lease of its address 10.9.0.2 is container x9's",
+        "printf 'c1\\r\\neth0' > /var/lib/cni/networks/net1/10.9.0.2",
+    ),
+    mended(
+        "leases leaked",
+        "printf 'dead\\r\\neth0' > /var/lib/cni/networks/net1/10.9.0.6",
+        "warning: container dead: it is gone, and left lease /var/lib/cni/networks/net1/10.9.0.6",
+        "rm /var/lib/cni/networks/net1/10.9.0.6",
+    ),
+    mended(
+        "range exhausted",
+        "for i in 4 5 6; do echo 'set aside' > /var/lib/cni/networks/net1/10.9.0.$i; done",
+        "error: network net1: all 5 addresses of 10.9.0.1-10.9.0.6 are taken",
+        "rm /var/lib/cni/networks/net1/10.9.0.[456]",
+    ),
+    told(
+        "lease cut off",
+        ": > /var/lib/cni/networks/net1/10.9.0.5",
+        "warning: network net1: the lease of 10.9.0.5 names nobody",
+    ),
+    // The node.
+    mended(
+        "configuration shadowed",
+        "cp CONF/10-net1.conflist CONF/20-net1.conflist",
+        "warning: file CONF/20-net1.conflist: network net1 is defined in CONF/10-net1.conflist already",
+        "rm CONF/20-net1.conflist",
+    ),
+    mended(
+        "configuration broken",
+        "echo '{' > CONF/30-x.conflist",
+        "error: file CONF/30-x.conflist: it holds no usable network",
+        "rm CONF/30-x.conflist",
+    ),
+    mended(
+        "version unknown",
+        "sed 's/\"1.0.0\"/\"9.9.9\"/; s/net1/net9/' CONF/10-net1.conflist > CONF/40-net9.conflist",
+        "error: network net9: cniVersion \"9.9.9\" of network \"net9\"",
+        "rm CONF/40-net9.conflist",
+    ),
+    mended(
+        "plugin missing",
+        "mv BIN/portmap BIN/portmap.away",
+        "error: network net1: plugin portmap is not in BIN",
+        "mv BIN/portmap.away BIN/portmap",
+    ),
+    mended(
+        "table of connections full",
+        "echo 1 > /run/most && mount --bind /run/most /proc/sys/net/netfilter/nf_conntrack_max && ping -c1 -W1 192.0.2.9",
+        "error: host: the table of connections is full:",
+        "umount /proc/sys/net/netfilter/nf_conntrack_max",
+    ),
+];
+
+#[test]
+fn faults_of_the_container_are_told_and_mended() {
+    suffer_all(&Lab::new(None, "nftables"), OF_THE_CONTAINER, "1-container");
+}
+
+#[test]
+fn faults_of_the_host_are_told_and_mended() {
+    suffer_all(&Lab::new(None, "nftables"), OF_THE_HOST, "2-host");
+}
+
+#[test]
+fn faults_of_the_node_are_told_and_mended() {
+    suffer_all(&Lab::new(None, "nftables"), OF_THE_NODE, "4-node");
+}
+
+/// Injects them one after the other.
+#[track_caller]
+fn suffer_all(lab: &Lab, faults: &[Fault], table: &str) {
+    let mut rows = Vec::new();
+    let mut failures = Vec::new();
+    for fault in faults {
+        match lab.suffer(fault) {
+            Ok(line) => rows.push([fault.name.to_owned(), line]),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    publish(table, &rows);
+}
+
+/// Writes a table of faults and lines to `$DOCTOR_TABLES`, if that names a directory.
+fn publish(name: &str, rows: &[[String; 2]]) {
+    let Some(directory) = std::env::var_os("DOCTOR_TABLES") else {
+        return;
+    };
+    let rows: Vec<String> = rows
+        .iter()
+        .map(|[fault, line]| format!("| {fault} | `{line}` |\n"))
+        .collect();
+    fs::write(PathBuf::from(directory).join(name), rows.concat()).unwrap();
+}
+
+#[test]
+fn a_healthy_node_has_no_finding() {
+    for plugins in [None, Some(REFERENCE)] {
+        for backend in BACKENDS {
+            // Debian's reference plugins are older than those that know nftables.
+            if plugins.is_some() && backend == "nftables" {
+                continue;
+            }
+            let test = || Lab::new(plugins, backend).healthy(backend);
+            std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_exit_status_tells_whether_it_could_look() {
+    let lab = Lab::new(None, "nftables");
+    let unknown = lab.cnitool(&["doctor", "nothing-like-it"]);
+    assert_eq!(unknown.code, Some(2), "{unknown:?}");
+    assert!(
+        unknown.stderr.contains("no network and no container"),
+        "{unknown:?}"
+    );
+    lab.node.sh("ip -n c1 link set eth0 down");
+    for (word, code) in [("c1", 1), ("c2", 0), ("net1", 1)] {
+        let output = lab.cnitool(&["doctor", word]);
+        assert_eq!(output.code, Some(code), "{word}: {output:?}");
+    }
+    let shown = lab.cnitool(&["doctor", "c1", "--json"]);
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["doubts"], json!([]));
+    let finding = &shown["findings"][0];
+    assert_eq!(finding["severity"], "error", "{shown:#}");
+    assert_eq!(finding["object"], "container c1");
+    assert_eq!(finding["what"], "eth0 is down");
+    for key in ["why", "mend"] {
+        assert!(!finding[key].as_str().unwrap().is_empty(), "{shown:#}");
+    }
+}
