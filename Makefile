@@ -136,6 +136,7 @@ demo-packages:
 
 test-packages: demo-packages
 	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat python3=python3 nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins nsenter=util-linux
+	@sh tests/firewalld.sh $(abspath $(TARGET_DIR))/tmp/firewalld
 	@python3 -c 'import yaml' 2>/dev/null || sh tests/packages.sh yaml=python3-yaml
 
 # podman runs containers with runc here: crun refuses some kernels' control groups. The newer of

@@ -6,6 +6,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
+    clippy::print_stderr,
     reason = "a test that cannot do its work says so by panicking; doors are for the product"
 )]
 
@@ -293,7 +294,8 @@ fn same_bridge_keeps_isolated_bridges_apart() {
     });
 }
 
-/// Frames that stay on a bridge pass the packet filter only with `br_netfilter`.
+/// Frames that stay on a bridge pass the packet filter only with `br_netfilter`: without it
+/// the rule for them is all there is to see.
 #[test]
 fn isolated_containers_reach_nobody_on_such_bridges() {
     on_every_backend(|lab| {
@@ -301,10 +303,156 @@ fn isolated_containers_reach_nobody_on_such_bridges() {
         if filters_frames {
             lab.node
                 .sh("for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do echo 1 > $f; done");
+        } else {
+            eprintln!("not tried: frames on one bridge, for which this kernel lacks br_netfilter");
         }
+        let rule = match lab.backend {
+            "nftables" => "iifname \"br1\" oifname \"br1\" drop",
+            _ => {
+                "-A CNI-ISOLATION-STAGE-1 -i br1 -o br1 -m comment --comment \
+                  \"CNI firewall plugin rules (ingressPolicy: isolated)\" -j DROP"
+            }
+        };
+        lab.node.netns("c0");
+        lab.add(&lab.node.bin, &lab.network(1, "isolated"), "c0");
+        let rules = match lab.backend {
+            "nftables" => lab.rules(),
+            _ => lab.saved(),
+        };
+        assert!(rules.contains(rule), "{rules}");
         let mut blocked = vec!["c1>c3", "c3>c1", "ext>c1"];
         blocked.extend(filters_frames.then_some("c1>c2"));
         assert_blocked(lab, "isolated", &blocked);
+    });
+}
+
+/// A host without `ip6tables` can have IPv4 containers.
+#[test]
+fn a_family_that_nobody_uses_needs_no_tools() {
+    for backend in ["iptables-nft", "iptables-legacy"] {
+        on(backend, |lab| {
+            lab.node.sh(&format!("rm {}/ip6tables*", lab.path));
+            let mut chain = lab.network(1, "same-bridge");
+            chain[0]["ipam"]["ranges"].as_array_mut().unwrap().pop();
+            let mut before = String::new();
+            for name in ["c0", "c1"] {
+                lab.node.netns(name);
+                let result = lab.add(&lab.node.bin, &chain, name);
+                lab.check(&lab.node.bin, &chain, name, &result);
+                assert!(lab.rules().contains("10.1.0."), "{}", lab.rules());
+                lab.del(&lab.node.bin, &chain, name, &result);
+                if name == "c1" {
+                    assert_eq!(lab.rules(), before);
+                }
+                before = lab.rules();
+                assert!(!before.contains("10.1.0."), "{before}");
+            }
+        });
+    }
+}
+
+/// What an administrator drops is dropped before containers pass.
+#[test]
+fn the_administrators_rules_come_first() {
+    on_every_backend(|mut lab| {
+        let [bridge, mut firewall] = lab.network(1, "open");
+        firewall["iptablesAdminChainName"] = json!("MINE");
+        lab.container("c1", &[bridge.clone(), firewall.clone()]);
+        let c2 = addresses(&lab.container("c2", &lab.network(2, "open")));
+        lab.serve("ext");
+        if lab.backend == "nftables" {
+            lab.node
+                .sh("nft add rule inet filter MINE ip daddr 192.0.2.9 drop && \
+                 nft add rule inet filter MINE ip6 daddr fd00:e::9 drop");
+        } else {
+            lab.node.sh(&format!(
+                "{0}/iptables -A MINE -d 192.0.2.9 -j DROP && {0}/ip6tables -A MINE -d fd00:e::9 -j DROP",
+                lab.path
+            ));
+        }
+        let ext = ["192.0.2.9".to_owned(), "fd00:e::9".to_owned()];
+        let pairs = [("c1", "ext", ext), ("c1", "c2", c2)];
+        let expected = [
+            ("c1>ext".to_owned(), Some(false)),
+            ("c1>c2".to_owned(), Some(true)),
+        ];
+        assert_eq!(lab.reach(&pairs, &["c1>ext"]), expected, "{}", lab.backend);
+        // They outlive the last container.
+        let bare = after(&firewall, &Value::Null);
+        lab.call(&lab.node.bin, &bare, "c1")
+            .run("DEL", &bare)
+            .silent();
+        assert!(lab.rules().contains("MINE"), "{}", lab.rules());
+    });
+}
+
+/// An `accept` of our own would not help where another table drops or rejects: there we
+/// go, and are gone with the last container.
+#[test]
+fn foreign_tables_are_opened_and_left_as_they_were() {
+    on("nftables", |mut lab| {
+        lab.node.sh(
+            "nft add table ip site && \
+             nft 'add chain ip site f { type filter hook forward priority 5; policy accept; }' && \
+             nft add rule ip site f ct mark 7 accept && nft add rule ip site f counter drop && \
+             nft add table inet other && \
+             nft 'add chain inet other f { type filter hook forward priority 10; policy accept; }' && \
+             nft 'add chain inet other g { type filter hook forward priority 11; policy drop; }' && \
+             nft add rule inet other f tcp dport 81 drop && \
+             nft add rule inet other f reject with icmpx admin-prohibited",
+        );
+        let before = lab.rules();
+        let chain = lab.network(1, "open");
+        lab.serve("ext");
+        let first = lab.container("c1", &chain);
+        let second = lab.container("c2", &chain);
+        let ext = ["192.0.2.9".to_owned(), "fd00:e::9".to_owned()];
+        let pairs = [("c1", "ext", ext.clone()), ("ext", "c1", addresses(&first))];
+        let expected = [
+            ("c1>ext".to_owned(), Some(true)),
+            ("ext>c1".to_owned(), Some(false)),
+        ];
+        assert_eq!(lab.reach(&pairs, &["ext>c1"]), expected);
+        let bin = lab.node.bin.clone();
+        lab.check(&bin, &chain, "c1", &first);
+        lab.del(&bin, &chain, "c1", &first);
+        let pairs = [("c2", "ext", ext)];
+        assert_eq!(lab.reach(&pairs, &[]), [("c2>ext".to_owned(), Some(true))]);
+        lab.del(&bin, &chain, "c2", &second);
+        assert_eq!(lab.rules(), before);
+    });
+}
+
+/// A table that a program keeps for itself is told of.
+#[test]
+fn a_table_that_cannot_be_changed_is_told_of() {
+    on("nftables", |lab| {
+        lab.node.netns("c1");
+        let mut keeper = Command::new("nft")
+            .arg("-i")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let commands = "add table inet kept { flags owner; }
+            add chain inet kept f { type filter hook forward priority 0; policy drop; }\n";
+        std::io::Write::write_all(keeper.stdin.as_mut().unwrap(), commands.as_bytes()).unwrap();
+        lab.node
+            .sh("until nft list tables | grep -q kept; do sleep 0.01; done");
+        lab.node
+            .sh("until nft list chain inet kept f >/dev/null 2>&1; do sleep 0.01; done");
+        let [bridge, firewall_config] = lab.network(1, "open");
+        let result = lab.add(&lab.node.bin, &[bridge], "c1");
+        let config = after(&firewall_config, &result);
+        let added = firewall(&lab, "ADD", &config);
+        assert!(added.ok, "{added:?}");
+        assert!(
+            added.stderr.contains("chain inet kept f drops"),
+            "{added:?}"
+        );
+        firewall(&lab, "DEL", &config).silent();
+        drop(keeper.stdin.take());
+        keeper.wait().unwrap();
     });
 }
 
@@ -389,6 +537,7 @@ fn either_takes_over_what_the_other_made() {
             };
             let before = rules();
             for (adds, takes_over) in [(&ours, &theirs), (&theirs, &ours)] {
+                let name = |bin| if bin == &ours { "cnibox" } else { "reference" };
                 let first = lab.add(adds, &chain, "c1");
                 let second = lab.add(takes_over, &without_ports(&chain), "c2");
                 check(&lab, takes_over, &chain, "c1", &first);
@@ -397,9 +546,27 @@ fn either_takes_over_what_the_other_made() {
                 check(&lab, takes_over, &without_ports(&chain), "c2", &second);
                 lab.del(adds, &without_ports(&chain), "c2", &second);
                 assert_eq!(rules(), before, "{backend}: ADD {}", adds.display());
+                collect(&lab, &chain[1]);
+                let left = lab.rules();
+                assert!(!left.contains("c1"), "{left}");
+                eprintln!(
+                    "| {backend} | {} → {} | bridge, portmap, firewall, tuning; v4 and v6; {} comes and \
+                     goes meanwhile | ADD, CHECK, DEL ok; nothing left |",
+                    name(adds),
+                    name(takes_over),
+                    name(takes_over),
+                );
             }
         });
     }
+}
+
+/// GC by our `plugin`: no attachment is valid.
+fn collect(lab: &Lab, plugin: &Value) {
+    let mut gc = plugin.clone();
+    gc["cniVersion"] = json!("1.1.0");
+    gc["cni.dev/valid-attachments"] = json!([]);
+    lab.call(&lab.node.bin, &gc, "c1").run("GC", &gc).silent();
 }
 
 /// The same chain without port mappings: both containers cannot have the same ones.
@@ -605,4 +772,150 @@ fn what_cannot_be_done_is_said() {
         1
     );
     assert!(node.succeeds("test -z \"$(nft list ruleset)\""));
+}
+
+/// A firewalld of the node's own, on a bus of its own.
+struct Firewalld {
+    /// Bus and firewalld.
+    processes: [Child; 2],
+    /// `DBUS_SYSTEM_BUS_ADDRESS`.
+    bus: String,
+}
+
+impl Drop for Firewalld {
+    fn drop(&mut self) {
+        for process in self.processes.iter_mut().rev() {
+            drop(process.kill());
+            drop(process.wait());
+        }
+    }
+}
+
+impl Firewalld {
+    fn start(node: &Node) -> Self {
+        let files = concat!(env!("CARGO_TARGET_TMPDIR"), "/firewalld");
+        assert!(
+            Path::new(files).exists(),
+            "firewalld is needed: run `tests/firewalld.sh {files}`, as `make test` does"
+        );
+        for dir in ["usr", "etc"] {
+            node.sh(&format!(
+                "mkdir -p /run/over/{dir} /run/work/{dir} && mount -t overlay overlay \
+                 -o lowerdir={files}/{dir}:/{dir},upperdir=/run/over/{dir},workdir=/run/work/{dir} /{dir}"
+            ));
+        }
+        let bus = "unix:path=/run/bus".to_owned();
+        let config = format!(
+            "<busconfig><listen>{bus}</listen><auth>EXTERNAL</auth><policy context='default'>\
+             <allow user='*'/><allow own='*'/><allow send_destination='*'/><allow eavesdrop='true'/></policy></busconfig>"
+        );
+        std::fs::write("/run/bus.conf", config).unwrap();
+        let quiet = |program: &str| {
+            let mut command = Command::new(program);
+            command.env("DBUS_SYSTEM_BUS_ADDRESS", &bus);
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            command
+        };
+        let daemon = quiet("dbus-daemon")
+            .args(["--nofork", "--config-file=/run/bus.conf"])
+            .spawn()
+            .unwrap();
+        node.sh("until test -S /run/bus; do sleep 0.01; done");
+        let firewalld = quiet("/usr/sbin/firewalld")
+            .args(["--nofork", "--nopid"])
+            .spawn()
+            .unwrap();
+        let started = Self {
+            processes: [daemon, firewalld],
+            bus,
+        };
+        node.sh(&format!(
+            "export DBUS_SYSTEM_BUS_ADDRESS={}
+             for try in $(seq 100); do
+                 timeout 1 dbus-send --system --print-reply --dest=org.fedoraproject.FirewallD1 \
+                     /org/fedoraproject/FirewallD1 org.fedoraproject.FirewallD1.getDefaultZone \
+                     2>/dev/null && exit; sleep 0.1
+             done; exit 1",
+            started.bus
+        ));
+        started
+    }
+}
+
+/// What firewalld would reject passes while the container lives; by either implementation.
+#[test]
+fn firewalld_is_told_where_it_runs() {
+    let node = Node::new();
+    let lab = Lab {
+        backend: "iptables-nft",
+        path: tools(&node, "tools", "iptables-nft"),
+        node,
+        servers: Vec::new(),
+    };
+    lab.node.sh(
+        "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+         ip netns add c1; ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
+         ip addr add 192.0.2.1/24 dev up0 && ip addr add fd00:e::1/64 dev up0 nodad && ip link set up0 up && \
+         ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext addr add fd00:e::9/64 dev up1 nodad && \
+         ip -n ext link set up1 up && ip -n ext route add default via 192.0.2.1 && \
+         ip -n ext route add default via fd00:e::1",
+    );
+    let firewalld = Firewalld::start(&lab.node);
+    let [bridge, mut config] = lab.network(1, "open");
+    config.as_object_mut().unwrap().remove("backend");
+    let result = lab.add(&lab.node.bin, std::slice::from_ref(&bridge), "c1");
+    let config = after(&config, &result);
+    let call = |bin: &Path, command: &str, config: &Value| {
+        let call = lab.call(bin, config, "c1");
+        call.env("DBUS_SYSTEM_BUS_ADDRESS", &firewalld.bus)
+            .run(command, config)
+    };
+    // It rejects, and says so at once: what passes may take its time.
+    let reaches = || {
+        ["192.0.2.9", "fd00:e::9"].map(|address| {
+            let ping = format!("ip netns exec c1 ping -n -c 1 -W 10 {address}");
+            lab.node.succeeds(&ping)
+        })
+    };
+    let ours = lab.node.bin.clone();
+    let theirs = Path::new(REFERENCE).to_owned();
+    let mut bare = config.clone();
+    bare.as_object_mut().unwrap().remove("prevResult");
+    assert_eq!(reaches(), [false; 2]);
+    for (adds, deletes, last) in [
+        (&ours, &theirs, &config),
+        (&theirs, &ours, &config),
+        (&ours, &ours, &bare),
+    ] {
+        call(adds, "ADD", &config).json();
+        assert_eq!(reaches(), [true; 2]);
+        call(&ours, "CHECK", &config).silent();
+        call(&theirs, "CHECK", &config).silent();
+        call(deletes, "DEL", last).silent();
+        call(deletes, "DEL", last).silent();
+        assert_eq!(reaches(), [false; 2]);
+        // The reference is content with a false answer.
+        let (code, _, details) = call(&ours, "CHECK", &config).error();
+        assert_eq!(code, 999);
+        assert!(
+            details.contains("firewall-cmd --zone=trusted --add-source=10.1.0.2"),
+            "{details}"
+        );
+    }
+    let mut status = bare.clone();
+    status["cniVersion"] = json!("1.1.0");
+    status["backend"] = json!("firewalld");
+    call(&ours, "STATUS", &status).silent();
+    let mut wrong = config.clone();
+    wrong["firewalldZone"] = json!("nowhere");
+    let (_, msg, _) = call(&ours, "ADD", &wrong).error();
+    assert!(
+        msg.contains("firewalld refuses") && msg.contains("INVALID_ZONE"),
+        "{msg}"
+    );
+    assert!(!lab.node.succeeds("nft list ruleset | grep -q CNI-FORWARD"));
+    // Without it there are rules.
+    drop(firewalld);
+    lab.call(&ours, &config, "c1").run("ADD", &config).json();
+    assert!(lab.node.succeeds("nft list ruleset | grep -q CNI-FORWARD"));
 }

@@ -76,6 +76,26 @@ pub fn packets(expressions: &[u8]) -> Option<u64> {
     })
 }
 
+/// Whether a rule with these expressions asks nothing of a packet, and drops or rejects it.
+pub fn refuses_all(expressions: &[u8]) -> bool {
+    let mut last = false;
+    for (_, expression) in attributes(expressions) {
+        let data = attribute(expression, 2).unwrap_or_default();
+        last = match attribute(expression, 1) {
+            Some(b"counter\0" | b"log\0") => false,
+            Some(b"reject\0") => true,
+            // That of iptables.
+            Some(b"target\0") if attribute(data, 1) == Some(b"REJECT\0") => true,
+            Some(b"immediate\0") => {
+                let verdict = attribute(data, 2).and_then(|data| attribute(data, 2));
+                verdict.and_then(decode_verdict) == Some(Statement::Drop)
+            }
+            _ => return false,
+        };
+    }
+    last
+}
+
 /// What a register was loaded with.
 enum Loaded {
     Payload { base: u32, offset: u32, length: u32 },

@@ -144,8 +144,8 @@ impl Encoder {
         self.expressions.push(Expressions::Other {
             expression_type: "lookup".to_owned(),
             attributes: vec![
-                DefaultNla::new(LOOKUP_SET, name),
                 DefaultNla::new(LOOKUP_REGISTER, register.into()),
+                DefaultNla::new(LOOKUP_SET, name),
             ],
         });
     }
@@ -329,6 +329,17 @@ mod tests {
             340001800c0001007061796c6f616400240002800800010000000001080002000000000008000300000000060800040000000006
             3000018008000100636d70002400028008000100000000010800020000000000100003800a0001000200000000010000";
         pub const DROP: &str = "300001800e000100696d6d6564696174650000001c0002800800010000000000100002800c0002800800010000000000";
+        pub const SOURCE_OF_IPV4: &str = "
+            340001800c0001007061796c6f6164002400028008000100000000010800020000000001080003000000000c0800040000000004";
+        /// Without the number of the set in that transaction.
+        pub const IN_S4: &str =
+            "240001800b0001006c6f6f6b757000001400028008000200000000010700010073340000";
+        pub const ESTABLISHED: &str = "
+            2000018007000100637400001400028008000200000000000800010000000001
+            440001800c000100626974776973650034000280080001000000000108000200000000010800030000000004
+            0c00048008000100060000000c0005800800010000000000
+            2c00018008000100636d700020000280080001000000000108000200000000010c0003800800010000000000";
+        pub const ACCEPT: &str = "300001800e000100696d6d6564696174650000001c0002800800010000000000100002800c0002800800010000000001";
         pub const JUMP: &str = "400001800e000100696d6d6564696174650000002c0002800800010000000000200002801c00028008000100fffffffd0e000200686f7374706f727473000000";
     }
 
@@ -449,6 +460,29 @@ mod tests {
             let captured: String = captured.split_whitespace().collect();
             assert_eq!(hex(&statements, family), captured, "{statements:?}");
         }
+    }
+
+    #[test]
+    fn so_are_those_about_sets_and_connections() {
+        use captured as c;
+        let statements = [
+            Statement::InSet {
+                end: End::Source,
+                family: Family::Ip,
+                set: "s4".into(),
+            },
+            Statement::Established,
+            Statement::Accept,
+        ];
+        let captured = [
+            c::NFPROTO_IPV4,
+            c::SOURCE_OF_IPV4,
+            c::IN_S4,
+            c::ESTABLISHED,
+            c::ACCEPT,
+        ];
+        let captured: String = captured.concat().split_whitespace().collect();
+        assert_eq!(hex(&statements, Family::Inet), captured);
     }
 
     /// Found by fuzzing: rules of somebody else's that would change on the way back.

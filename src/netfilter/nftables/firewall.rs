@@ -3,28 +3,31 @@
 //!
 //! An `accept` of one table is overruled by a `drop` of another. To let a container's
 //! packets through we must go where they would be dropped: into each table with a base
-//! chain at the hook `forward` whose policy is to drop, here called a gate. Such a table
-//! gets the chain `cni_forward`, to which its own chain leads first, and two sets with the
-//! addresses of the containers: one rule serves them all, and each is an element whose
-//! comment says whose it is.
+//! chain at the hook `forward` whose policy is to drop, or whose last rule drops or rejects
+//! what is left; here called a gate. Such a table gets the chain `cni_forward`, to which its
+//! own chain leads first, and two sets with the addresses of the containers: one rule serves
+//! them all, and each is an element whose comment says whose it is. When the last of them
+//! is gone the table is again as it was.
 //!
 //! A `drop` is final, so what keeps others away from a bridge has a table to itself.
 //!
 //! Tables `ip filter` and `ip6 filter` are those of the iptables tools, which cannot read
-//! what they have not written: there nothing is changed.
+//! what they have not written: there nothing is changed. Nor is it where a program keeps a
+//! table for itself (`flags owner`).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
 
 use super::identity::{self, Tag, masquerade_comment};
-use super::lookup::{Place as Found, base_chains, tables_with_chain};
+use super::lookup::{BaseChain, Place, base_chains, chain_use, has_keeper, tables_with_chain};
 use super::registry::settle;
-use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
+use super::ruleset::{self, Chain, End, Family, Hook, Rule, Statement, Table};
 use super::set::{Elements, Key, Keys, Set};
 use super::shared::{Shared, command, ensure_shared, in_chain, look, missing_shared};
-use super::transaction::{Change, rules};
+use super::transaction::{Change, Found, rules};
 use crate::netfilter::socket::Socket;
 use crate::netfilter::{Firewall, Ingress, Isolation, Owner};
 
@@ -49,7 +52,7 @@ pub fn assume_new(set: &Set, socket: &Socket) -> Result<Option<Elements>> {
     Ok(set.is_there(socket)?.then(Elements::new))
 }
 
-/// A chain that drops what no rule of it accepts.
+/// A chain that drops or rejects what no rule of it accepts.
 struct Gate {
     chain: Chain,
 }
@@ -68,19 +71,21 @@ impl Gate {
         }
     }
 
-    /// The chain that lets pass, and an administrator's that decides before.
-    fn shared(&self, admin_chain: &str) -> [Shared; 2] {
-        let chain = |name: &str, comment| Chain {
+    /// The chain that lets pass, and the administrators' that decide before: networks may
+    /// have one each.
+    fn shared(&self, admin_chains: &[Cow<'static, str>]) -> Vec<Shared> {
+        let chain = |name: Cow<'static, str>, comment| Chain {
             table: self.table(),
-            name: name.to_owned().into(),
+            name,
             comment,
             hook: None,
         };
-        let mut rules = vec![Rule {
-            statements: vec![Statement::Jump(admin_chain.to_owned().into())],
+        let jump = |name: &Cow<'static, str>| Rule {
+            statements: vec![Statement::Jump(name.clone())],
             comment: Some("CNI firewall plugin admin overrides".into()),
             tag: None,
-        }];
+        };
+        let mut rules: Vec<Rule> = admin_chains.iter().map(jump).collect();
         for set in sets(self.table()) {
             let address = |end| Statement::InSet {
                 end,
@@ -95,16 +100,12 @@ impl Gate {
             rules.push(Rule::shared(answers));
             rules.push(Rule::shared([address(End::Source), Statement::Accept]));
         }
-        [
-            Shared::Open(chain(
-                admin_chain,
-                Some("decides before the CNI firewall plugin"),
-            )),
-            Shared::Fixed(
-                chain(FORWARD, Some("cnibox: what containers may send")),
-                rules,
-            ),
-        ]
+        let comment = Some("decides before the CNI firewall plugin");
+        let open = |name: &Cow<'static, str>| Shared::Open(chain(name.clone(), comment));
+        let mut shared: Vec<Shared> = admin_chains.iter().map(open).collect();
+        let comment = Some("cnibox: what containers may send");
+        shared.push(Shared::Fixed(chain(FORWARD.into(), comment), rules));
+        shared
     }
 }
 
@@ -134,7 +135,7 @@ fn family(set: &Set) -> Family {
 
 /// The owner's elements of `set`.
 fn elements(set: &Set, owner: &Owner, addresses: &[IpAddr]) -> Elements {
-    let is_kept = |address: &&IpAddr| super::ruleset::family_of(**address) == family(set);
+    let is_kept = |address: &&IpAddr| ruleset::family_of(**address) == family(set);
     let of_family = addresses.iter().filter(is_kept);
     let comment = masquerade_comment(owner);
     of_family
@@ -142,7 +143,7 @@ fn elements(set: &Set, owner: &Owner, addresses: &[IpAddr]) -> Elements {
         .collect()
 }
 
-/// Those in the way, and chains of iptables that drop as well.
+/// Those in the way, and chains that drop as well and that we cannot change.
 fn gates(socket: &Socket, addresses: &[IpAddr]) -> Result<(Vec<Gate>, Vec<Gate>)> {
     let is_seen = |family| match family {
         Family::Ip => addresses.iter().any(IpAddr::is_ipv4),
@@ -152,23 +153,40 @@ fn gates(socket: &Socket, addresses: &[IpAddr]) -> Result<(Vec<Gate>, Vec<Gate>)
     let mut gates = Vec::new();
     for family in [Family::Inet, Family::Ip, Family::Ip6] {
         if is_seen(family) {
-            let dropping = base_chains(socket, family)?;
-            let dropping = dropping
-                .into_iter()
-                .filter(|base| base.forwards && base.drops);
-            gates.extend(dropping.map(|base| Gate {
-                chain: foreign_chain(base.place),
-            }));
+            for base in base_chains(socket, family)? {
+                gates.extend(gate(socket, base)?);
+            }
         }
     }
-    Ok(gates.into_iter().partition(|gate| {
-        let chain = &gate.chain;
-        !(chain.name == "FORWARD" && chain.table.name == "filter")
-            || chain.table.family == Family::Inet
-    }))
+    let mut ours = Vec::new();
+    let mut others = Vec::new();
+    for gate in gates {
+        let Chain { table, name, .. } = &gate.chain;
+        let is_of_iptables =
+            name == "FORWARD" && table.name == "filter" && table.family != Family::Inet;
+        if is_of_iptables || has_keeper(socket, table)? {
+            others.push(gate);
+        } else {
+            ours.push(gate);
+        }
+    }
+    Ok((ours, others))
 }
 
-fn foreign_chain(place: Found) -> Chain {
+/// The base chain, if it is one.
+fn gate(socket: &Socket, base: BaseChain) -> Result<Option<Gate>> {
+    if !base.forwards {
+        return Ok(None);
+    }
+    let chain = foreign_chain(base.place);
+    let is_gate = base.drops
+        || rules(socket, &chain.table, Some(&chain.name))?
+            .last()
+            .is_some_and(Found::refuses_all);
+    Ok(is_gate.then_some(Gate { chain }))
+}
+
+fn foreign_chain(place: Place) -> Chain {
     Chain {
         table: foreign_table(place.family, place.table),
         name: place.chain.into(),
@@ -187,8 +205,8 @@ fn foreign_table(family: Family, name: String) -> Table {
     }
 }
 
-/// The chains of iptables that drop what the owner sends, in words: this backend cannot
-/// help there.
+/// The chains that drop what the owner sends and that are not ours to change, in words:
+/// this backend cannot help there.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
@@ -213,14 +231,18 @@ pub fn ensure(
 ) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     if let Some(admin_chain) = &wanted.admin_chain {
+        let mut known = Vec::new();
         for gate in gates(socket, &wanted.addresses)?.0 {
-            changes.extend(pass(
-                socket,
-                &gate,
-                admin_chain,
-                (owner, wanted),
-                elements_of,
-            )?);
+            // A table may have several.
+            if !known.contains(&gate.table()) {
+                known.push(gate.table());
+                let passing = pass(socket, &gate, admin_chain, (owner, wanted), elements_of)?;
+                changes.extend(passing);
+            }
+            let found = rules(socket, &gate.table(), Some(&gate.chain.name))?;
+            if !found.iter().any(leads_to_us) {
+                changes.push(Change::Insert(gate.chain, Gate::jump()));
+            }
         }
     }
     if let Some(isolation) = &wanted.isolation {
@@ -229,7 +251,7 @@ pub fn ensure(
     Ok(changes)
 }
 
-/// What opens one gate for the owner.
+/// What lets the owner pass in the table of a gate that leads there.
 fn pass(
     socket: &Socket,
     gate: &Gate,
@@ -253,7 +275,11 @@ fn pass(
         };
         of_elements.extend(settle(&set, Some(&there), &wanted, touched));
     }
-    let shared = gate.shared(admin_chain);
+    let mut admin_chains = admin_chains(&rules(socket, &gate.table(), Some(FORWARD))?);
+    if !admin_chains.iter().any(|name| name == admin_chain) {
+        admin_chains.insert(0, admin_chain.to_owned().into());
+    }
+    let shared = gate.shared(&admin_chains);
     let snapshot = look(socket, gate.table(), &shared, &[])?;
     let mut of_chains = ensure_shared(gate.table(), &shared, &snapshot);
     // The table is there, or the gate would not be: its flags and comment are its owner's.
@@ -262,14 +288,22 @@ fn pass(
     let mut changes = of_sets;
     changes.extend(of_chains);
     changes.extend(of_elements);
-    let found = rules(socket, &gate.table(), Some(&gate.chain.name))?;
-    let jump = Gate::jump();
-    let leads =
-        |found: &super::transaction::Found| found.statements().as_ref() == Some(&jump.statements);
-    if !found.iter().any(leads) {
-        changes.push(Change::Insert(gate.chain.clone(), jump));
-    }
     Ok(changes)
+}
+
+/// Where the rules of [`FORWARD`] lead.
+fn admin_chains(found: &[Found]) -> Vec<Cow<'static, str>> {
+    let statements = in_chain(found, FORWARD).flat_map(Found::known_statements);
+    let target = |statement| match statement {
+        Statement::Jump(name) => Some(name),
+        _ => None,
+    };
+    statements.filter_map(target).collect()
+}
+
+/// Whether it is [`Gate::jump`].
+fn leads_to_us(found: &Found) -> bool {
+    found.statements() == Some(Gate::jump().statements)
 }
 
 /// The chains that keep bridges apart.
@@ -282,7 +316,7 @@ fn stages() -> [Shared; 3] {
     };
     let hook = Hook {
         kind: "filter",
-        place: Place::Forward,
+        place: ruleset::Place::Forward,
         priority: 0,
     };
     let jump = Rule::shared([Statement::Jump(STAGE_1.into())]);
@@ -374,6 +408,61 @@ fn opened(socket: &Socket) -> Result<Vec<Table>> {
     Ok(tables)
 }
 
+/// Of [`opened`] those without an address.
+fn unused(socket: &Socket) -> Result<Vec<Table>> {
+    let mut unused = Vec::new();
+    for table in opened(socket)? {
+        let mut is_used = false;
+        for set in sets(table) {
+            let elements = set.elements(socket)?;
+            is_used |= elements.is_some_and(|elements| !elements.is_empty());
+        }
+        if !is_used {
+            unused.push(table);
+        }
+    }
+    Ok(unused)
+}
+
+/// What makes tables that no container passes any more as they were; an administrator's
+/// rules stay. To be tried once: where it is refused, somebody has come meanwhile. What
+/// empties the sets must be done before, for until then the kernel counts their elements.
+///
+/// # Errors
+/// When the kernel refuses to tell what there is.
+pub fn close(socket: &Socket) -> Result<Vec<Vec<Change>>> {
+    let of_table = |table| close_table(socket, table);
+    unused(socket)?.into_iter().map(of_table).collect()
+}
+
+fn close_table(socket: &Socket, table: Table) -> Result<Vec<Change>> {
+    let chain = |name| Chain {
+        table,
+        name,
+        comment: None,
+        hook: None,
+    };
+    let found = rules(socket, &table, None)?;
+    let jumps = found.iter().filter(|found| leads_to_us(found));
+    let mut changes: Vec<Change> = jumps
+        .map(|found| Change::DeleteRule(table, found.handle.clone()))
+        .collect();
+    changes.push(Change::FlushChain(chain(FORWARD.into())));
+    changes.push(Change::DeleteEmptyChain(chain(FORWARD.into())));
+    for admin_chain in admin_chains(&found) {
+        // The jump, and nothing else.
+        if chain_use(socket, table.family, table.name, &admin_chain)? == Some(1) {
+            changes.push(Change::DeleteEmptyChain(chain(admin_chain)));
+        }
+    }
+    for set in sets(table) {
+        if set.is_there(socket)? {
+            changes.push(Change::DeleteEmptySet(set));
+        }
+    }
+    Ok(changes)
+}
+
 /// The elements of attachments that are `unwanted`, with their sets.
 fn unwanted_elements(
     socket: &Socket,
@@ -449,6 +538,9 @@ pub fn stale(
     for (bridge, _) in stray(socket, is_gone)? {
         stale.insert(format!("bridge {bridge}, which is gone"));
     }
+    for table in unused(socket)? {
+        stale.insert(format!("table {table}, which no container passes"));
+    }
     Ok(stale.into_iter().collect())
 }
 
@@ -461,14 +553,11 @@ pub fn missing(socket: &Socket, owner: &Owner, wanted: &Firewall) -> Result<Vec<
     if let Some(admin_chain) = &wanted.admin_chain {
         for gate in gates(socket, &wanted.addresses)?.0 {
             let found = rules(socket, &gate.table(), Some(FORWARD))?;
-            missing.extend(missing_shared(&gate.shared(admin_chain), &found));
-            let jump = Gate::jump();
+            let admin_chain = Cow::Owned(admin_chain.clone());
+            missing.extend(missing_shared(&gate.shared(&[admin_chain]), &found));
             let found = rules(socket, &gate.table(), Some(&gate.chain.name))?;
-            let leads = |found: &super::transaction::Found| {
-                found.statements().as_ref() == Some(&jump.statements)
-            };
-            if !found.iter().any(leads) {
-                missing.push(command(&gate.chain, &jump));
+            if !found.iter().any(leads_to_us) {
+                missing.push(command(&gate.chain, &Gate::jump()));
             }
             for set in sets(gate.table()) {
                 let there = set.elements(socket)?.unwrap_or_default();

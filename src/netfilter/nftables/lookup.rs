@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, GenMessage, NfTablesMessage,
+    ChainAttribute, ChainMessage, GenMessage, NfTablesMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
@@ -120,6 +120,27 @@ pub fn base_chains(socket: &Socket, family: Family) -> Result<Vec<BaseChain>> {
         })
     };
     Ok(answers.iter().filter_map(base_chain).collect())
+}
+
+/// Whether the table belongs to a running program that alone may change it
+/// (`flags owner`).
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn has_keeper(socket: &Socket, table: &Table) -> Result<bool> {
+    const FLAGS: u16 = 2;
+    /// `NFT_TABLE_F_OWNER`.
+    const OWNER: u32 = 2;
+    let message = NfTablesMessage::GetTable(TableMessage {
+        attributes: vec![TableAttribute::Name(table.name.to_owned())],
+    });
+    let answers = match socket.request(with_family(table.family, message)) {
+        Err(error) if is_absent(&error) => Vec::new(),
+        answers => answers.with_context(|| format!("look up table {table}"))?,
+    };
+    let flags = answers.first().and_then(|answer| attribute(answer, FLAGS));
+    let flags = flags.and_then(|value| value.try_into().ok());
+    Ok(flags.is_some_and(|flags| u32::from_be_bytes(flags) & OWNER != 0))
 }
 
 /// The names of the tables of `family` that have a chain `name`.

@@ -227,8 +227,8 @@ impl Backend for Nftables {
         let socket = Socket::open()?;
         for chain in firewall::obstacles(&socket, wanted)? {
             log::warn(&format!(
-                "chain {chain}, which is that of iptables, drops what it does not know: containers \
-                 pass it with the backend \"iptables\" only"
+                "chain {chain} drops what it does not know, and cannot be changed with nftables: \
+                 containers pass iptables' with the backend \"iptables\", firewalld's with \"firewalld\""
             ));
         }
         let first = firewall::ensure(&socket, owner, wanted, firewall::assume_new)?;
@@ -322,10 +322,17 @@ fn is_gone(netlink: &Netlink, link: &str) -> bool {
 }
 
 /// Removes the addresses of attachments that are `unwanted` from the sets of those let
-/// through, and the rules of bridges that are gone.
+/// through, the rules of bridges that are gone, and what leads to sets that nobody is in.
 fn remove_firewall(unwanted: impl Fn(Tag) -> bool) -> Result<()> {
     let netlink = Netlink::open()?;
-    clean(|socket| firewall::remove(socket, &unwanted, |bridge| is_gone(&netlink, bridge)))
+    clean(|socket| firewall::remove(socket, &unwanted, |bridge| is_gone(&netlink, bridge)))?;
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(());
+    };
+    for changes in firewall::close(&socket)? {
+        try_apply(&socket, &changes)?;
+    }
+    Ok(())
 }
 
 /// Removes the masquerade rules of attachments that are `unwanted`.

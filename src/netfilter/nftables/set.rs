@@ -219,6 +219,20 @@ impl Set {
         [Change::AddTable(self.table), Change::AddSet(*self)]
     }
 
+    /// What removes the set.
+    pub fn removal(&self) -> NfTablesMessage {
+        NfTablesMessage::DeleteSet(SetMessage {
+            attributes: self.place(),
+        })
+    }
+
+    fn place(&self) -> Vec<SetAttribute> {
+        vec![
+            SetAttribute::Table(self.table.name.to_owned()),
+            SetAttribute::Name(self.name.to_owned()),
+        ]
+    }
+
     /// What the set holds; `None` when there is no such set.
     ///
     /// # Errors
@@ -250,11 +264,9 @@ impl Set {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn is_there(&self, socket: &Socket) -> Result<bool> {
-        let attributes = vec![
-            SetAttribute::Table(self.table.name.to_owned()),
-            SetAttribute::Name(self.name.to_owned()),
-        ];
-        let message = NfTablesMessage::GetSet(SetMessage { attributes });
+        let message = NfTablesMessage::GetSet(SetMessage {
+            attributes: self.place(),
+        });
         match socket.request(with_family(self.table.family, message)) {
             Err(error) if is_absent(&error) => Ok(false),
             answers => {

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_NONREC};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook as HookAttribute, InetHookNumber, NfTablesMessage,
     RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage,
@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use super::decode::{decode, decode_known, destination_port, packets};
+use super::decode::{decode, decode_known, destination_port, packets, refuses_all};
 use super::expression::encode;
 use super::identity::{self, Tag};
 use super::ruleset::{Chain, Family, Place, Rule, Statement, Table};
@@ -39,6 +39,8 @@ pub enum Change {
     FlushChain(Chain),
     /// Removes the chain with its rules.
     DeleteChain(Chain),
+    /// Removes the chain; refused if it has rules.
+    DeleteEmptyChain(Chain),
     /// Adds a rule behind all others.
     Append(Chain, Rule),
     /// Adds a rule in front of all others.
@@ -46,6 +48,8 @@ pub enum Change {
     DeleteRule(Table, Handle),
     /// Adds the set unless it exists.
     AddSet(Set),
+    /// Removes the set; refused if it has elements.
+    DeleteEmptySet(Set),
     /// Adds elements; refused if there is one of them.
     CreateElements(Set, Vec<(Key, String)>),
     /// Removes elements; refused if one is not there.
@@ -77,7 +81,9 @@ impl fmt::Display for Change {
                 comment.map_or(Ok(()), |text| write!(f, " {{ comment \"{text}\"; }}"))
             }
             Self::FlushChain(chain) => write!(f, "flush chain {chain}"),
-            Self::DeleteChain(chain) => write!(f, "delete chain {chain}"),
+            Self::DeleteChain(chain) | Self::DeleteEmptyChain(chain) => {
+                write!(f, "delete chain {chain}")
+            }
             Self::Append(chain, rule) => write!(f, "add rule {chain} {rule}"),
             Self::Insert(chain, rule) => write!(f, "insert rule {chain} {rule}"),
             Self::DeleteRule(table, Handle { chain, number }) => {
@@ -87,6 +93,7 @@ impl fmt::Display for Change {
                 let Set { keys, comment, .. } = set;
                 write!(f, "add set {set} {{ type {keys}; comment \"{comment}\"; }}")
             }
+            Self::DeleteEmptySet(set) => write!(f, "delete set {set}"),
             Self::CreateElements(set, elements) => {
                 let elements = elements.iter();
                 let elements = elements.map(|(key, text)| format!("{key} comment \"{text}\""));
@@ -126,11 +133,8 @@ impl Change {
                 let message = NfTablesMessage::DeleteRule(RuleMessage { attributes });
                 (&chain.table, message, 0)
             }
-            Self::DeleteChain(chain) => {
-                let attributes = chain_place(&chain.table, &chain.name);
-                let message = NfTablesMessage::DeleteChain(ChainMessage { attributes });
-                (&chain.table, message, 0)
-            }
+            Self::DeleteChain(chain) => (&chain.table, deleted_chain(chain), 0),
+            Self::DeleteEmptyChain(chain) => (&chain.table, deleted_chain(chain), NLM_F_NONREC),
             Self::Append(chain, rule) => {
                 let message = NfTablesMessage::NewRule(new_rule(chain, rule));
                 (&chain.table, message, NLM_F_CREATE | NLM_F_APPEND)
@@ -146,6 +150,7 @@ impl Change {
                 (table, message, 0)
             }
             Self::AddSet(set) => (&set.table, set.message(), NLM_F_CREATE),
+            Self::DeleteEmptySet(set) => (&set.table, set.removal(), NLM_F_NONREC),
             Self::CreateElements(set, elements) => {
                 let (message, flags) = set.creation(elements);
                 (&set.table, message, flags)
@@ -176,6 +181,11 @@ fn new_chain(chain: &Chain) -> ChainMessage {
         attributes.push(ChainAttribute::UserData(data));
     }
     ChainMessage { attributes }
+}
+
+fn deleted_chain(chain: &Chain) -> NfTablesMessage {
+    let attributes = chain_place(&chain.table, &chain.name);
+    NfTablesMessage::DeleteChain(ChainMessage { attributes })
 }
 
 fn new_rule(chain: &Chain, rule: &Rule) -> RuleMessage {
@@ -233,6 +243,11 @@ impl Found {
     /// The destination port that it asks for, if any.
     pub fn port(&self) -> Option<u16> {
         destination_port(&self.expressions)
+    }
+
+    /// Whether no packet gets past it.
+    pub fn refuses_all(&self) -> bool {
+        refuses_all(&self.expressions)
     }
 
     /// How many packets it has counted, if it does.
