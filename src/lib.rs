@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
 
 /// Runs `applet` under the `name` it was called by: its own or an alias.
 fn run(applet: &Applet, name: &str, args: Vec<OsString>) -> ExitCode {
-    match applet.entry {
+    let status = match applet.entry {
         Entry::Plugin(plugin) => cni::skel::main(
             name,
             plugin,
@@ -71,7 +71,9 @@ fn run(applet: &Applet, name: &str, args: Vec<OsString>) -> ExitCode {
             &mut Stdout,
         ),
         Entry::Tool(tool) => tool(args),
-    }
+    };
+    netfilter::lingering::leave();
+    status
 }
 
 /// Standard output without a buffer: std's holds back what stands after the last line

@@ -943,6 +943,31 @@ fn an_ipam_plugin_of_somebody_else_is_executed_as_the_runtime_would() {
 }
 
 #[test]
+fn a_bridge_that_somebody_deletes_while_ipam_runs_is_made_again() {
+    let node = Node::new();
+    let script = node.bin.join("theirs");
+    fs::write(
+        &script,
+        "#!/bin/sh\ncat >/dev/null\n[ \"$CNI_COMMAND\" != ADD ] || { ip link del br1 && echo \
+         '{\"cniVersion\": \"1.0.0\", \"ips\": [{\"address\": \"10.9.0.50/24\", \
+         \"gateway\": \"10.9.0.1\"}]}'; }\n",
+    )
+    .unwrap();
+    node.sh(&format!("chmod +x {}", script.display()));
+    node.sh("ip link add br1 type bridge && ip link set br1 up");
+    let config = with(
+        dual_stack(),
+        json!({"ipam": {"type": "theirs"}, "cniVersion": "1.0.0"}),
+    );
+    let c1 = node.netns("c1");
+    let call = node.plugin("bridge").netns(&c1);
+    call.run("ADD", &config).json();
+    node.ping(&c1, "10.9.0.1");
+    call.run("DEL", &config).silent();
+    assert_clean(&node, "br1");
+}
+
+#[test]
 fn what_one_implementation_added_the_other_removes() {
     let node = Node::new();
     assert!(

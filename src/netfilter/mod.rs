@@ -9,6 +9,7 @@ pub mod conntrack;
 pub mod firewalld;
 pub mod iptables;
 mod known;
+pub mod lingering;
 pub mod listing;
 pub mod nftables;
 mod socket;
@@ -343,16 +344,19 @@ pub fn check_usable(asked: Option<BackendName>) -> Result<()> {
     ))
 }
 
-/// In the order in which they are cleaned up.
+/// In the order in which they are looked at: nothing has to be run for the first.
 pub const BACKENDS: [BackendName; 2] = [BackendName::Nftables, BackendName::Iptables];
 
 /// Runs `work` with both backends: what a container left may be in either. All errors
 /// are reported, the first in front.
 ///
+/// The tools of iptables come first. As they end they wait for the kernel to destroy what was
+/// removed by then, while nobody can remove more; we do not wait ([`lingering`]).
+///
 /// # Errors
 /// Those of `work`.
 pub fn with_both(work: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> {
-    let done = BACKENDS.map(|name| {
+    let done = [BackendName::Iptables, BackendName::Nftables].map(|name| {
         work(name.backend().as_ref()).with_context(|| format!("clean up {} rules", name.as_str()))
     });
     all(done)

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::num::NonZeroI32;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use netlink_packet_core::{
@@ -22,6 +23,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::lingering;
 use crate::net::netlink::{Refused, errno, refused};
 
 /// The kernel fills at most this much at once.
@@ -35,7 +37,7 @@ const HEADER: usize = 4;
 
 /// A socket in the namespace that the calling thread was in when it was opened.
 pub struct Socket {
-    socket: netlink_sys::Socket,
+    socket: Arc<netlink_sys::Socket>,
     sequence: Cell<u32>,
 }
 
@@ -77,6 +79,8 @@ impl Socket {
         // Explanations are a comfort: kernels before 4.12 do without.
         drop(socket.set_ext_ack(true));
         drop(socket.set_cap_ack(true));
+        let socket = Arc::new(socket);
+        lingering::keep(&socket);
         Ok(Self {
             socket,
             sequence: Cell::new(0),

@@ -61,10 +61,11 @@ impl Plan {
         container: IpNet,
         conditions: &[Statement],
     ) -> Self {
+        let (comment, tag) = (port_map_comment(owner), Tag::of(owner));
         let rule = |statements| Rule {
             statements,
-            comment: Some(port_map_comment(owner)),
-            tag: Some(Tag::of(owner)),
+            comment: Some(comment.clone()),
+            tag: Some(tag),
         };
         let address = container.addr();
         let mappings = wanted

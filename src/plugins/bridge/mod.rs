@@ -63,6 +63,11 @@ impl Plugin for Bridge {
         };
 
         let bridge = step("make sure of the bridge", || {
+            // IPAM may have taken its time, and somebody else the bridge.
+            let existing = match &ipam {
+                Some(_) => apply::find_bridge(&sides.host, &settings.bridge)?,
+                None => existing,
+            };
             apply::ensure_bridge(&sides.host, &settings, existing)
         })?;
         let vlan = settings.gateway_vlan();
