@@ -25,7 +25,7 @@ use crate::{cnitool, netfilter, plugins, runtime};
 type Target = (&'static str, fn(&[u8]));
 
 /// All of them, as they are called in `fuzz/`.
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 9] = [
     ("arguments", arguments),
     ("configuration", configuration),
     ("conflist", conflist),
@@ -34,6 +34,7 @@ const TARGETS: [Target; 8] = [
     ("iptables", netfilter::iptables::fuzz::table),
     ("nftables", netfilter::nftables::fuzz::rule),
     ("result", result),
+    ("subnet_env", plugins::flannel::fuzz::subnet_env),
 ];
 
 /// Asserts what must hold for `data` as an input of `target`.

@@ -75,7 +75,8 @@ fn assert_clean(node: &Node) {
     );
 }
 
-/// Another machine, `far`, that knows the host's addresses only.
+/// Another machine, `far`, that knows the host's addresses only. Both ends must be up: the
+/// kernel says so a moment later, and until then IPv6 solicits in vain, again after a second.
 fn far(node: &Node) {
     node.netns("far");
     node.sh(
@@ -83,7 +84,9 @@ fn far(node: &Node) {
          ip addr add 192.0.2.1/24 dev up0; ip addr add fd00:2::1/64 dev up0 nodad; ip link set up0 up
          ip -n far addr add 192.0.2.2/24 dev eth0; ip -n far addr add fd00:2::2/64 dev eth0 nodad
          ip -n far link set eth0 up
-         until ip link show up0 | grep -q 'state UP'; do sleep 0.01; done",
+         for end in 'link show up0' '-n far link show eth0'; do
+             until ip $end | grep -q 'state UP'; do sleep 0.01; done
+         done",
     );
 }
 

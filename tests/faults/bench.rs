@@ -9,12 +9,12 @@ use crate::tracer::{Fault, SystemCall, Traced, Tracer};
 /// How many nodes are worked on at the same time: mostly the kernel is waited for.
 pub const NODES: usize = 4;
 
-/// One plugin of the chain on a node of its own: those before it have done their part for
-/// `victim`, and `keeper` has everything.
+/// One plugin on a node of its own: those before it have done their part for `victim`, and
+/// `keeper` has the whole chain.
 pub struct Bench {
     lab: Lab,
     tracer: Tracer,
-    plugin: &'static str,
+    pub plugin: &'static str,
     victim: Container,
     keeper: Container,
     kept: Value,
@@ -29,8 +29,13 @@ impl Bench {
         let keeper = lab.container("keeper", 8001);
         let victim = lab.container("victim", 8002);
         let kept = lab.add(&CHAIN, &keeper);
-        let position = CHAIN.iter().position(|name| *name == plugin).unwrap();
-        let given = lab.add(&CHAIN[..position], &victim);
+        let first: &[&str] = match plugin {
+            "bridge" => &[],
+            "portmap" => &["bridge"],
+            "tuning" => &["bridge", "portmap"],
+            other => panic!("{other} has no place in a chain"),
+        };
+        let given = lab.add(first, &victim);
         let before = lab.state_with(&victim);
         Self {
             tracer: Tracer::new(lab.node.dir.path()),
@@ -91,6 +96,16 @@ impl Bench {
     pub fn is_nearly_as_before(&self) -> Result<(), String> {
         let now = self.lab.state_with(&self.victim).without_hints();
         now.is_as(&self.before.clone().without_hints())
+    }
+
+    /// Whether at most the container's link is not as it was before ADD; now it is.
+    pub fn restore_link(&self) -> Result<(), String> {
+        let before = self.before.clone().without_hints().of_the_node();
+        self.lab.state().without_hints().is_as(&before)?;
+        self.lab
+            .node
+            .sh("ip -n victim link set eth0 mtu 1500 txqueuelen 1000 allmulticast off");
+        Ok(())
     }
 
     /// A DEL in peace.

@@ -299,6 +299,12 @@ impl State {
         self
     }
 
+    /// The same without what is in a container.
+    pub fn of_the_node(mut self) -> Self {
+        self.0.retain(|name, _| !name.contains(" in "));
+        self
+    }
+
     /// Whether there is something of that name.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)

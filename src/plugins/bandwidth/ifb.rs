@@ -63,22 +63,31 @@ pub fn find(host: &Netlink, call: &Call) -> Result<Option<Link>> {
 pub fn create(host: &Netlink, call: &Call, mtu: u32, undo: &mut Undo<'_>) -> Result<Link> {
     let alias = Identity::of(call).alias;
     for name in names(call) {
-        if let Some(old) = link::by_name(host, &name)?
-            && old.kind == "ifb"
-            && old.alias == alias
+        match link::by_name(host, &name)? {
+            Some(old) if old.kind == "ifb" && old.alias == alias => {
+                link::delete(host, old.index)?;
+            }
+            Some(_) => continue,
+            None => {}
+        }
+        let created = link::create_ifb(host, &name, mtu);
+        if created
+            .as_ref()
+            .is_err_and(|error| errno(error) == Some(Errno::EEXIST))
         {
-            link::delete(host, old.index)?;
+            continue;
         }
-        match link::create_ifb(host, &name, mtu) {
-            Err(error) if errno(&error) == Some(Errno::EEXIST) => continue,
-            created => created?,
-        }
+        // Where the answer was lost, nobody knows whether it was made.
+        undo.push(format!("delete link {name}"), {
+            let (host, name, alias) = (host.clone(), name.clone(), alias.clone());
+            move || match link::by_name(&host, &name)? {
+                Some(ifb) if is_own(&ifb, &alias) => link::delete(&host, ifb.index),
+                _ => Ok(()),
+            }
+        });
+        created?;
         let ifb = link::by_name(host, &name)?
             .with_context(|| format!("link {name} was deleted while it was being set up"))?;
-        undo.push(format!("delete link {name}"), {
-            let (host, index) = (host.clone(), ifb.index);
-            move || link::delete(&host, index)
-        });
         let change = link::change_of(ifb.index).alias(alias).up();
         link::change(host, change, &format!("set {name} up"))?;
         return Ok(ifb);

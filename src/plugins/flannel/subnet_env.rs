@@ -12,9 +12,9 @@ use crate::cni::error::{Code, coded, detailed};
 /// What the daemon wrote.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SubnetEnv {
-    /// The networks of the whole cluster, IPv4 first.
+    /// The networks of the whole cluster, those of the variable for IPv4 first.
     pub networks: Vec<IpNet>,
-    /// Of which this node hands out addresses, IPv4 first; at most one of each family.
+    /// Of which this node hands out addresses, likewise; at most one of each variable.
     pub subnets: Vec<IpNet>,
     /// What fits through the tunnel, in bytes.
     pub mtu: u32,
