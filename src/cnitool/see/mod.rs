@@ -13,6 +13,8 @@ mod ports;
 mod ps;
 mod show;
 
+pub use self::show::choose;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -174,7 +176,11 @@ pub fn run(options: &Options, see: &See) -> Result<ExitCode> {
             }
         }
         See::Show(args) => {
-            let views = show::choose(attachment::join(&survey), args)?;
+            let views = choose(
+                attachment::join(&survey),
+                &args.container,
+                args.network.as_deref(),
+            )?;
             if args.json {
                 print_json(&show::document(&survey, &views))?;
             } else {
@@ -303,7 +309,7 @@ fn moment(time: SystemTime) -> String {
 ///
 /// # Errors
 /// Code 5 when stdout is closed or full.
-fn print(lines: &[String]) -> Result<()> {
+pub fn print(lines: &[String]) -> Result<()> {
     let mut text = lines.join("\n");
     text.push('\n');
     output::answer(text.as_bytes())
@@ -313,7 +319,7 @@ fn print(lines: &[String]) -> Result<()> {
 ///
 /// # Errors
 /// As [`print`].
-fn print_json(document: &impl Serialize) -> Result<()> {
+pub fn print_json(document: &impl Serialize) -> Result<()> {
     let mut bytes = json::pretty(document)?;
     bytes.push(b'\n');
     output::answer(&bytes)
