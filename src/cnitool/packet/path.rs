@@ -125,6 +125,10 @@ impl Path {
                 stage.passed |= event.hook.is_some_and(|hook| hook.as_str() == event.chain);
                 continue;
             }
+            // The mark that the kernel keeps behind the last rule of a chain is no rule.
+            if event.cause == Cause::Rule(0) {
+                continue;
+            }
             let met = match event.cause {
                 Cause::Rule(handle) => Some(rule(event, handle).unwrap_or_default()),
                 _ => None,
@@ -206,12 +210,21 @@ impl Path {
         {
             return End::Dropped(step.clone());
         }
+        // With br_netfilter, the host's hooks come within the bridge's.
+        let port = || {
+            let mut stages = self.stages.iter().rev();
+            let left = stages.find(|stage| {
+                stage.bridge && stage.passed && stage.kind == Some(Hook::Postrouting)
+            })?;
+            left.output.clone()
+        };
         match (last.kind, &last.output) {
             (Some(Hook::Input), _) if last.passed && !last.bridge => End::Here,
-            (Some(Hook::Postrouting), Some(link))
-                if last.passed && (last.bridge || !is_bridge(link)) =>
-            {
-                End::Out(link.clone())
+            (Some(Hook::Postrouting), Some(link)) if last.passed => {
+                if last.bridge || !is_bridge(link) {
+                    return End::Out(link.clone());
+                }
+                port().map_or(End::Lost(last.hook), End::Out)
             }
             _ => End::Lost(last.hook),
         }
