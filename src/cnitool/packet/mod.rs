@@ -295,7 +295,7 @@ fn document<'a>(
 ) -> Document<'a> {
     let (end, link, dropped_by) = match &outcome.end {
         End::Unseen => ("unseen", None, None),
-        End::Dropped(step) => ("dropped", None, Some(step)),
+        End::Dropped(step) => ("dropped", None, Some(&**step)),
         End::Here => ("delivered", None, None),
         End::Out(link) if outcome.container.is_some() => ("delivered", Some(&**link), None),
         End::Out(link) => ("left", Some(&**link), None),

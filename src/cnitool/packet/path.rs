@@ -96,7 +96,7 @@ pub enum End {
     /// No rule of this host ever saw it.
     Unseen,
     /// Here.
-    Dropped(Step),
+    Dropped(Box<Step>),
     /// With a program of this host.
     Here,
     /// It went out by this link.
@@ -208,7 +208,7 @@ impl Path {
         if let Some(step) = last.steps.last()
             && step.verdict == "drop"
         {
-            return End::Dropped(step.clone());
+            return End::Dropped(step.clone().into());
         }
         // With br_netfilter, the host's hooks come within the bridge's.
         let port = || {

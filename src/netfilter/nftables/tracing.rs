@@ -36,7 +36,7 @@ const FAMILIES: [Family; 2] = [Family::Bridge, Family::Inet];
 
 /// `NFNLGRP_NFTRACE`, and `NFT_MSG_TRACE` of `NFNL_SUBSYS_NFTABLES`.
 const GROUP: u32 = 9;
-const TRACE: u16 = 10 << 8 | 17;
+const TRACE: u16 = 0x0a11;
 
 /// Before connections are looked up and addresses translated.
 const FIRST: i32 = -350;
