@@ -8,6 +8,7 @@ mod exec;
 mod gc;
 mod list;
 mod output;
+mod packet;
 mod see;
 mod table;
 mod trace;
@@ -97,6 +98,9 @@ Examples:
   cnitool validate ./10-web.conflist
   cnitool validate web --json | jq -r '.findings[].message'")]
     Validate(ValidateArgs),
+    /// Send a packet from a container, or wait for one, and follow it through the rules
+    #[command(after_help = packet::HELP)]
+    Trace(packet::TraceArgs),
     /// Become the command of `exec`
     #[command(name = exec::BECOME, hide = true)]
     BecomeCommand {
@@ -301,6 +305,7 @@ impl Verb {
             | Self::Validate(_)
             | Self::Doctor(_)
             | Self::See(_)
+            | Self::Trace(_)
             | Self::BecomeCommand { .. } => &[],
         }
     }
@@ -335,6 +340,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Verb::Exec(args) => return exec::run(options, args),
         Verb::BecomeCommand { command } => return exec::replace_this_process(command),
         Verb::Doctor(args) => return doctor::run(options, args),
+        Verb::Trace(args) => return packet::run(options, args),
         Verb::See(see) => see::run(options, see),
     };
     done.unwrap_or_else(|error| {

@@ -6,7 +6,9 @@
 
 use std::cell::Cell;
 use std::num::NonZeroI32;
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use netlink_packet_core::{
@@ -21,6 +23,7 @@ use netlink_packet_netfilter::{
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::lingering;
@@ -52,13 +55,30 @@ pub struct BatchRefused {
 /// An answer as it came: its attributes are read by who knows their meaning. Rules hold
 /// expressions of anybody's making, and one that a parser does not know must not be in
 /// the way of finding ours.
-struct Answer(Vec<u8>);
+struct Answer {
+    family: u8,
+    attributes: Vec<u8>,
+}
+
+/// A message that nobody asked for: the subscribers of a group get it.
+#[derive(Debug)]
+pub struct Notice {
+    /// The subsystem, and which of its messages it is.
+    pub kind: u16,
+    /// `NFPROTO_…`
+    pub family: u8,
+    /// Its attributes.
+    pub attributes: Vec<u8>,
+}
 
 impl NetlinkDeserializable for Answer {
     type Error = DecodeError;
 
     fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
-        Ok(Self(payload.get(HEADER..).unwrap_or_default().to_vec()))
+        Ok(Self {
+            family: payload.first().copied().unwrap_or_default(),
+            attributes: payload.get(HEADER..).unwrap_or_default().to_vec(),
+        })
     }
 }
 
@@ -134,8 +154,8 @@ impl Socket {
             }
             flags |= answer.header.flags;
             match answer.payload {
-                NetlinkPayload::InnerMessage(Answer(attributes)) => {
-                    found.push(attributes);
+                NetlinkPayload::InnerMessage(answer) => {
+                    found.push(answer.attributes);
                     None
                 }
                 NetlinkPayload::Done(done) => Some(ended(done.code)),
@@ -192,6 +212,41 @@ impl Socket {
             Some(failure) => Ok(Err(failure)),
             None => Ok(Ok(end.context("netfilter did not answer")?)),
         }
+    }
+
+    /// Subscribes to what the kernel tells the `group`.
+    ///
+    /// # Errors
+    /// When it may not be heard.
+    pub fn join(&self, group: u32) -> Result<()> {
+        let joined = self.socket.add_membership(group);
+        joined.with_context(|| format!("join netfilter's group {group}"))
+    }
+
+    /// What has been told since, waiting for some at most `patience`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn notices(&self, patience: Duration) -> Result<Vec<Notice>> {
+        let mut wanted = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match poll(&mut wanted, patience) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).context("wait for netfilter"),
+        }
+        let mut heard = Vec::new();
+        self.receive(|message| {
+            let kind = message.header.message_type;
+            if let NetlinkPayload::InnerMessage(Answer { family, attributes }) = message.payload {
+                heard.push(Notice {
+                    kind,
+                    family,
+                    attributes,
+                });
+            }
+            None::<()>
+        })?;
+        Ok(heard)
     }
 
     /// Sends messages in one piece; answers the sequence number of the first.

@@ -13,6 +13,8 @@ mod ports;
 mod ps;
 mod show;
 
+pub use self::show::choose;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -174,7 +176,11 @@ pub fn run(options: &Options, see: &See) -> Result<ExitCode> {
             }
         }
         See::Show(args) => {
-            let views = show::choose(attachment::join(&survey), args)?;
+            let views = choose(
+                attachment::join(&survey),
+                &args.container,
+                args.network.as_deref(),
+            )?;
             if args.json {
                 print_json(&show::document(&survey, &views))?;
             } else {

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{ShowArgs, address, age, is_meant, port, ps};
+use super::{address, age, is_meant, port, ps};
 use crate::cnitool::table::{Tone, paint};
 use crate::net::bridge_vlan::Vlans;
 use crate::net::link::Link;
@@ -50,18 +50,19 @@ struct Station {
 ///
 /// # Errors
 /// When there is none, or there are several.
-pub fn choose<'a>(views: Vec<View<'a>>, args: &ShowArgs) -> Result<Vec<View<'a>>> {
-    let word = &args.container;
+pub fn choose<'a>(
+    views: Vec<View<'a>>,
+    word: &str,
+    network: Option<&str>,
+) -> Result<Vec<View<'a>>> {
     let all: BTreeSet<String> = ids(&views);
     let mut meant = views;
-    meant.retain(|view| {
-        is_meant(view, word) && args.network.as_ref().is_none_or(|n| *n == view.network)
-    });
+    meant.retain(|view| is_meant(view, word) && network.is_none_or(|name| name == view.network));
     if meant
         .iter()
-        .any(|view| view.attachment.container_id == *word)
+        .any(|view| view.attachment.container_id == word)
     {
-        meant.retain(|view| view.attachment.container_id == *word);
+        meant.retain(|view| view.attachment.container_id == word);
     }
     let found = ids(&meant);
     let list = |ids: BTreeSet<String>| ids.into_iter().collect::<Vec<_>>().join(", ");

@@ -70,7 +70,11 @@ fn owned(family: Family, rules: &[(u64, Rule)]) -> Vec<OwnedRule> {
 
 /// Whose the rule says that it is.
 fn claim(rule: &Rule) -> Option<Claim> {
-    let comment = rule.comment()?;
+    claim_in(rule.comment()?)
+}
+
+/// Whose rules have this comment.
+pub fn claim_in(comment: &str) -> Option<Claim> {
     let (network, container_id) = [port_maps::KIND, masquerade::KIND]
         .into_iter()
         .find_map(|kind| parse_comment(kind, comment))?;

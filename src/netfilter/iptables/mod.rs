@@ -11,7 +11,7 @@
 mod firewall;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
-mod listing;
+pub mod listing;
 mod masquerade;
 mod owned;
 mod port_maps;

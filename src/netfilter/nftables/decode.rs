@@ -13,6 +13,7 @@ use super::expression::{
     LOOKUP_REGISTER, LOOKUP_SET, NETWORK_HEADER, TRANSPORT_HEADER, address_place,
 };
 use super::ruleset::{End, Family, Statement};
+use super::transaction::text;
 use crate::net::mac::Mac;
 use crate::netfilter::Protocol;
 use crate::netfilter::socket::{attribute, attributes};
@@ -39,6 +40,54 @@ pub fn decode_known(family: Family, expressions: &[u8]) -> Vec<Statement> {
         }
     }
     decoder.statements
+}
+
+/// The whole rule in words: those of nft where it is understood, a name for what else has
+/// one, and dots for the rest.
+pub fn describe(family: Family, expressions: &[u8]) -> String {
+    let mut decoder = Decoder::new(family);
+    let mut words: Vec<String> = Vec::new();
+    for (_, expression) in attributes(expressions) {
+        if decoder.add_expression(expression).is_none() {
+            decoder.loaded.clear();
+            decoder.masks.clear();
+            decoder.values.clear();
+            words.push(name_of(expression));
+        }
+        let told = decoder.statements.drain(..);
+        words.extend(told.map(|statement| statement.to_string()));
+    }
+    words.dedup();
+    words.join(" ")
+}
+
+/// What can be said of an expression that is not understood.
+fn name_of(expression: &[u8]) -> String {
+    let named = |data: Option<&[u8]>| Some(text(attribute(data?, 1)?));
+    let data = attribute(expression, 2);
+    match attribute(expression, 1).map(text).as_deref() {
+        Some("match") => named(data).map(|name| format!("-m {name}")),
+        Some("target") => named(data).map(|name| format!("-j {name}")),
+        Some("redir") => Some("redirect".to_owned()),
+        Some(name @ ("reject" | "log" | "limit" | "queue" | "quota" | "notrack" | "tproxy")) => {
+            Some(name.to_owned())
+        }
+        _ => None,
+    }
+    .unwrap_or_else(|| "…".to_owned())
+}
+
+/// The comment that iptables has put into the expressions, as the match of that name.
+pub fn xt_comment(expressions: &[u8]) -> Option<String> {
+    /// `NFTA_MATCH_INFO`: here a text that is filled up with zero bytes.
+    const INFO: u16 = 3;
+    attributes(expressions).find_map(|(_, expression)| {
+        let data = attribute(expression, 2)?;
+        let is_one = attribute(expression, 1)? == b"match\0" && attribute(data, 1)? == b"comment\0";
+        let info = attribute(data, INFO).filter(|_| is_one)?;
+        let end = info.iter().position(|byte| *byte == 0)?;
+        Some(text(info.get(..end)?))
+    })
 }
 
 /// The first destination port that the expressions compare with, whatever else they do.

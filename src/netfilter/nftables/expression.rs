@@ -58,24 +58,37 @@ pub fn address_place(family: Family, end: End) -> (u32, u32) {
 
 /// The expressions of a rule in a table of `family`.
 pub fn encode(family: Family, statements: &[Statement]) -> Vec<ListAttribute<ExpressionAttribute>> {
-    let mut encoder = Encoder {
-        // What needs no test, because the table sees nothing else.
-        network: Some(family),
-        expressions: Vec::new(),
-    };
+    let mut encoder = Encoder::new(family);
     for statement in statements {
         encoder.add(statement);
     }
-    encoder.expressions.into_iter().map(Into::into).collect()
+    encoder.finish()
 }
 
-struct Encoder {
-    network: Option<Family>,
-    expressions: Vec<Expressions>,
+/// Expressions in the making.
+pub struct Encoder {
+    /// What needs no test, because the table sees nothing else, or it was tested before.
+    pub network: Option<Family>,
+    /// Those so far.
+    pub expressions: Vec<Expressions>,
 }
 
 impl Encoder {
-    fn add(&mut self, statement: &Statement) {
+    /// None yet, for a table of `family`.
+    pub fn new(family: Family) -> Self {
+        Self {
+            network: Some(family),
+            expressions: Vec::new(),
+        }
+    }
+
+    /// All of them, as a rule has them.
+    pub fn finish(self) -> Vec<ListAttribute<ExpressionAttribute>> {
+        self.expressions.into_iter().map(Into::into).collect()
+    }
+
+    /// What `statement` asks or does.
+    pub fn add(&mut self, statement: &Statement) {
         match statement {
             Statement::Address { end, is, net } => self.address(*end, *is, *net),
             Statement::Port { protocol, port } => {
@@ -181,14 +194,16 @@ impl Encoder {
         self.other("nat", &[TYPE, family, ADDRESS_IN, PORT_IN, FLAGS]);
     }
 
-    fn meta(&mut self, key: MetaKey) {
+    /// Loads something that is known of the packet into the first register.
+    pub fn meta(&mut self, key: MetaKey) {
         self.expressions.push(Expressions::Meta(vec![
             Meta::Key(key),
             Meta::DestinationRegister(Register::Reg1),
         ]));
     }
 
-    fn payload(&mut self, base: u32, offset: u32, length: u32) {
+    /// Loads bytes of the packet into the first register.
+    pub fn payload(&mut self, base: u32, offset: u32, length: u32) {
         self.expressions.push(Expressions::Payload(vec![
             Payload::DestinationRegister(Register::Reg1),
             Payload::Base(base),
@@ -197,7 +212,8 @@ impl Encoder {
         ]));
     }
 
-    fn mask(&mut self, mask: Vec<u8>) {
+    /// Keeps only these bits of the first register.
+    pub fn mask(&mut self, mask: Vec<u8>) {
         let length = u32::try_from(mask.len()).unwrap_or_default();
         let zero = vec![0; mask.len()];
         self.expressions.push(Expressions::Bitwise(vec![
@@ -209,7 +225,8 @@ impl Encoder {
         ]));
     }
 
-    fn compare(&mut self, is: bool, value: Vec<u8>) {
+    /// Goes on where the first register has this value, or has not.
+    pub fn compare(&mut self, is: bool, value: Vec<u8>) {
         let operator = if is {
             Operator::Equal
         } else {
@@ -222,7 +239,8 @@ impl Encoder {
         ]));
     }
 
-    fn immediate(&mut self, register: Register, value: Vec<u8>) {
+    /// Loads a value into a register.
+    pub fn immediate(&mut self, register: Register, value: Vec<u8>) {
         self.expressions.push(Expressions::Immediate(vec![
             Immediate::DestinationRegister(register),
             Immediate::Data(DataAttribute::Value(value)),

@@ -62,16 +62,20 @@ fn port_map(table: &Table, rule: &Found) -> OwnedRule {
     owned(table, rule, owner, purpose)
 }
 
-fn masquerade(rule: &Found) -> Option<OwnedRule> {
-    let comment = rule.comment.as_deref()?;
+/// Whose masquerade rules have this comment.
+pub fn masquerade_claim(comment: &str) -> Option<Claim> {
     let names = parse_details(comment);
-    let owner = Claim {
+    Some(Claim {
         network: names.map(|(network, _, _)| network.to_owned()),
         ifname: names.map(|(_, ifname, _)| ifname.to_owned()),
         // Cut where there was no room for all of it.
         container_id: names.map(|(_, _, id)| id.to_owned()),
         tag: Some(Tag::at_start(comment)?),
-    };
+    })
+}
+
+fn masquerade(rule: &Found) -> Option<OwnedRule> {
+    let owner = masquerade_claim(rule.comment.as_deref()?)?;
     let source = rule
         .known_statements()
         .into_iter()

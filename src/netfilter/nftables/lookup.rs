@@ -80,6 +80,8 @@ pub fn chains(family: Family, table: &str) -> Result<Vec<String>> {
 pub struct BaseChain {
     /// Where it is.
     pub place: Place,
+    /// The number of the hook: `enum nf_inet_hooks`, the same in every family here.
+    pub hook: u32,
     /// Whether it sees what this host passes on, and decides on it.
     pub forwards: bool,
     /// Whether it drops what no rule of it accepts.
@@ -115,6 +117,7 @@ pub fn base_chains(socket: &Socket, family: Family) -> Result<Vec<BaseChain>> {
         let decides = attribute(answer, KIND).is_some_and(|kind| text(kind) == "filter");
         Some(BaseChain {
             place: place(family, answer)?,
+            hook,
             forwards: hook == FORWARD && decides,
             drops: policy == Some(DROP),
         })

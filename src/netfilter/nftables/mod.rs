@@ -25,6 +25,7 @@ mod ruleset;
 mod set;
 mod shared;
 mod spoof_check;
+pub mod tracing;
 mod transaction;
 mod was_off;
 

@@ -15,7 +15,9 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use super::decode::{decode, decode_known, destination_port, packets, refuses_all};
+use super::decode::{
+    decode, decode_known, describe, destination_port, packets, refuses_all, xt_comment,
+};
 use super::expression::encode;
 use super::identity::{self, Tag};
 use super::ruleset::{Chain, Family, Place, Rule, Statement, Table};
@@ -206,7 +208,8 @@ fn chain_place(table: &Table, chain: &str) -> Vec<ChainAttribute> {
     ]
 }
 
-fn rule_place(table: &Table, chain: &str) -> Vec<RuleAttribute> {
+/// The names that lead to a rule.
+pub fn rule_place(table: &Table, chain: &str) -> Vec<RuleAttribute> {
     vec![
         RuleAttribute::Table(table.name.to_owned()),
         RuleAttribute::Chain(chain.to_owned()),
@@ -258,6 +261,18 @@ impl Found {
     /// That part of it that is understood.
     pub fn known_statements(&self) -> Vec<Statement> {
         decode_known(self.family, &self.expressions)
+    }
+
+    /// The rule in words, as far as there are any.
+    pub fn words(&self) -> String {
+        describe(self.family, &self.expressions)
+    }
+
+    /// Its comment, whether nft or iptables made it.
+    pub fn any_comment(&self) -> Option<String> {
+        self.comment
+            .clone()
+            .or_else(|| xt_comment(&self.expressions))
     }
 
     /// The rule whose attributes are `answer`.
