@@ -18,8 +18,8 @@ use std::process::{Child, Command, Stdio};
 use common::{Node, Output, run, tools};
 use serde_json::{Value, json};
 
-/// A node with container `c1` (10.9.0.2, fd00:9::2) and a second machine `ext` (192.0.2.9,
-/// fd00:2::9) behind its link `up0`.
+/// A node with container `c1` (10.9.0.2, `fd00:9::2`) and a second machine `ext` (192.0.2.9,
+/// `fd00:2::9`) behind its link `up0`.
 struct Lab {
     node: Node,
     conf: PathBuf,
