@@ -98,10 +98,7 @@ fn configuration(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
                 &object,
                 format!("plugin {plugin} is not in {}", places.join(":")),
                 "containers can be neither added nor deleted",
-                format!(
-                    "cnibox install {}, or name the directory with --path",
-                    first
-                ),
+                format!("cnibox install {first}, or name the directory with --path"),
             ));
         }
     }

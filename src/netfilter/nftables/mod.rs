@@ -8,6 +8,7 @@
 mod condition;
 mod decode;
 mod expression;
+pub mod firewall;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod guard;
