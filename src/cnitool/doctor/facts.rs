@@ -14,7 +14,7 @@ use crate::net::netns::Netns;
 use crate::net::route::{self, Forwarded, MAIN_TABLE, Route};
 use crate::net::sysctl;
 use crate::netfilter::Protocol;
-use crate::netfilter::nftables::firewall::Firewall;
+use crate::netfilter::nftables::forwarded::Firewall;
 use crate::runtime::network::plugin_member;
 use crate::survey::Survey;
 use crate::survey::attachment::View;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::facts::{Facts, Listener, input, outside};
 use super::{Finding, name};
 use crate::netfilter::listing::Purpose;
-use crate::netfilter::nftables::firewall::Packet;
+use crate::netfilter::nftables::forwarded::Packet;
 use crate::netfilter::{Mapping, Protocol};
 use crate::runtime::network::plugin_member;
 use crate::survey::attachment::{Port, State, View, serves, wanted_ports};

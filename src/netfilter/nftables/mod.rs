@@ -8,7 +8,7 @@
 mod condition;
 mod decode;
 mod expression;
-pub mod firewall;
+pub mod forwarded;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod guard;
