@@ -52,6 +52,8 @@ impl Lab {
              ip -n ext addr add 2001:db8:1::9/64 dev up1 nodad && \
              ip route add default via 192.0.2.9 && ip -6 route add default via 2001:db8:1::9",
         );
+        // Findings advise `cnibox restore`.
+        std::os::unix::fs::symlink(common::binary(), node.bin.join("cnibox")).unwrap();
         let ours = node.bin.to_str().unwrap().to_owned();
         let mut lab = Self {
             plugins: plugins.map_or(ours, str::to_owned),
@@ -150,9 +152,23 @@ impl Lab {
             if findings.is_empty() {
                 return Ok(());
             }
+            let mut done_already = Vec::new();
             for finding in findings {
+                // One thing may be wrong with two containers.
                 let mend = finding["mend"].as_str().unwrap();
-                let done = run(Command::new("sh").args(["-c", mend]), "");
+                if done_already.contains(&mend) {
+                    continue;
+                }
+                done_already.push(mend);
+                // Behind the system's: a plugin is called `bridge` too.
+                let path = format!("/usr/sbin:/usr/bin:/sbin:/bin:{}", self.node.bin.display());
+                let mut command = Command::new("sh");
+                command
+                    .args(["-c", mend])
+                    .env("PATH", path)
+                    .env("CNI_PATH", &self.plugins)
+                    .env("NETCONFPATH", &self.conf);
+                let done = run(&mut command, "");
                 if !done.ok {
                     return Err(format!("{finding:#}: {done:?}"));
                 }
@@ -473,6 +489,61 @@ fn faults_of_the_host_are_told_and_mended() {
     suffer_all(&Lab::new(None, "nftables"), OF_THE_HOST, "2-host");
 }
 
+/// Of our rules, and what is in their way.
+const OF_THE_RULES: &[Fault] = &[
+    told(
+        "masquerading flushed",
+        "nft delete table inet cni_plugins_masquerade",
+        "error: container c1: no rule masquerades 10.9.0.2",
+    ),
+    told(
+        "port maps flushed",
+        "nft flush chain ip cni_hostport hostports",
+        "error: port 8081/tcp: no rule leads it to container c1",
+    ),
+    told(
+        "a rule that drops the subnet",
+        "nft add table inet fw && nft 'add chain inet fw f { type filter hook forward priority 0; }' && \
+         nft add rule inet fw f ip saddr 10.9.0.0/29 drop",
+        "of chain inet fw f drops what container c1 sends to the outside (10.9.0.2)",
+    ),
+    told(
+        "a rule that drops what is new to the bridge",
+        "nft add rule inet fw f oifname br1 ct state new drop",
+        "of chain inet fw f drops what comes for the published ports of container c1 (10.9.0.2)",
+    ),
+    told(
+        "a rule of iptables that rejects a container",
+        "iptables-nft -A FORWARD -s 10.9.0.2 -j REJECT",
+        "of chain ip filter FORWARD drops what container c1 sends to the outside (10.9.0.2)",
+    ),
+    mended(
+        "policy DROP for what is forwarded",
+        "iptables-nft -P FORWARD DROP",
+        "error: host: the policy of chain ip filter FORWARD drops what container c1 sends to the outside (10.9.0.2)",
+        "iptables-nft -P FORWARD ACCEPT",
+    ),
+    mended(
+        "a newer container with the same port",
+        "nft list table ip cni_hostport > /run/t && \
+         nft insert rule ip cni_hostport hostports tcp dport 8081 dnat to 10.9.0.3:80 comment c2",
+        "error: port 8081/tcp: it leads to container c2 and not to container c1",
+        "nft delete table ip cni_hostport && nft -f /run/t",
+    ),
+    mended(
+        "a process on a published port",
+        "nc -lk 8081 </dev/null >/dev/null 2>&1 & echo $! > /run/pid; \
+         for i in $(seq 100); do ss -ltn | grep -q :8081 && break; sleep 0.05; done",
+        "warning: port 8081/tcp: a process on the host listens on it too",
+        "kill $(cat /run/pid); for i in $(seq 100); do ss -ltn | grep -q :8081 || break; sleep 0.05; done",
+    ),
+];
+
+#[test]
+fn faults_of_the_rules_are_told_and_mended() {
+    suffer_all(&Lab::new(None, "nftables"), OF_THE_RULES, "3-rules");
+}
+
 #[test]
 fn faults_of_the_node_are_told_and_mended() {
     suffer_all(&Lab::new(None, "nftables"), OF_THE_NODE, "4-node");
@@ -516,6 +587,69 @@ fn a_healthy_node_has_no_finding() {
             let test = || Lab::new(plugins, backend).healthy(backend);
             std::thread::scope(|scope| scope.spawn(test).join().unwrap());
         }
+    }
+}
+
+/// What Docker, kube-proxy and podman have on a healthy node.
+const FOREIGN: &str = "\
+*nat
+:DOCKER - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A POSTROUTING -j KUBE-POSTROUTING
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 9000 -j DNAT --to-destination 172.17.0.2:80
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j DNAT --to-destination 192.0.2.1:6443
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MASQUERADE
+COMMIT
+*filter
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-USER - [0:0]
+:KUBE-FORWARD - [0:0]
+-A FORWARD -j KUBE-FORWARD
+-A FORWARD -j DOCKER-USER
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A DOCKER-USER -i br1 -j ACCEPT
+-A DOCKER-USER -o br1 -j ACCEPT
+-A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+COMMIT
+";
+
+#[test]
+fn the_rules_of_others_are_no_fault() {
+    for backend in ["iptables-nft", "iptables-legacy"] {
+        let test = || {
+            let lab = Lab::new(None, backend);
+            let file = lab.node.dir.path().join("foreign");
+            fs::write(&file, FOREIGN).unwrap();
+            let restore = format!("{backend}-restore --noflush {}", file.display());
+            lab.node.sh(&restore);
+            lab.node.sh(
+                "ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && \
+                 ip link set docker0 up && nft add table inet netavark && \
+                 nft 'add chain inet netavark FORWARD { type filter hook forward priority filter; }' && \
+                 nft add rule inet netavark FORWARD ct state invalid drop && \
+                 nft add rule inet netavark FORWARD ip daddr 10.88.0.0/16 drop",
+            );
+            lab.healthy(backend);
+            // Who publishes a port may keep it from others.
+            lab.node.sh(&format!(
+                "cp $(readlink -f $(command -v nc)) {0}/conmon && \
+                 {{ {0}/conmon -lk 8081 </dev/null >/dev/null 2>&1 & echo $! > /run/pid; }} && \
+                 for i in $(seq 100); do ss -ltn | grep -q :8081 && break; sleep 0.05; done",
+                lab.node.dir.path().display()
+            ));
+            lab.healthy("with a kept port");
+            lab.node.sh("kill $(cat /run/pid)");
+        };
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
     }
 }
 

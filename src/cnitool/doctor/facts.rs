@@ -14,6 +14,7 @@ use crate::net::netns::Netns;
 use crate::net::route::{self, Forwarded, MAIN_TABLE, Route};
 use crate::net::sysctl;
 use crate::netfilter::Protocol;
+use crate::netfilter::nftables::forwarded::Firewall;
 use crate::runtime::network::plugin_member;
 use crate::survey::Survey;
 use crate::survey::attachment::View;
@@ -57,6 +58,8 @@ pub struct Facts<'a> {
     pub ways: BTreeMap<IpAddr, Way>,
     /// Sockets on the host that take what comes from other hosts.
     pub listeners: BTreeSet<Listener>,
+    /// The rules of everybody, where they could be read.
+    pub firewall: Option<Firewall>,
     /// The directories of plugins.
     pub plugins: Vec<PathBuf>,
     /// What could not be looked at, and why.
@@ -108,7 +111,13 @@ pub struct Listener {
     pub ip: IpAddr,
     /// The port.
     pub port: u16,
+    /// The socket's number.
+    inode: u64,
 }
+
+/// Programs that listen on the ports that they publish for a container, to keep others
+/// from taking them: that is as it should be.
+const KEEPERS: [&str; 4] = ["conmon", "docker-proxy", "rootlessport", "podman"];
 
 impl<'a> Facts<'a> {
     /// Gathers it. `path` are the directories of plugins, separated by colons.
@@ -120,6 +129,7 @@ impl<'a> Facts<'a> {
             inside: BTreeMap::new(),
             ways: BTreeMap::new(),
             listeners: BTreeSet::new(),
+            firewall: None,
             plugins: std::env::split_paths(path).collect(),
             doubts: Vec::new(),
         };
@@ -132,7 +142,13 @@ impl<'a> Facts<'a> {
     fn look(&mut self) -> Result<()> {
         let netlink = Netlink::open()?;
         self.host = look_inside(&netlink, &self.host_keys(), &[])?;
+        let mut ports = self.views.iter().flat_map(|view| &view.ports);
+        let published: BTreeSet<u16> = ports.by_ref().map(|p| p.mapping.host_port).collect();
+        self.firewall = Some(Firewall::read()?);
         self.listeners = listeners();
+        self.listeners
+            .retain(|listener| published.contains(&listener.port));
+        forget_keepers(&mut self.listeners);
         for view in &self.views {
             let addresses: Vec<IpAddr> = view.addresses.iter().map(ipnet::IpNet::addr).collect();
             for ip in &addresses {
@@ -272,11 +288,32 @@ fn listeners() -> BTreeSet<Listener> {
     found
 }
 
+/// Takes out the sockets of programs that only keep a port for a container.
+fn forget_keepers(listeners: &mut BTreeSet<Listener>) {
+    if listeners.is_empty() {
+        return;
+    }
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes.map(|entry| entry.path()) {
+        let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+        if !KEEPERS.contains(&name.trim()) {
+            continue;
+        }
+        let files = std::fs::read_dir(process.join("fd"));
+        for file in files.into_iter().flatten().flatten() {
+            let target = std::fs::read_link(file.path()).unwrap_or_default();
+            let target = target.to_string_lossy().into_owned();
+            listeners.retain(|listener| target != format!("socket:[{}]", listener.inode));
+        }
+    }
+}
+
 /// A line of `/proc/net/tcp` and its like (proc(5)): `0: 0100007F:0016 00000000:0000 0A …`.
 fn listener(protocol: Protocol, line: &str) -> Option<Listener> {
     /// `TCP_LISTEN`, and what an unconnected UDP socket has: `TCP_CLOSE`.
     const WAITING: [(Protocol, &str); 2] = [(Protocol::Tcp, "0A"), (Protocol::Udp, "07")];
     let mut words = line.split_whitespace().skip(1);
+    let inode = words.clone().nth(8);
     let (ip, port) = words.next()?.split_once(':')?;
     let state = words.nth(1)?;
     if !WAITING.contains(&(protocol, state)) {
@@ -296,6 +333,7 @@ fn listener(protocol: Protocol, line: &str) -> Option<Listener> {
         protocol,
         ip: ip.to_canonical(),
         port: u16::from_str_radix(port, 16).ok()?,
+        inode: inode.and_then(|inode| inode.parse().ok()).unwrap_or(0),
     })
 }
 

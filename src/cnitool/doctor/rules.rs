@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::facts::{Facts, Listener};
-use super::{Finding, attach_again, name};
+use super::facts::{Facts, Listener, input, outside};
+use super::{Finding, name};
 use crate::netfilter::listing::Purpose;
+use crate::netfilter::nftables::forwarded::Packet;
 use crate::netfilter::{Mapping, Protocol};
 use crate::runtime::network::plugin_member;
-use crate::survey::attachment::{State, View, serves, wanted_ports};
+use crate::survey::attachment::{Port, State, View, serves, wanted_ports};
 
 /// What is wrong with the rules of an attachment.
 pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
@@ -24,6 +25,7 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     }
     findings.extend(taken(view));
     findings.extend(listeners(facts, view));
+    findings.extend(drops(facts, view));
     findings
 }
 
@@ -42,7 +44,7 @@ fn masquerade(view: &View<'_>) -> Vec<Finding> {
                 name(view),
                 format!("no rule masquerades {}", net.addr()),
                 "its packets leave the host with an address that nobody outside can answer",
-                attach_again(view),
+                format!("cnibox restore {}", view.network),
             )
         })
         .collect()
@@ -52,19 +54,33 @@ fn ports(view: &View<'_>) -> Vec<Finding> {
     let Some(memory) = view.memory else {
         return Vec::new();
     };
-    let missing = wanted_ports(memory)
+    // The first address of each family gets them.
+    let first = |is_v4| {
+        view.addresses
+            .iter()
+            .find(|net| net.addr().is_ipv4() == is_v4)
+    };
+    let targets: Vec<IpAddr> = [true, false]
         .into_iter()
-        .filter(|wanted| !view.ports.iter().any(|port| serves(port.mapping, *wanted)));
-    missing
-        .map(|wanted| {
-            Finding::error(
-                format!("port {wanted}"),
-                format!("no rule leads it to {}", name(view)),
-                "connections to it are refused",
-                attach_again(view),
-            )
-        })
-        .collect()
+        .filter_map(first)
+        .map(ipnet::IpNet::addr)
+        .collect();
+    let mut findings = Vec::new();
+    for wanted in wanted_ports(memory) {
+        for ip in targets.iter().filter(|ip| wanted.is_for(**ip)) {
+            let is_there =
+                |port: &Port<'_>| port.to.is_ipv4() == ip.is_ipv4() && serves(port.mapping, wanted);
+            if !view.ports.iter().any(is_there) {
+                findings.push(Finding::error(
+                    format!("port {wanted}"),
+                    format!("no rule leads it to {} ({ip})", name(view)),
+                    "connections to it are refused",
+                    format!("cnibox restore {}", view.network),
+                ));
+            }
+        }
+    }
+    findings
 }
 
 /// Other containers' rules in front.
@@ -124,4 +140,67 @@ fn is_hidden(listener: &Listener, mapping: Mapping, to: IpAddr) -> bool {
         && !listener.ip.is_loopback()
         && (listener.ip.is_unspecified() || listener.ip.is_ipv4() == to.is_ipv4())
         && host.is_none_or(|host| listener.ip.is_unspecified() || listener.ip == host)
+}
+
+/// Rules of others that drop what the host forwards: from the container to the outside, and
+/// to its published ports.
+fn drops(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let (Some(firewall), Some(link)) = (&facts.firewall, input(view)) else {
+        return Vec::new();
+    };
+    let mut findings = Vec::new();
+    for ip in view.addresses.iter().map(ipnet::IpNet::addr) {
+        let Some(uplink) = facts.uplink(ip) else {
+            continue;
+        };
+        let out = Packet {
+            input: &link.name,
+            output: &uplink.name,
+            source: ip,
+            destination: outside(ip),
+        };
+        let back = Packet {
+            input: &uplink.name,
+            output: &link.name,
+            source: outside(ip),
+            destination: ip,
+        };
+        let is_published = view.ports.iter().any(|port| port.to == ip);
+        let ways = [
+            (
+                Some(out),
+                format!("what {} sends to the outside", name(view)),
+            ),
+            (
+                Some(back).filter(|_| is_published),
+                format!("what comes for the published ports of {}", name(view)),
+            ),
+        ];
+        for (packet, what) in ways {
+            let Some(dropped) = packet.and_then(|packet| firewall.drops(&packet)) else {
+                continue;
+            };
+            let chain = &dropped.chain;
+            let (by, mend) = match dropped.rule {
+                Some(rule) => (
+                    format!("rule with handle {rule} of chain {chain}"),
+                    format!("nft -a list chain {chain} && nft delete rule {chain} handle {rule}"),
+                ),
+                None => (
+                    format!("policy of chain {chain}"),
+                    format!(
+                        "nft insert rule {chain} iifname {0} accept && nft insert rule {chain} oifname {0} accept",
+                        link.name
+                    ),
+                ),
+            };
+            findings.push(Finding::error(
+                "host",
+                format!("the {by} drops {what} ({ip})"),
+                "no connection is made",
+                mend,
+            ));
+        }
+    }
+    findings
 }

@@ -9,6 +9,7 @@ mod condition;
 mod decode;
 mod expression;
 mod firewall;
+pub mod forwarded;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod guard;
