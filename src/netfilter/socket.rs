@@ -88,6 +88,17 @@ impl Socket {
     /// # Errors
     /// When the kernel has no netfilter.
     pub fn open() -> Result<Self> {
+        let opened = Self::open_to_close()?;
+        lingering::keep(&opened.socket);
+        Ok(opened)
+    }
+
+    /// Opens one whose end matters: the kernel removes the tables that it owns as soon as it is
+    /// closed.
+    ///
+    /// # Errors
+    /// As [`Socket::open`].
+    pub fn open_to_close() -> Result<Self> {
         let open = || {
             let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
             socket.bind_auto()?;
@@ -99,10 +110,8 @@ impl Socket {
         // Explanations are a comfort: kernels before 4.12 do without.
         drop(socket.set_ext_ack(true));
         drop(socket.set_cap_ack(true));
-        let socket = Arc::new(socket);
-        lingering::keep(&socket);
         Ok(Self {
-            socket,
+            socket: Arc::new(socket),
             sequence: Cell::new(0),
         })
     }

@@ -216,7 +216,7 @@ impl Tracer {
     pub fn start(wanted: &[Wanted]) -> Result<Self> {
         let notices = Socket::open()?;
         notices.join(GROUP)?;
-        let tables = Socket::open()?;
+        let tables = Socket::open_to_close()?;
         let mut doubts = Vec::new();
         for family in FAMILIES {
             let changes = changes(family, wanted);
