@@ -273,7 +273,7 @@ fn an_installer_killed_anywhere_leaves_every_applet_running() {
     let dir = tempfile::tempdir().unwrap();
     install(&[], dir.path());
     let mut killed = 0;
-    for round in 0..60 {
+    for round in 0..200 {
         let mode = ["--copy", "--hardlink"].get(round % 3);
         let mut child = Command::new(binary())
             .arg0("cnibox")
