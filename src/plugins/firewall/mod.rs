@@ -291,17 +291,16 @@ fn claimed(wanted: impl Fn(&Claim) -> bool) -> Result<Vec<IpAddr>> {
 /// is firewalld's where nothing says which it was.
 fn release(owner: &Owner, addresses: Vec<IpAddr>, zone_now: &str) -> Result<()> {
     let _alone = claims::lock()?;
-    let mut zones = Vec::new();
+    let (mut known, mut zones) = (Vec::new(), Vec::new());
     for address in addresses {
         match claims::holder(address)? {
-            Some(claim) if claim.owner() != *owner => {}
-            claim => {
-                let zone = claim.and_then(|claim| claim.zone);
-                zones.push((address, zone.unwrap_or_else(|| zone_now.to_owned())));
-            }
+            Some(claim) if claim.owner() != *owner => continue,
+            // Where it was let through by rules, firewalld's zones are not ours to touch.
+            Some(claim) => zones.extend(claim.zone.map(|zone| (address, zone))),
+            None => zones.push((address, zone_now.to_owned())),
         }
+        known.push(address);
     }
-    let known: Vec<IpAddr> = zones.iter().map(|(address, _)| *address).collect();
     let removed = netfilter::with_both(|backend| backend.remove_firewall(owner, &known));
     all([removed, leave_zones(&zones)])?;
     all(known.into_iter().map(claims::forget))
