@@ -4,7 +4,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    clippy::needless_pass_by_value,
     reason = "a test that cannot do its work says so by panicking"
 )]
 
@@ -12,20 +11,13 @@ mod common;
 
 use std::path::Path;
 
-use common::{Call, Node, REFERENCE};
+use common::{Call, Node, REFERENCE, with};
 use serde_json::{Value, json};
 
 /// 8 Mbit/s and bursts of 100 kB both ways.
 fn limits() -> Value {
     json!({"ingressRate": 8_000_000, "ingressBurst": 800_000,
            "egressRate": 8_000_000, "egressBurst": 800_000})
-}
-
-fn with(mut config: Value, change: Value) -> Value {
-    for (key, value) in change.as_object().unwrap() {
-        config[key] = value.clone();
-    }
-    config
 }
 
 fn ptp() -> Value {

@@ -5,7 +5,6 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
-    clippy::needless_pass_by_value,
     reason = "a test that cannot do its work says so by panicking; doors are for the product"
 )]
 
@@ -15,12 +14,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use common::{Call, Node, REFERENCE};
+use common::{Call, Node, REFERENCE, VERSIONS, with, with_result};
 use serde_json::{Value, json};
-
-const VERSIONS: [&str; 7] = [
-    "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
-];
 
 /// A dual-stack network with a default route through its bridge.
 fn dual_stack() -> Value {
@@ -35,19 +30,6 @@ fn dual_stack() -> Value {
             "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]],
         },
     })
-}
-
-/// `config` with the members of `change` replaced.
-fn with(mut config: Value, change: Value) -> Value {
-    for (key, value) in change.as_object().unwrap() {
-        config[key] = value.clone();
-    }
-    config
-}
-
-/// `config` as a runtime sends it after ADD.
-fn with_result(config: &Value, result: &Value) -> Value {
-    with(config.clone(), json!({"prevResult": result}))
 }
 
 /// The leases of network `name`.

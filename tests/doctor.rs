@@ -12,54 +12,42 @@
 mod common;
 
 use std::fs;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{BACKENDS, Node, Output, REFERENCE, run, tools};
+use common::network::Network;
+use common::{BACKENDS, REFERENCE, run};
 use serde_json::{Value, json};
 
-/// A node with an uplink to namespace `ext` and the network `net1`: a bridge, both address
-/// families, masqueraded, with port mappings.
+/// A node with an uplink to namespace `ext`, over which its default routes lead, and the
+/// network `net1` of both address families.
 struct Lab {
-    node: Node,
-    conf: PathBuf,
-    plugins: String,
-    path: String,
+    network: Network,
     /// The host's end of container c1.
     end: String,
 }
 
+impl Deref for Lab {
+    type Target = Network;
+
+    fn deref(&self) -> &Network {
+        &self.network
+    }
+}
+
 impl Lab {
     fn new(plugins: Option<&str>, backend: &str) -> Self {
-        let node = Node::new();
-        let path = tools(&node, "tools", backend);
-        let conf = node.dir.path().join("net.d");
-        fs::create_dir(&conf).unwrap();
-        let word = backend.split('-').next().unwrap();
-        let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [
-            {"type": "bridge", "bridge": "br1", "isDefaultGateway": true,
-             "ipMasq": true, "ipMasqBackend": word,
-             "ipam": {"type": "host-local",
-                      "ranges": [[{"subnet": "10.9.0.0/29"}], [{"subnet": "fd00:9::/64"}]]}},
-            {"type": "portmap", "backend": word, "capabilities": {"portMappings": true}},
-        ]});
-        fs::write(conf.join("10-net1.conflist"), list.to_string()).unwrap();
-        node.sh(
-            "ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
-             ip addr add 192.0.2.1/24 dev up0 && ip addr add 2001:db8:1::1/64 dev up0 nodad && \
-             ip link set up0 up && ip -n ext link set lo up && \
-             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext link set up1 up && \
-             ip -n ext addr add 2001:db8:1::9/64 dev up1 nodad && \
-             ip route add default via 192.0.2.9 && ip -6 route add default via 2001:db8:1::9",
-        );
+        let ranges = json!([[{"subnet": "10.9.0.0/29"}], [{"subnet": "fd00:9::/64"}]]);
+        let network = Network::new(plugins, backend, &ranges);
+        network.node.machine("2001:db8:1");
+        network
+            .node
+            .sh("ip route add default via 192.0.2.9 && ip -6 route add default via 2001:db8:1::9");
         // Findings advise `cnibox restore`.
-        std::os::unix::fs::symlink(common::binary(), node.bin.join("cnibox")).unwrap();
-        let ours = node.bin.to_str().unwrap().to_owned();
+        std::os::unix::fs::symlink(common::binary(), network.node.bin.join("cnibox")).unwrap();
         let mut lab = Self {
-            plugins: plugins.map_or(ours, str::to_owned),
-            node,
-            conf,
-            path,
+            network,
             end: String::new(),
         };
         lab.add("c1", 8081);
@@ -68,24 +56,10 @@ impl Lab {
         lab
     }
 
-    fn cnitool(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(self.node.bin.join("cnitool"));
-        command
-            .args(args)
-            .env("CNI_PATH", &self.plugins)
-            .env("NETCONFPATH", &self.conf)
-            .env("PATH", &self.path);
-        run(&mut command, "")
-    }
-
+    /// Attaches a new container with a mapped port of each protocol.
     fn add(&self, name: &str, port: u16) {
-        let netns = self.node.netns(name);
-        let ports = json!({"portMappings": [
-            {"hostPort": port, "containerPort": 80, "protocol": "tcp"},
-            {"hostPort": port, "containerPort": 53, "protocol": "udp"}]});
-        let cap = ports.to_string();
-        let added = self.cnitool(&["add", "net1", &netns, "--id", name, "--cap", &cap]);
-        assert!(added.ok, "{added:?}");
+        let mapping = |inside, protocol| json!({"hostPort": port, "containerPort": inside, "protocol": protocol});
+        self.attach(name, &json!([mapping(80, "tcp"), mapping(53, "udp")]));
     }
 
     /// Asserts that nothing is found.
@@ -95,16 +69,6 @@ impl Lab {
         assert_eq!(output.stdout, "nothing is wrong\n", "{after}: {output:?}");
         assert_eq!(output.code, Some(0), "{after}: {output:?}");
         assert_eq!(output.stderr, "", "{after}");
-    }
-
-    fn host_end(&self, container: &str) -> String {
-        let shown = self
-            .cnitool(&["ps", "--json", "--container", container])
-            .json();
-        shown["attachments"][0]["hostEnd"]
-            .as_str()
-            .unwrap()
-            .to_owned()
     }
 
     /// Injects the fault, looks whether it is told, mends it, and looks whether all is well.

@@ -14,7 +14,7 @@ mod common;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{BACKENDS, Call, Node, Output, REFERENCE, run, tools};
+use common::{BACKENDS, Call, Node, Output, REFERENCE, Servers, run, tools};
 use serde_json::{Value, json};
 
 /// A node whose packet filter drops what it does not know, with a machine `ext` behind it.
@@ -23,16 +23,7 @@ struct Lab {
     backend: &'static str,
     /// Where the backend's programs are found: nowhere, for nftables.
     path: String,
-    servers: Vec<Child>,
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for server in &mut self.servers {
-            drop(server.kill());
-            drop(server.wait());
-        }
-    }
+    servers: Servers,
 }
 
 impl Lab {
@@ -40,13 +31,9 @@ impl Lab {
         let node = Node::new();
         let path = tools(&node, "tools", backend);
         node.sh(
-            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
-             ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
-             ip addr add 192.0.2.1/24 dev up0 && ip addr add fd00:e::1/64 dev up0 nodad && ip link set up0 up && \
-             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext addr add fd00:e::9/64 dev up1 nodad && \
-             ip -n ext link set lo up && ip -n ext link set up1 up && \
-             ip -n ext route add default via 192.0.2.1 && ip -n ext route add default via fd00:e::1",
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
         );
+        node.machine("fd00:e");
         if backend == "nftables" {
             node.sh(
                 "nft add table inet filter && \
@@ -61,7 +48,7 @@ impl Lab {
             node,
             backend,
             path,
-            servers: Vec::new(),
+            servers: Servers::default(),
         }
     }
 
@@ -144,7 +131,7 @@ impl Lab {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        self.servers.push(server);
+        self.servers.0.push(server);
         self.node.sh(&format!(
             "until ip netns exec {netns} ss -Hltn | grep -q ':80 '; do sleep 0.01; done"
         ));
@@ -849,16 +836,13 @@ fn firewalld_is_told_where_it_runs() {
         backend: "iptables-nft",
         path: tools(&node, "tools", "iptables-nft"),
         node,
-        servers: Vec::new(),
+        servers: Servers::default(),
     };
     lab.node.sh(
         "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
-         ip netns add c1; ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
-         ip addr add 192.0.2.1/24 dev up0 && ip addr add fd00:e::1/64 dev up0 nodad && ip link set up0 up && \
-         ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext addr add fd00:e::9/64 dev up1 nodad && \
-         ip -n ext link set up1 up && ip -n ext route add default via 192.0.2.1 && \
-         ip -n ext route add default via fd00:e::1",
+         ip netns add c1",
     );
+    lab.node.machine("fd00:e");
     let firewalld = Firewalld::start(&lab.node);
     let [bridge, mut config] = lab.network(1, "open");
     config.as_object_mut().unwrap().remove("backend");

@@ -3,7 +3,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
     reason = "a test that cannot do its work says so by panicking"
 )]
 
@@ -13,7 +12,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use common::{Call, Node, REFERENCE};
+use common::{Call, Node, REFERENCE, with, with_result};
 use serde_json::{Value, json};
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
@@ -37,14 +36,6 @@ fn config(version: &str) -> Value {
         "type": "flannel",
         "delegate": {"isDefaultGateway": true, "ipMasqBackend": "nftables"},
     })
-}
-
-/// `config` with the members of `change` replaced.
-fn with(mut config: Value, change: &Value) -> Value {
-    for (key, value) in change.as_object().unwrap() {
-        config[key] = value.clone();
-    }
-    config
 }
 
 /// The names of the scratch files.
@@ -115,7 +106,7 @@ fn the_delegate_gets_what_the_daemon_wrote() {
         r#"{"cniVersion":"1.1.0","cnibox/ifname":"eth0","ipMasq":true,"ipMasqBackend":"nftables","ipam":{"ranges":[[{"subnet":"10.42.1.0/24"}],[{"subnet":"fd00:42:0:1::/64"}]],"routes":[{"dst":"10.42.0.0/16"},{"dst":"fd00:42::/56"}],"type":"host-local"},"isDefaultGateway":true,"isGateway":true,"mtu":1450,"name":"cbr0","type":"bridge"}"#
     );
 
-    let added = with(config.clone(), &json!({"prevResult": result}));
+    let added = with_result(&config, &result);
     call.run("CHECK", &added).silent();
     node.sh("ip -n c1 addr del 10.42.1.2/24 dev eth0");
     let (_, message, _) = call.run("CHECK", &added).error();
@@ -142,7 +133,7 @@ fn an_add_that_fails_leaves_what_was_there() {
     let kept = fs::read_to_string(Path::new(SCRATCH).join("c1")).unwrap();
     // The same attachment once more, with other settings.
     let change = json!({"delegate": {"mtu": 1300}});
-    call.run("ADD", &with(config("1.0.0"), &change)).error();
+    call.run("ADD", &with(config("1.0.0"), change)).error();
     assert_eq!(
         fs::read_to_string(Path::new(SCRATCH).join("c1")).unwrap(),
         kept
@@ -187,7 +178,7 @@ fn what_is_wrong_with_the_daemons_file_is_said() {
     // Another place, as configured.
     fs::write("/run/elsewhere", SUBNET_ENV).unwrap();
     let change = json!({"subnetFile": "/run/elsewhere", "dataDir": "/run/scratch"});
-    let elsewhere = with(config.clone(), &change);
+    let elsewhere = with(config.clone(), change);
     call.run("ADD", &elsewhere).json();
     assert!(Path::new("/run/scratch/c1").exists());
     call.run("DEL", &elsewhere).silent();
@@ -268,10 +259,10 @@ fn a_container_can_have_several_attachments() {
     let call = |ifname: &str| node.plugin("flannel").netns(&c1).ifname(ifname);
     let other = with(
         config("1.0.0"),
-        &json!({"name": "other", "delegate": {"bridge": "cni1"}}),
+        json!({"name": "other", "delegate": {"bridge": "cni1"}}),
     );
     fs::write("/run/other", SUBNET_ENV.replace("10.42.1.", "10.43.1.")).unwrap();
-    let other = with(other, &json!({"subnetFile": "/run/other"}));
+    let other = with(other, json!({"subnetFile": "/run/other"}));
     call("eth0").run("ADD", &config("1.0.0")).json();
     call("eth1").run("ADD", &other).json();
     assert_eq!(scratch(&node), "c1\nc1:other:eth1\n");
@@ -294,7 +285,7 @@ fn gc_removes_what_is_not_valid() {
     }
     node.sh("ip netns del dead");
     let valid = json!({"cni.dev/valid-attachments": [{"containerID": "live", "ifname": "eth0"}]});
-    let gc = call("any").run("GC", &with(config("1.1.0"), &valid));
+    let gc = call("any").run("GC", &with(config("1.1.0"), valid));
     assert!(gc.ok, "{gc:?}");
     assert_eq!(scratch(&node), "live\n");
     assert_eq!(leases(&node, "cbr0"), "10.42.1.2\nfd00:42:0:1::2\n");
@@ -302,7 +293,7 @@ fn gc_removes_what_is_not_valid() {
     // Everything goes, also when the daemon's file has gone before.
     fs::remove_file(SUBNET_FILE).unwrap();
     let empty = json!({"cni.dev/valid-attachments": []});
-    let gc = call("any").run("GC", &with(config("1.1.0"), &empty));
+    let gc = call("any").run("GC", &with(config("1.1.0"), empty));
     assert!(gc.ok, "{gc:?}");
     assert_clean(&node);
     call("any").run("GC", &config("1.1.0")).error();
@@ -359,7 +350,7 @@ fn other_delegates_are_run_as_they_are() {
     });
     let result = plugin.run("ADD", &config).json();
     assert_eq!(result["cniVersion"], "0.4.0");
-    let added = with(config.clone(), &json!({"prevResult": result}));
+    let added = with_result(&config, &result);
     plugin.run("CHECK", &added).silent();
     plugin.run("DEL", &added).silent();
     let seen = fs::read_to_string("/run/calls").unwrap();
@@ -409,7 +400,7 @@ fn the_references_containers_are_deleted_and_ours_by_it() {
     let ours = |id: &str| -> Call { node.plugin("flannel").id(id).netns(&c1) };
     let config = with(
         config("1.0.0"),
-        &json!({"delegate": {"isDefaultGateway": true}}),
+        json!({"delegate": {"isDefaultGateway": true}}),
     );
     let delegated = json!({
         "cniVersion": "1.0.0", "name": "cbr0", "type": "bridge", "mtu": 1450,
@@ -427,7 +418,7 @@ fn the_references_containers_are_deleted_and_ours_by_it() {
     let result = added.json();
     node.ping(&c1, "10.42.1.1");
     ours("theirs")
-        .run("DEL", &with(config.clone(), &json!({"prevResult": result})))
+        .run("DEL", &with_result(&config, &result))
         .silent();
     assert_clean(&node);
 

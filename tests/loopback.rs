@@ -11,12 +11,8 @@ mod common;
 
 use std::path::Path;
 
-use common::{Call, Node, REFERENCE};
+use common::{Call, Node, REFERENCE, VERSIONS};
 use serde_json::{Value, json};
-
-const VERSIONS: [&str; 7] = [
-    "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
-];
 
 fn config(version: &str) -> Value {
     json!({"cniVersion": version, "name": "lo", "type": "loopback"})

@@ -4,8 +4,6 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::needless_pass_by_value,
     reason = "a test that cannot do its work says so by panicking"
 )]
 
@@ -15,12 +13,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Call, Node, REFERENCE};
+use common::{Call, Node, REFERENCE, VERSIONS, with, with_result};
 use serde_json::{Value, json};
-
-const VERSIONS: [&str; 7] = [
-    "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
-];
 
 /// A dual-stack network with default routes.
 fn dual_stack() -> Value {
@@ -34,19 +28,6 @@ fn dual_stack() -> Value {
             "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
         },
     })
-}
-
-/// `config` with the members of `change` replaced.
-fn with(mut config: Value, change: Value) -> Value {
-    for (key, value) in change.as_object().unwrap() {
-        config[key] = value.clone();
-    }
-    config
-}
-
-/// `config` as a runtime sends it after ADD.
-fn with_result(config: &Value, result: &Value) -> Value {
-    with(config.clone(), json!({"prevResult": result}))
 }
 
 /// Leases of `net1`.

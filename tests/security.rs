@@ -4,7 +4,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
-    clippy::panic,
     reason = "a test that cannot do its work says so by panicking; doors are for the product"
 )]
 
@@ -16,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{Call, Node, run};
+use common::{Call, Node, run, with};
 use nix::sys::stat::{Mode, umask};
 use serde_json::{Value, json};
 
@@ -31,14 +30,6 @@ fn network() -> Value {
         "ipam": {"type": "host-local",
                  "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]},
     })
-}
-
-fn with(mut config: Value, change: Value) -> Value {
-    let Value::Object(change) = change else {
-        panic!("{change} is no object");
-    };
-    config.as_object_mut().unwrap().extend(change);
-    config
 }
 
 /// The leases of the network, and the index beside them.

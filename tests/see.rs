@@ -10,73 +10,22 @@
 
 mod common;
 
-use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
-use common::{BACKENDS, Node, Output, REFERENCE, run, tools};
+use common::network::Network;
+use common::{BACKENDS, REFERENCE, run};
 use serde_json::{Value, json};
 
-/// A node with the network `net1`: a bridge, masqueraded, with port mappings.
-struct Lab {
-    node: Node,
-    conf: PathBuf,
-    /// Where plugins are: ours, or the reference's.
-    plugins: String,
-    /// One of [`BACKENDS`], and where its programs are.
-    backend: String,
-    path: String,
+/// A node with the network `net1`, made by our plugins or the reference's.
+fn lab(plugins: Option<&str>, backend: &str) -> Network {
+    Network::new(plugins, backend, &json!([[{"subnet": "10.9.0.0/24"}]]))
 }
 
-impl Lab {
-    fn new(plugins: Option<&str>, backend: &str) -> Self {
-        let node = Node::new();
-        let path = tools(&node, "tools", backend);
-        let conf = node.dir.path().join("net.d");
-        fs::create_dir(&conf).unwrap();
-        let word = backend.split('-').next().unwrap();
-        let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [
-            {"type": "bridge", "bridge": "br1", "isDefaultGateway": true,
-             "ipMasq": true, "ipMasqBackend": word,
-             "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}]]}},
-            {"type": "portmap", "backend": word, "capabilities": {"portMappings": true}},
-        ]});
-        fs::write(conf.join("10-net1.conflist"), list.to_string()).unwrap();
-        let ours = node.bin.to_str().unwrap().to_owned();
-        Self {
-            plugins: plugins.map_or(ours, str::to_owned),
-            node,
-            conf,
-            backend: backend.to_owned(),
-            path,
-        }
-    }
-
-    fn cnitool(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(self.node.bin.join("cnitool"));
-        command
-            .args(args)
-            .env("CNI_PATH", &self.plugins)
-            .env("NETCONFPATH", &self.conf)
-            .env("PATH", &self.path);
-        run(&mut command, "")
-    }
-
+impl Network {
     /// Attaches a new container, whose id is its name, with a mapped port.
     fn add(&self, name: &str, port: u16) {
-        let netns = self.node.netns(name);
-        let ports = json!({"portMappings": [
-            {"hostPort": port, "containerPort": 80, "protocol": "tcp"}]});
-        let added = self.cnitool(&[
-            "add",
-            "net1",
-            &netns,
-            "--id",
-            name,
-            "--cap",
-            &ports.to_string(),
-        ]);
-        assert!(added.ok, "{added:?}");
+        let mapping = json!({"hostPort": port, "containerPort": 80, "protocol": "tcp"});
+        self.attach(name, &json!([mapping]));
     }
 
     fn json(&self, args: &[&str]) -> Value {
@@ -108,26 +57,18 @@ impl Lab {
         assert_eq!(state, "broken");
         assert_eq!(reasons, [reason]);
     }
-
-    fn host_end(&self, container: &str) -> String {
-        let found = self.json(&["ps", "--container", container]);
-        found["attachments"][0]["hostEnd"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    }
 }
 
 /// Runs `test` with our plugins and with the reference's, on every backend of the rules,
 /// each on a node of its own.
-fn on_every_node(test: impl Fn(Lab) + Sync) {
+fn on_every_node(test: impl Fn(Network) + Sync) {
     for plugins in [None, Some(REFERENCE)] {
         for backend in BACKENDS {
             // Debian's reference plugins are older than those that know nftables.
             if plugins.is_some() && backend == "nftables" {
                 continue;
             }
-            let on_thread = || test(Lab::new(plugins, backend));
+            let on_thread = || test(lab(plugins, backend));
             std::thread::scope(|scope| scope.spawn(on_thread).join().unwrap());
         }
     }
@@ -167,7 +108,7 @@ fn healthy_attachments_are_shown_whoever_made_them() {
 
 #[test]
 fn what_is_wrong_is_told() {
-    let lab = Lab::new(None, "nftables");
+    let lab = lab(None, "nftables");
     for (name, port) in [("c1", 8081), ("c2", 8082), ("c3", 8083), ("c4", 8084)] {
         lab.add(name, port);
         lab.ok(name);
@@ -224,7 +165,7 @@ fn orphans_are_told_with_what_is_left() {
 
 #[test]
 fn pools_tell_who_has_what() {
-    let lab = Lab::new(None, "nftables");
+    let lab = lab(None, "nftables");
     for (name, port) in [("c1", 8081), ("c2", 8082)] {
         lab.add(name, port);
     }
@@ -282,11 +223,7 @@ fn ports_tell_who_gets_the_packets() {
         let shown = lab.json(&["ports"]);
         assert_eq!(shown["ports"][0]["conflict"], false, "{shown:#}");
         // From the outside, so that the rule counts.
-        lab.node.sh(
-            "ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
-             ip addr add 192.0.2.1/24 dev up0 && ip link set up0 up && \
-             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext link set up1 up",
-        );
+        lab.node.machine("fd00:2");
         lab.node.succeeds(
             "ip netns exec ext socat -u OPEN:/dev/null TCP:192.0.2.1:8080,connect-timeout=1",
         );
@@ -365,7 +302,7 @@ fn a_way_out_is_followed_with_commands_that_show_it() {
 
 #[test]
 fn the_picture_is_the_same_twice_and_well_formed() {
-    let lab = Lab::new(None, "nftables");
+    let lab = lab(None, "nftables");
     lab.add("c1", 8080);
     lab.add("c2", 8081);
     // The kernel takes its time to remove the link.
@@ -391,7 +328,7 @@ fn the_picture_is_the_same_twice_and_well_formed() {
 
 #[test]
 fn an_empty_node_and_somebody_without_rights_are_told_so() {
-    let lab = Lab::new(None, "nftables");
+    let lab = lab(None, "nftables");
     for (command, text) in [
         ("ps", "no attachments"),
         ("ipam", "10.9.0.1-10.9.0.254"),
@@ -425,7 +362,7 @@ fn an_empty_node_and_somebody_without_rights_are_told_so() {
 
 #[test]
 fn no_network_of_our_examples_raises_a_false_alarm() {
-    let lab = Lab::new(None, "iptables-nft");
+    let lab = lab(None, "iptables-nft");
     let conf = concat!(env!("CARGO_MANIFEST_DIR"), "/conf");
     let networks = [
         "bandwidth",
@@ -459,7 +396,7 @@ fn no_network_of_our_examples_raises_a_false_alarm() {
 
 #[test]
 fn colour_is_for_terminals() {
-    let lab = Lab::new(None, "nftables");
+    let lab = lab(None, "nftables");
     lab.add("c1", 8080);
     let on_terminal = |environment: &str| {
         let tool = lab.node.bin.join("cnitool");

@@ -3,8 +3,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::needless_pass_by_value,
     reason = "a test that cannot do its work says so by panicking"
 )]
 
@@ -12,12 +10,8 @@ mod common;
 
 use std::path::Path;
 
-use common::{Call, Node, REFERENCE};
+use common::{Call, Node, REFERENCE, VERSIONS, with};
 use serde_json::{Value, json};
-
-const VERSIONS: [&str; 7] = [
-    "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
-];
 
 /// A network whose one container has these addresses.
 fn config(version: &str) -> Value {
@@ -37,14 +31,6 @@ fn config(version: &str) -> Value {
             "dns": {"nameservers": ["10.9.0.1"], "domain": "example.org", "search": ["a"], "options": ["ndots:5"]},
         },
     })
-}
-
-/// `config` with the members of `change` replaced.
-fn with(mut config: Value, change: Value) -> Value {
-    for (key, value) in change.as_object().unwrap() {
-        config[key] = value.clone();
-    }
-    config
 }
 
 fn addresses(result: &Value) -> Vec<&str> {

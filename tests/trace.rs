@@ -10,77 +10,32 @@
 
 mod common;
 
-use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
-use common::{Node, Output, run, tools};
+use common::Output;
+use common::network::Network;
 use serde_json::{Value, json};
 
 /// A node with container `c1` (10.9.0.2, `fd00:9::2`) and a second machine `ext` (192.0.2.9,
-/// `fd00:2::9`) behind its link `up0`.
-struct Lab {
-    node: Node,
-    conf: PathBuf,
-    path: String,
+/// `fd00:2::9`).
+fn lab(backend: &str) -> Network {
+    let ranges = json!([[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]);
+    let lab = Network::new(None, backend, &ranges);
+    lab.node.machine("fd00:2");
+    let mapping = json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp"});
+    lab.attach("c1", &json!([mapping]));
+    lab
 }
 
-impl Lab {
-    fn new(backend: &str) -> Self {
-        let node = Node::new();
-        let path = tools(&node, "tools", backend);
-        node.sh(
-            "ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
-             ip addr add 192.0.2.1/24 dev up0 && ip addr add fd00:2::1/64 dev up0 nodad && ip link set up0 up && \
-             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext addr add fd00:2::9/64 dev up1 nodad && \
-             ip -n ext link set lo up && ip -n ext link set up1 up && \
-             ip -n ext route add default via fd00:2::1",
-        );
-        let conf = node.dir.path().join("net.d");
-        fs::create_dir(&conf).unwrap();
-        let word = backend.split('-').next().unwrap();
-        let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [
-            {"type": "bridge", "bridge": "br1", "isDefaultGateway": true,
-             "ipMasq": true, "ipMasqBackend": word,
-             "ipam": {"type": "host-local",
-                      "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]}},
-            {"type": "portmap", "backend": word, "capabilities": {"portMappings": true}},
-        ]});
-        fs::write(conf.join("10-net1.conflist"), list.to_string()).unwrap();
-        let lab = Self { node, conf, path };
-        lab.add(
-            "c1",
-            &json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]),
-        );
-        lab
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.node.bin.join("cnitool"));
-        command
-            .args(args)
-            .env("CNI_PATH", &self.node.bin)
-            .env("NETCONFPATH", &self.conf)
-            .env("PATH", &self.path);
-        command
-    }
-
-    fn add(&self, name: &str, mappings: &Value) {
-        let netns = self.node.netns(name);
-        let caps = json!({"portMappings": mappings}).to_string();
-        let args = ["add", "net1", &netns, "--id", name, "--cap", &caps];
-        let added = run(&mut self.command(&args), "");
-        assert!(added.ok, "{added:?}");
-    }
-
+impl Network {
     fn nft(&self, rules: &str) {
         self.node.sh(&format!("nft '{rules}'"));
     }
 
     /// Sends a packet from `c1` and asserts how `trace` exits, and that it leaves nothing.
     fn trace(&self, destination: &str, status: i32) -> Output {
-        let done = run(&mut self.command(&["trace", "c1", destination]), "");
+        let done = self.cnitool(&["trace", "c1", destination]);
         assert_eq!(done.code, Some(status), "{done:?}");
         self.nothing_left();
         done
@@ -88,10 +43,7 @@ impl Lab {
 
     /// The same, as JSON.
     fn json(&self, destination: &str) -> Value {
-        let done = run(
-            &mut self.command(&["trace", "c1", destination, "--json"]),
-            "",
-        );
+        let done = self.cnitool(&["trace", "c1", destination, "--json"]);
         self.nothing_left();
         serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"))
     }
@@ -131,7 +83,7 @@ fn translations(trace: &Value) -> Vec<[String; 3]> {
 
 #[test]
 fn the_rule_that_drops_is_named() {
-    let lab = Lab::new("nftables");
+    let lab = lab("nftables");
     lab.nft("add table inet guard; add chain inet guard forward { type filter hook forward priority 0; }; \
              add rule inet guard forward ip daddr 192.0.2.9 drop comment \"nobody goes there\"");
     let told = lab.trace("192.0.2.9", 1).stdout;
@@ -153,7 +105,7 @@ fn the_rule_that_drops_is_named() {
 
 #[test]
 fn the_policy_that_drops_is_named() {
-    let lab = Lab::new("nftables");
+    let lab = lab("nftables");
     lab.nft(
         "add table ip guard; \
              add chain ip guard out { type filter hook forward priority 0; policy drop; }; \
@@ -175,7 +127,7 @@ fn the_policy_that_drops_is_named() {
 fn a_ping_to_the_world_leaves_with_the_hosts_address() {
     for (backend, chain) in [("nftables", "masq_checks"), ("iptables-nft", "CNI-")] {
         std::thread::spawn(move || {
-            let lab = Lab::new(backend);
+            let lab = lab(backend);
             let trace = lab.json("192.0.2.9");
             assert_eq!(trace["end"], "left", "{trace:#}");
             assert_eq!(trace["answer"], "an echo reply");
@@ -203,7 +155,7 @@ fn a_ping_to_the_world_leaves_with_the_hosts_address() {
 fn a_client_of_a_published_port_is_followed_into_the_container() {
     for backend in ["nftables", "iptables-nft"] {
         std::thread::spawn(move || {
-            let lab = Lab::new(backend);
+            let lab = lab(backend);
             let tool = lab.waiting("192.0.2.1:8080/tcp");
             // Nobody listens in the container: that it refuses shows that it was reached.
             assert!(!lab.node.succeeds(
@@ -226,8 +178,8 @@ fn a_client_of_a_published_port_is_followed_into_the_container() {
 
 #[test]
 fn ipv6_and_containers_on_one_bridge() {
-    let lab = Lab::new("nftables");
-    lab.add("c2", &json!([]));
+    let lab = lab("nftables");
+    lab.attach("c2", &json!([]));
     let v6 = lab.json("fd00:2::9");
     assert_eq!(
         (&v6["end"], &v6["answer"]),
@@ -255,11 +207,11 @@ fn ipv6_and_containers_on_one_bridge() {
 
 #[test]
 fn nothing_is_left_even_after_a_kill() {
-    let lab = Lab::new("nftables");
+    let lab = lab("nftables");
     let mut tool = lab.waiting("192.0.2.9:9/udp");
     assert!(lab.node.sh("nft list tables").contains("cnibox_trace"));
     // The tables belong to the process that waits.
-    let second = run(&mut lab.command(&["trace", "c1", "192.0.2.9"]), "");
+    let second = lab.cnitool(&["trace", "c1", "192.0.2.9"]);
     assert_eq!(second.code, Some(2), "{second:?}");
     assert!(
         second.stderr.contains("no other cnitool trace"),
@@ -268,12 +220,9 @@ fn nothing_is_left_even_after_a_kill() {
     tool.kill().unwrap();
     tool.wait().unwrap();
     lab.nothing_left();
-    let none = run(&mut lab.command(&["trace", "c9", "192.0.2.9"]), "");
+    let none = lab.cnitool(&["trace", "c9", "192.0.2.9"]);
     assert_eq!(none.code, Some(2));
-    let late = run(
-        &mut lab.command(&["trace", "c1", "192.0.2.9:9/udp", "--wait=1"]),
-        "",
-    );
+    let late = lab.cnitool(&["trace", "c1", "192.0.2.9:9/udp", "--wait=1"]);
     assert_eq!(late.code, Some(2), "{late:?}");
     lab.nothing_left();
 }

@@ -14,7 +14,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use common::{Call, Node, REFERENCE};
+use common::{Call, Node, REFERENCE, with};
 use serde_json::{Value, json};
 
 const BACKUPS: &str = "/run/cni/tuning";
@@ -46,14 +46,6 @@ fn config(members: Value) -> Value {
         },
     });
     with(fixed, members)
-}
-
-/// `config` with the members of `change` replaced.
-fn with(mut config: Value, change: Value) -> Value {
-    for (key, value) in change.as_object().unwrap() {
-        config[key] = value.clone();
-    }
-    config
 }
 
 /// Everything that can be asked for.

@@ -5,7 +5,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    clippy::needless_pass_by_value,
     reason = "a test that cannot do its work says so by panicking"
 )]
 
@@ -13,7 +12,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Call, Node, Output, REFERENCE};
+use common::{Call, Node, Output, REFERENCE, with, with_result};
 use serde_json::{Value, json};
 
 /// A dual-stack network with a gateway in VLAN 100.
@@ -36,19 +35,6 @@ fn routed() -> Value {
 fn layer2(vlans: Value) -> Value {
     let config = json!({"cniVersion": "1.1.0", "name": "l2", "type": "bridge", "bridge": "br1"});
     with(config, vlans)
-}
-
-/// `config` with the members of `change` replaced.
-fn with(mut config: Value, change: Value) -> Value {
-    for (key, value) in change.as_object().unwrap() {
-        config[key] = value.clone();
-    }
-    config
-}
-
-/// `config` as a runtime sends it after ADD.
-fn with_result(config: &Value, result: &Value) -> Value {
-    with(config.clone(), json!({"prevResult": result}))
 }
 
 /// A node with containers that are named after their namespaces.

@@ -147,6 +147,20 @@ pub fn problems<T: DeserializeOwned>(root: &str, value: &Value) -> Vec<Problem> 
     }
 }
 
+/// The same and, where the whole can be read, what `of_values` finds wrong with it: its
+/// second argument is the path of the object.
+pub fn all_problems<T: DeserializeOwned>(
+    root: &str,
+    value: &Value,
+    of_values: impl FnOnce(&T, &str) -> Vec<Problem>,
+) -> Vec<Problem> {
+    let mut found = problems::<T>(root, value);
+    if let Ok(read) = decode::<T>(root, value) {
+        found.extend(of_values(&read, root));
+    }
+    found
+}
+
 /// The member of nested objects, case and `null` as in the dialect.
 pub fn member(document: &Value, keys: &[&str]) -> Option<Value> {
     keys.iter().try_fold(document.clone(), |value, key| {

@@ -20,11 +20,32 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+pub mod network;
+
+/// The versions of the specification, each of which a plugin speaks.
+pub const VERSIONS: [&str; 7] = [
+    "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
+];
+
+/// `config` with the members of `change` replaced.
+pub fn with(mut config: Value, change: Value) -> Value {
+    let Value::Object(change) = change else {
+        panic!("{change} is no object");
+    };
+    config.as_object_mut().unwrap().extend(change);
+    config
+}
+
+/// `config` as a runtime sends it after ADD.
+pub fn with_result(config: &Value, result: &Value) -> Value {
+    with(config.clone(), json!({"prevResult": result}))
+}
 
 /// The rule backends: iptables in both of its variants.
 pub const BACKENDS: [&str; 3] = ["nftables", "iptables-nft", "iptables-legacy"];
@@ -120,6 +141,22 @@ impl Node {
         format!("/run/netns/{name}")
     }
 
+    /// A second machine `ext` (192.0.2.9, `PREFIX::9`) behind link `up0` (192.0.2.1, `PREFIX::1`),
+    /// whose way to everything else leads over this node. Both have been there for long: their
+    /// addresses are settled, and they know each other.
+    pub fn machine(&self, prefix: &str) {
+        self.sh(&format!(
+            "ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
+             echo 0 > /proc/sys/net/ipv6/conf/up0/accept_dad && \
+             ip netns exec ext sh -c 'echo 0 > /proc/sys/net/ipv6/conf/up1/accept_dad' && \
+             ip addr add 192.0.2.1/24 dev up0 && ip addr add {prefix}::1/64 dev up0 nodad && \
+             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext addr add {prefix}::9/64 dev up1 nodad && \
+             ip -n ext link set lo up && ip -n ext link set up1 up && ip link set up0 up && \
+             ip -n ext route add default via 192.0.2.1 && ip -n ext route add default via {prefix}::1 && \
+             for there in 192.0.2.9 {prefix}::9; do until ping -n -c 1 -W 1 $there; do :; done; done"
+        ));
+    }
+
     /// Runs a shell command that must succeed; answers its stdout.
     pub fn sh(&self, command: &str) -> String {
         let output = run(Command::new("sh").args(["-c", command]), "");
@@ -202,6 +239,19 @@ impl Node {
                 .env("NETCONFPATH", confdir),
             "",
         )
+    }
+}
+
+/// Processes that end with their owner.
+#[derive(Default)]
+pub struct Servers(pub Vec<Child>);
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for server in &mut self.0 {
+            drop(server.kill());
+            drop(server.wait());
+        }
     }
 }
 

@@ -267,14 +267,7 @@ fn the_lock_of_the_leases_is_taken() {
     let result = lab.add(&CHAIN, &one);
     let lock = format!("{LEASES}/net1/lock");
     let holder = Holder::of(&lab.node, &lock);
-    let calls = [("ADD", &two, &Value::Null), ("DEL", &one, &result)];
-    let outputs = at_once(&calls, |(command, container, result)| {
-        lab.run("bridge", command, container, result)
-    });
-    for output in &outputs {
-        let busy = !output.ok && output.error().0 == 11 && output.stdout.contains(&holder.name());
-        row.count(ensure(busy, || format!("{output:?}")));
-    }
+    holder.keeps_out(&lab, &row, &two, (&one, &result));
     drop(holder);
     row.note(lab.del(&CHAIN, &one, &result));
     row.note(lab.state().is_as(&before));

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use crate::common::{BACKENDS, Node};
-use crate::lab::{CHAIN, Lab, at_once};
+use crate::lab::{CHAIN, Container, Lab, at_once};
 use crate::table::{Row, ensure};
 
 /// Ways to lose all rules of a backend: an administrator's, and those of a firewall that
@@ -104,6 +104,19 @@ impl Holder {
     pub fn name(&self) -> String {
         format!("process {} (flock)", self.0.id())
     }
+
+    /// Counts an ADD of `two` and a DEL of `one` with its result, at once, which must say that
+    /// they wait for this one in vain.
+    pub fn keeps_out(&self, lab: &Lab, row: &Row, two: &Container, one: (&Container, &Value)) {
+        let calls = [("ADD", two, &Value::Null), ("DEL", one.0, one.1)];
+        let outputs = at_once(&calls, |(command, container, result)| {
+            lab.run("bridge", command, container, result)
+        });
+        for output in &outputs {
+            let busy = !output.ok && output.error().0 == 11 && output.stdout.contains(&self.name());
+            row.count(ensure(busy, || format!("{output:?}")));
+        }
+    }
 }
 
 /// Dies without unlocking anything: the kernel does.
@@ -129,14 +142,7 @@ fn the_lock_of_iptables_is_taken() {
     let (one, two) = (lab.container("one", 8001), lab.container("two", 8002));
     let result = lab.add(&CHAIN, &one);
     let holder = Holder::of(&lab.node, "/run/xtables.lock");
-    let calls = [("ADD", &two, &Value::Null), ("DEL", &one, &result)];
-    let outputs = at_once(&calls, |(command, container, result)| {
-        lab.run("bridge", command, container, result)
-    });
-    for output in &outputs {
-        let busy = !output.ok && output.error().0 == 11 && output.stdout.contains(&holder.name());
-        row.count(ensure(busy, || format!("{output:?}")));
-    }
+    holder.keeps_out(&lab, &row, &two, (&one, &result));
     drop(holder);
     row.note(lab.del(&CHAIN, &two, &Value::Null));
     row.note(lab.del(&CHAIN, &one, &result));

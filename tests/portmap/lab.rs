@@ -4,11 +4,11 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::common::{BACKENDS, Node, Output, run, tools};
+use crate::common::{BACKENDS, Node, Output, Servers, run, tools};
 
 /// A node with a second machine behind it, and networks on a backend.
 pub struct Lab {
@@ -16,37 +16,19 @@ pub struct Lab {
     pub backend: &'static str,
     /// Where the backend's programs are found: nowhere, for nftables.
     pub path: String,
-    servers: Vec<Child>,
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for server in &mut self.servers {
-            drop(server.kill());
-            drop(server.wait());
-        }
-    }
+    servers: Servers,
 }
 
 impl Lab {
     pub fn new(backend: &'static str) -> Self {
         let node = Node::new();
         let path = tools(&node, "tools", backend);
-        // The machines have been there for long: their link-local addresses are settled.
-        node.sh(
-            "ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
-             echo 0 > /proc/sys/net/ipv6/conf/up0/accept_dad && \
-             ip netns exec ext sh -c 'echo 0 > /proc/sys/net/ipv6/conf/up1/accept_dad' && \
-             ip addr add 192.0.2.1/24 dev up0 && ip addr add fd00:2::1/64 dev up0 nodad && ip link set up0 up && \
-             ip -n ext addr add 192.0.2.9/24 dev up1 && ip -n ext addr add fd00:2::9/64 dev up1 nodad && \
-             ip -n ext link set lo up && ip -n ext link set up1 up && \
-             ip -n ext route add default via 192.0.2.1 && ip -n ext route add default via fd00:2::1",
-        );
+        node.machine("fd00:2");
         let lab = Self {
             node,
             backend,
             path,
-            servers: Vec::new(),
+            servers: Servers::default(),
         };
         lab.configure(&json!({}), &json!({}));
         lab
@@ -141,13 +123,13 @@ impl Lab {
         BufReader::new(server.stdout.take().unwrap())
             .read_line(&mut ready)
             .unwrap();
-        self.servers.push(server);
+        self.servers.0.push(server);
         assert_eq!(ready, "ready\n", "{protocol} {port} in {netns:?}");
     }
 
     /// Stops the server started last.
     pub fn stop_last(&mut self) {
-        let mut server = self.servers.pop().unwrap();
+        let mut server = self.servers.0.pop().unwrap();
         server.kill().unwrap();
         server.wait().unwrap();
     }

@@ -73,17 +73,21 @@ fn a_displaced_owner_is_named_and_nobody_else() {
     lab.cnitool("check", "c6", &port).silent();
 }
 
+/// Container `c1` with host port 8081, and `c2`, which serves, with 8082: their mappings.
+fn two_published(lab: &mut Lab) -> (Value, Value) {
+    let one = json!([mapping("tcp", 8081, 80)]);
+    let two = json!([mapping("tcp", 8082, 80)]);
+    lab.add("c1", &one);
+    lab.add("c2", &two);
+    lab.serve("c2", "tcp", 80, "c2");
+    (one, two)
+}
+
 #[test]
 fn localhost_is_routed_as_long_as_a_container_needs_it() {
     on_every_backend(|mut lab| {
         let backend = lab.backend;
-        let (one, two) = (
-            json!([mapping("tcp", 8081, 80)]),
-            json!([mapping("tcp", 8082, 80)]),
-        );
-        lab.add("c1", &one);
-        lab.add("c2", &two);
-        lab.serve("c2", "tcp", 80, "c2");
+        let (one, two) = two_published(&mut lab);
         lab.cnitool("del", "c1", &json!([])).silent();
         assert!(lab.call("", "tcp", "127.0.0.1", 8082).starts_with("c2 "));
         assert!(lab.routes_localnet(), "{backend}");
@@ -110,13 +114,7 @@ fn localhost_is_routed_as_long_as_a_container_needs_it() {
 fn localhost_is_routed_as_long_as_a_mapping_leads_over_the_link() {
     on_every_backend(|mut lab| {
         let backend = lab.backend;
-        let (one, two) = (
-            json!([mapping("tcp", 8081, 80)]),
-            json!([mapping("tcp", 8082, 80)]),
-        );
-        lab.add("c1", &one);
-        lab.add("c2", &two);
-        lab.serve("c2", "tcp", 80, "c2");
+        let (one, two) = two_published(&mut lab);
         lab.node.sh("nft flush set ip cnibox_localnet users");
         lab.cnitool("del", "c1", &one).silent();
         assert!(lab.routes_localnet(), "{backend}");

@@ -9,8 +9,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use super::destination::Destination;
 use crate::netfilter::Protocol;
 
-/// How long to wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for an answer: the next hop may have missed the first two questions for its
+/// link-layer address, which the kernel asks a second apart (`retrans_time_ms`).
+const PATIENCE: Duration = Duration::from_millis(2500);
 
 /// What came of a packet, as its sender sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]

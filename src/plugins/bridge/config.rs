@@ -222,11 +222,7 @@ impl Settings {
 /// Everything wrong with a configuration; `root` is its path in the file. Keys that
 /// belong to no single plugin, and those of IPAM, are reported as unknown.
 pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
-    let mut problems = json::problems::<Wire>(root, document);
-    if let Ok(wire) = json::decode::<Wire>(root, document) {
-        problems.extend(wire.problems(root));
-    }
-    problems
+    json::all_problems(root, document, Wire::problems)
 }
 
 impl Wire {

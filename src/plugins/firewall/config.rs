@@ -89,12 +89,11 @@ impl Settings {
 
 /// Everything wrong with a configuration; `root` is its path in the file.
 pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
-    let mut problems = json::problems::<Wire>(root, document);
-    if let Ok(wire) = json::decode::<Wire>(root, document) {
-        problems.extend(wire.problems(root));
+    json::all_problems(root, document, |wire: &Wire, root| {
+        let mut problems = wire.problems(root);
         problems.extend(wire.backend_problem(root));
-    }
-    problems
+        problems
+    })
 }
 
 impl Wire {

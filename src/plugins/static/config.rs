@@ -405,22 +405,18 @@ mod tests {
             },
             "args": {"cni": {"ips": 5}},
         });
-        let found: Vec<String> = problems("plugins[0]", &document)
-            .into_iter()
-            .map(|p| p.path)
-            .collect();
+        let found = |document: &Value| -> Vec<String> {
+            let found = problems("plugins[0]", document).into_iter();
+            found.map(|problem| problem.path).collect()
+        };
         assert_eq!(
-            found,
+            found(&document),
             ["plugins[0].ipam.adresses", "plugins[0].args.cni.ips"]
         );
         let mut document = document;
         document["args"] = Value::Null;
-        let found: Vec<String> = problems("plugins[0]", &document)
-            .into_iter()
-            .map(|p| p.path)
-            .collect();
         assert_eq!(
-            found,
+            found(&document),
             [
                 "plugins[0].ipam.adresses",
                 "plugins[0].ipam.addresses[1].address",

@@ -213,11 +213,7 @@ pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
             members.insert(key.to_owned(), value);
         }
     }
-    let mut problems = json::problems::<Wire>(root, &known);
-    if let Ok(wire) = json::decode::<Wire>(root, &known) {
-        problems.extend(wire.problems(root));
-    }
-    problems
+    json::all_problems(root, &known, Wire::problems)
 }
 
 impl Wire {
