@@ -379,12 +379,7 @@ fn a_second_add_is_refused_and_disturbs_nothing() {
 #[test]
 fn our_own_namespace_is_never_touched() {
     let node = Node::new();
-    // Threads have namespaces of their own here: the child's is what counts.
-    let own = format!(
-        "/proc/{}/task/{}/ns/net",
-        std::process::id(),
-        nix::unistd::gettid()
-    );
+    let own = node.own_netns();
     let call = node.plugin("bridge").netns(&own).ifname("lo");
     let (code, message, _) = call.run("ADD", &dual_stack()).error();
     assert_eq!(code, 8);
@@ -1159,11 +1154,7 @@ fn names_the_kernel_would_expand_are_refused() {
 #[test]
 fn the_hosts_own_namespace_where_the_runtime_insists() {
     let node = Node::new();
-    let own = format!(
-        "/proc/{}/task/{}/ns/net",
-        std::process::id(),
-        nix::unistd::gettid()
-    );
+    let own = node.own_netns();
     let call = node
         .plugin("bridge")
         .netns(&own)

@@ -759,11 +759,7 @@ fn who_decides_on_the_mac() {
 #[test]
 fn our_own_namespace_is_never_touched() {
     let node = Node::new();
-    let own = format!(
-        "/proc/{}/task/{}/ns/net",
-        std::process::id(),
-        nix::unistd::gettid()
-    );
+    let own = node.own_netns();
     let call = node.plugin("tuning").netns(&own).ifname("lo");
     let tuned = config(json!({"mtu": 1400, "sysctl": {"net.core.somaxconn": "77"}}));
     let before = node.ip("link show dev lo");

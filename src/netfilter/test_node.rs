@@ -1,8 +1,13 @@
-//! Where tests on the real kernel run: on a node of their own.
+//! Where tests on the real kernel run: on a node of their own; and what tests of either
+//! backend ask for.
 #![expect(clippy::disallowed_methods, reason = "tests make namespaces")]
 
+use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+
+use super::{Mapping, Mark, Masquerade, Owner, PortMaps};
+use crate::cni::invocation::Attachment;
 
 /// Gives the calling thread, and what it starts, a network stack of its own, and `/run` and
 /// `/var/lib` too, where locks and records are kept.
@@ -20,5 +25,42 @@ pub fn enter() {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private /");
     for dir in ["/run", "/var/lib"] {
         mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), none).expect("hide the host's");
+    }
+}
+
+/// The owner of a test's rules.
+pub fn owner(network: &str, container_id: &str, ifname: &str) -> Owner {
+    Owner {
+        network: network.into(),
+        attachment: Attachment {
+            container_id: container_id.into(),
+            ifname: ifname.into(),
+        },
+    }
+}
+
+/// Addresses with the lengths of their prefixes.
+pub fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// Source NAT for a container with these addresses.
+pub fn masquerade(addresses: &[&str]) -> Masquerade {
+    Masquerade {
+        addresses: nets(addresses),
+    }
+}
+
+/// These mappings to a container with these addresses, and otherwise what is usual.
+pub fn port_maps(container: &[&str], mappings: Vec<Mapping>) -> PortMaps {
+    PortMaps {
+        container: nets(container),
+        mappings,
+        snat: true,
+        masquerade_all: false,
+        mark: Mark::Bit(13),
+        conditions_v4: vec![],
+        conditions_v6: vec![],
+        warn_of_takeovers: true,
     }
 }

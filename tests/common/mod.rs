@@ -141,6 +141,12 @@ impl Node {
         format!("/run/netns/{name}")
     }
 
+    /// The path of the node's own network namespace, which is that of the calling thread.
+    pub fn own_netns(&self) -> String {
+        let (process, thread) = (std::process::id(), nix::unistd::gettid());
+        format!("/proc/{process}/task/{thread}/ns/net")
+    }
+
     /// A second machine `ext` (192.0.2.9, `PREFIX::9`) behind link `up0` (192.0.2.1, `PREFIX::1`),
     /// whose way to everything else leads over this node. Both have been there for long: their
     /// addresses are settled, and they know each other.

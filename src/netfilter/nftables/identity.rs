@@ -228,16 +228,7 @@ pub fn parse(mut data: &[u8]) -> (Option<String>, Option<Tag>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn owner(network: &str, container_id: &str, ifname: &str) -> Owner {
-        Owner {
-            network: network.into(),
-            attachment: Attachment {
-                container_id: container_id.into(),
-                ifname: ifname.into(),
-            },
-        }
-    }
+    use crate::netfilter::test_node::owner;
 
     /// The vectors of behaviour 13.1.
     #[test]

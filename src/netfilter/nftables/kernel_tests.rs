@@ -8,12 +8,11 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use ipnet::IpNet;
-
 use super::shared::Snapshot;
 use super::*;
 use crate::net::sysctl;
-use crate::netfilter::{Mapping, Mark, Protocol, test_node};
+use crate::netfilter::test_node::{self, masquerade, nets, owner};
+use crate::netfilter::{Mapping, Protocol};
 
 /// Gives the calling thread a network stack of its own.
 fn node() {
@@ -89,26 +88,6 @@ fn assert_golden(name: &str, text: &str) {
     assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{path}");
 }
 
-fn owner(network: &str, container_id: &str, ifname: &str) -> Owner {
-    Owner {
-        network: network.into(),
-        attachment: Attachment {
-            container_id: container_id.into(),
-            ifname: ifname.into(),
-        },
-    }
-}
-
-fn nets(texts: &[&str]) -> Vec<IpNet> {
-    texts.iter().map(|text| text.parse().unwrap()).collect()
-}
-
-fn masquerade(addresses: &[&str]) -> Masquerade {
-    Masquerade {
-        addresses: nets(addresses),
-    }
-}
-
 /// `tcp 8080:80`, or with a host address in front: `tcp 192.0.2.1 8080:80`.
 fn mapping(text: &str) -> Mapping {
     let words: Vec<&str> = text.split(' ').collect();
@@ -130,16 +109,7 @@ fn mapping(text: &str) -> Mapping {
 }
 
 fn port_maps(container: &[&str], mappings: &[&str]) -> PortMaps {
-    PortMaps {
-        container: nets(container),
-        mappings: mappings.iter().copied().map(mapping).collect(),
-        snat: true,
-        masquerade_all: false,
-        mark: Mark::Bit(13),
-        conditions_v4: vec![],
-        conditions_v6: vec![],
-        warn_of_takeovers: true,
-    }
+    test_node::port_maps(container, mappings.iter().copied().map(mapping).collect())
 }
 
 const DUAL: [&str; 2] = ["10.9.0.2/24", "fd00:9::2/64"];

@@ -13,7 +13,8 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use super::*;
-use crate::netfilter::{Mapping, Mark, Others, Protocol, test_node};
+use crate::netfilter::test_node::{self, masquerade, nets};
+use crate::netfilter::{Mapping, Mark, Others, Protocol};
 
 const SBIN: &str = "/usr/sbin";
 
@@ -109,23 +110,7 @@ fn attachment(id: &str, ifname: &str) -> Attachment {
 }
 
 fn owner(id: &str) -> Owner {
-    Owner {
-        network: "net1".into(),
-        attachment: attachment(id, "eth0"),
-    }
-}
-
-fn nets(addresses: &[&str]) -> Vec<IpNet> {
-    addresses
-        .iter()
-        .map(|address| address.parse().unwrap())
-        .collect()
-}
-
-fn masquerade(addresses: &[&str]) -> Masquerade {
-    Masquerade {
-        addresses: nets(addresses),
-    }
+    test_node::owner("net1", id, "eth0")
 }
 
 fn dual() -> Masquerade {
@@ -133,24 +118,13 @@ fn dual() -> Masquerade {
 }
 
 fn port_maps(container: &[&str], ports: &[u16]) -> PortMaps {
-    PortMaps {
-        container: nets(container),
-        mappings: ports
-            .iter()
-            .map(|port| Mapping {
-                protocol: Protocol::Tcp,
-                host_ip: None,
-                host_port: *port,
-                container_port: 80,
-            })
-            .collect(),
-        snat: true,
-        masquerade_all: false,
-        mark: Mark::Bit(13),
-        conditions_v4: vec![],
-        conditions_v6: vec![],
-        warn_of_takeovers: true,
-    }
+    let mapping = |port: &u16| Mapping {
+        protocol: Protocol::Tcp,
+        host_ip: None,
+        host_port: *port,
+        container_port: 80,
+    };
+    test_node::port_maps(container, ports.iter().map(mapping).collect())
 }
 
 fn dual_maps(ports: &[u16]) -> PortMaps {

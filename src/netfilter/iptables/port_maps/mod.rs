@@ -435,16 +435,10 @@ fn entry_rules(chain: &str, comment: &str, conditions: &[String], wanted: &PortM
 mod tests {
     use super::super::golden::{self, assert_golden};
     use super::*;
-    use crate::cni::invocation::Attachment;
+    use crate::netfilter::test_node;
 
     fn owner(id: &str) -> Owner {
-        Owner {
-            network: "net1".into(),
-            attachment: Attachment {
-                container_id: id.into(),
-                ifname: "eth0".into(),
-            },
-        }
+        test_node::owner("net1", id, "eth0")
     }
 
     /// A mapping; `host_ip` is empty for every address.
@@ -464,19 +458,7 @@ mod tests {
 
     /// The mappings of a container with both families.
     pub fn wanted(mappings: Vec<Mapping>) -> PortMaps {
-        PortMaps {
-            container: vec![
-                "10.9.0.2/24".parse().unwrap(),
-                "fd00:9::2/64".parse().unwrap(),
-            ],
-            mappings,
-            snat: true,
-            masquerade_all: false,
-            mark: Mark::Bit(13),
-            conditions_v4: vec![],
-            conditions_v6: vec![],
-            warn_of_takeovers: true,
-        }
+        test_node::port_maps(&["10.9.0.2/24", "fd00:9::2/64"], mappings)
     }
 
     /// What is wanted of the container `id` in one family: 0 is IPv4, 1 IPv6.
