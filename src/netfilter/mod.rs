@@ -5,6 +5,7 @@
 //! comments) is the reference's v1.9.1, so that either implementation can check and
 //! remove what the other added.
 
+mod attributes;
 pub mod conntrack;
 pub mod firewalld;
 pub mod iptables;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use netlink_packet_core::{
-    DecodeError, ErrorMessage, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR,
+    DecodeError, DefaultNla, ErrorMessage, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR,
     NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     NlasIterator,
 };
@@ -37,6 +37,9 @@ const DUMP_TRIES: u32 = 100;
 
 /// `struct nfgenmsg`, which precedes the attributes of every message.
 const HEADER: usize = 4;
+
+/// `NFNL_BATCH_GENID`; kernels that do not know it pass over it.
+const GENERATION: u16 = 1;
 
 /// A socket in the namespace that the calling thread was in when it was opened.
 pub struct Socket {
@@ -176,13 +179,15 @@ impl Socket {
         Ok((found, flags))
     }
 
-    /// Hands the kernel several changes of `subsystem` that happen all or not at all.
+    /// Hands the kernel several changes of `subsystem` that happen all or not at all; not at
+    /// all, too, when something has changed since `generation` (`ERESTART`).
     ///
     /// # Errors
     /// Outside when nothing could be sent or understood; inside, what was refused.
     pub fn batch(
         &self,
         subsystem: NetfilterSubsystem,
+        generation: Option<u32>,
         changes: Vec<(NetfilterMessage, u16)>,
     ) -> Result<std::result::Result<(), BatchRefused>> {
         let control = |message: ControlMessage| {
@@ -192,7 +197,13 @@ impl Socket {
         };
         let count = u32::try_from(changes.len())?;
         let mut messages = Vec::with_capacity(changes.len() + 2);
-        messages.push(control(ControlMessage::BatchBegin));
+        messages.push(control(match generation {
+            None => ControlMessage::BatchBegin,
+            Some(number) => ControlMessage::Other {
+                message_type: ControlMessage::BatchBegin.message_type().into(),
+                attributes: vec![DefaultNla::new(GENERATION, number.to_be_bytes().into())],
+            },
+        }));
         messages.extend(changes);
         // One acknowledgement, for the last change: the answers to thousands would not
         // fit into the receive buffer. Refusals come unasked.

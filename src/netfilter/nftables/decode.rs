@@ -8,9 +8,10 @@ use ipnet::{IpNet, ip_mask_to_prefix};
 use netlink_packet_netfilter::nftables::MetaKey;
 
 use super::expression::{
-    CT_STATE, CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, ESTABLISHED_OR_RELATED,
-    ETHER_SOURCE, FIB_FLAGS, FIB_RESULT, INTERFACE_NAME, IPV4, IPV6, LINK_HEADER, LOCAL,
-    LOOKUP_REGISTER, LOOKUP_SET, NETWORK_HEADER, TRANSPORT_HEADER, address_place,
+    ACCEPT, CT_STATE, CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, DROP,
+    ESTABLISHED_OR_RELATED, ETHER_SOURCE, FIB_FLAGS, FIB_RESULT, GOTO, INTERFACE_NAME, IPV4, IPV6,
+    JUMP, LINK_HEADER, LOCAL, LOOKUP_REGISTER, LOOKUP_SET, NETWORK_HEADER, RETURN,
+    TRANSPORT_HEADER, address_place,
 };
 use super::ruleset::{End, Family, Statement};
 use super::transaction::text;
@@ -405,13 +406,12 @@ fn decode_verdict(verdict: &[u8]) -> Option<Statement> {
         let name = attribute(verdict, 2)?.strip_suffix(&[0])?;
         Some(String::from_utf8(name.to_vec()).ok()?.into())
     };
-    // `enum nft_verdicts`, `NF_DROP` and `NF_ACCEPT`.
     match i32::from_be_bytes(attribute(verdict, 1)?.try_into().ok()?) {
-        0 => Some(Statement::Drop),
-        1 => Some(Statement::Accept),
-        -3 => Some(Statement::Jump(chain()?)),
-        -4 => Some(Statement::Goto(chain()?)),
-        -5 => Some(Statement::Return),
+        DROP => Some(Statement::Drop),
+        ACCEPT => Some(Statement::Accept),
+        JUMP => Some(Statement::Jump(chain()?)),
+        GOTO => Some(Statement::Goto(chain()?)),
+        RETURN => Some(Statement::Return),
         _ => None,
     }
 }

@@ -4,13 +4,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::DefaultNla;
-use netlink_packet_netfilter::nftables::{
-    Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Meta,
-    MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
-};
+use netlink_packet_netfilter::nftables::MetaKey;
 
 use super::ruleset::{End, Family, Statement, family_of};
+use crate::netfilter::attributes::Attributes;
 
 /// `enum nft_payload_bases`.
 pub const LINK_HEADER: u32 = 0;
@@ -43,6 +40,9 @@ pub const ESTABLISHED_OR_RELATED: u32 = 1 << 1 | 1 << 2;
 pub const LOOKUP_SET: u16 = 1;
 pub const LOOKUP_REGISTER: u16 = 2;
 
+/// `NFTA_META_KEY`.
+const META_KEY: u16 = 2;
+
 /// Interface names are compared with the zero bytes that fill the register.
 pub const INTERFACE_NAME: usize = 16;
 
@@ -56,8 +56,20 @@ pub fn address_place(family: Family, end: End) -> (u32, u32) {
     }
 }
 
-/// The expressions of a rule in a table of `family`.
-pub fn encode(family: Family, statements: &[Statement]) -> Vec<ListAttribute<ExpressionAttribute>> {
+/// `enum nft_registers`: the first two of 16 bytes, and that of what is decided.
+const FIRST: u32 = 1;
+const SECOND: u32 = 2;
+const VERDICT: u32 = 0;
+
+/// `enum nft_verdicts`, `NF_DROP` and `NF_ACCEPT`.
+pub const DROP: i32 = 0;
+pub const ACCEPT: i32 = 1;
+pub const JUMP: i32 = -3;
+pub const GOTO: i32 = -4;
+pub const RETURN: i32 = -5;
+
+/// The expressions of a rule in a table of `family`, as the kernel takes them.
+pub fn encode(family: Family, statements: &[Statement]) -> Vec<u8> {
     let mut encoder = Encoder::new(family);
     for statement in statements {
         encoder.add(statement);
@@ -69,8 +81,7 @@ pub fn encode(family: Family, statements: &[Statement]) -> Vec<ListAttribute<Exp
 pub struct Encoder {
     /// What needs no test, because the table sees nothing else, or it was tested before.
     pub network: Option<Family>,
-    /// Those so far.
-    pub expressions: Vec<Expressions>,
+    list: Attributes,
 }
 
 impl Encoder {
@@ -78,13 +89,13 @@ impl Encoder {
     pub fn new(family: Family) -> Self {
         Self {
             network: Some(family),
-            expressions: Vec::new(),
+            list: Attributes::default(),
         }
     }
 
     /// All of them, as a rule has them.
-    pub fn finish(self) -> Vec<ListAttribute<ExpressionAttribute>> {
-        self.expressions.into_iter().map(Into::into).collect()
+    pub fn finish(self) -> Vec<u8> {
+        self.list.finish()
     }
 
     /// What `statement` asks or does.
@@ -93,9 +104,9 @@ impl Encoder {
             Statement::Address { end, is, net } => self.address(*end, *is, *net),
             Statement::Port { protocol, port } => {
                 self.meta(MetaKey::L4Proto);
-                self.compare(true, vec![protocol.number()]);
+                self.compare(true, &[protocol.number()]);
                 self.payload(TRANSPORT_HEADER, DESTINATION_PORT, 2);
-                self.compare(true, port.to_be_bytes().into());
+                self.compare(true, &port.to_be_bytes());
             }
             Statement::Interface { end, is, name } => {
                 self.meta(match end {
@@ -104,37 +115,37 @@ impl Encoder {
                 });
                 let mut name = name.clone().into_bytes();
                 name.resize(INTERFACE_NAME, 0);
-                self.compare(*is, name);
+                self.compare(*is, &name);
             }
             Statement::Mark { is, mark } => {
                 self.meta(MetaKey::Mark);
-                self.compare(*is, mark.to_ne_bytes().into());
+                self.compare(*is, &mark.to_ne_bytes());
             }
             Statement::LocalDestination => {
-                self.other("fib", &[FIB_FLAGS, FIB_RESULT, (1, 1)]);
-                self.compare(true, LOCAL.to_ne_bytes().into());
+                self.numbers("fib", &[FIB_FLAGS, FIB_RESULT, (1, 1)]);
+                self.compare(true, &LOCAL.to_ne_bytes());
             }
             Statement::Translated => {
-                self.other("ct", &[CT_STATUS, (1, 1)]);
-                self.mask(DESTINATION_TRANSLATED.to_ne_bytes().into());
-                self.compare(false, vec![0; 4]);
+                self.numbers("ct", &[CT_STATUS, (1, 1)]);
+                self.mask(&DESTINATION_TRANSLATED.to_ne_bytes());
+                self.compare(false, &[0; 4]);
             }
             Statement::Established => {
-                self.other("ct", &[CT_STATE, (1, 1)]);
-                self.mask(ESTABLISHED_OR_RELATED.to_ne_bytes().into());
-                self.compare(false, vec![0; 4]);
+                self.numbers("ct", &[CT_STATE, (1, 1)]);
+                self.mask(&ESTABLISHED_OR_RELATED.to_ne_bytes());
+                self.compare(false, &[0; 4]);
             }
             Statement::InSet { end, family, set } => self.in_set(*end, *family, set),
             Statement::EtherSource(mac) => {
                 self.payload(LINK_HEADER, ETHER_SOURCE, 6);
-                self.compare(true, mac.0.into());
+                self.compare(true, &mac.0);
             }
-            Statement::Jump(chain) => self.verdict(Verdict::Jump, Some(chain)),
-            Statement::Goto(chain) => self.verdict(Verdict::Goto, Some(chain)),
-            Statement::Return => self.verdict(Verdict::Return, None),
-            Statement::Accept => self.verdict(Verdict::Other(1), None),
-            Statement::Drop => self.verdict(Verdict::Other(0), None),
-            Statement::Masquerade => self.other("masq", &[]),
+            Statement::Jump(chain) => self.verdict(JUMP, Some(chain)),
+            Statement::Goto(chain) => self.verdict(GOTO, Some(chain)),
+            Statement::Return => self.verdict(RETURN, None),
+            Statement::Accept => self.verdict(ACCEPT, None),
+            Statement::Drop => self.verdict(DROP, None),
+            Statement::Masquerade => self.numbers("masq", &[]),
             Statement::Dnat { to, port } => self.dnat(*to, *port),
         }
     }
@@ -144,7 +155,7 @@ impl Encoder {
         if self.network != Some(family) {
             self.network = Some(family);
             self.meta(MetaKey::Nfproto);
-            self.compare(true, vec![if family == Family::Ip6 { IPV6 } else { IPV4 }]);
+            self.compare(true, &[if family == Family::Ip6 { IPV6 } else { IPV4 }]);
         }
     }
 
@@ -152,14 +163,9 @@ impl Encoder {
         self.require(family);
         let (offset, length) = address_place(family, end);
         self.payload(NETWORK_HEADER, offset, length);
-        let name = [set.as_bytes(), &[0]].concat();
-        let register = 1_u32.to_be_bytes();
-        self.expressions.push(Expressions::Other {
-            expression_type: "lookup".to_owned(),
-            attributes: vec![
-                DefaultNla::new(LOOKUP_REGISTER, register.into()),
-                DefaultNla::new(LOOKUP_SET, name),
-            ],
+        self.expression("lookup", |lookup| {
+            lookup.number(LOOKUP_REGISTER, FIRST);
+            lookup.text(LOOKUP_SET, set);
         });
     }
 
@@ -175,9 +181,9 @@ impl Encoder {
             self.payload(NETWORK_HEADER, offset, u32::from(bits / 8));
         } else {
             self.payload(NETWORK_HEADER, offset, length);
-            self.mask(octets(net.netmask()));
+            self.mask(&octets(net.netmask()));
         }
-        self.compare(is, address);
+        self.compare(is, &address);
     }
 
     fn dnat(&mut self, to: IpAddr, port: u16) {
@@ -188,84 +194,97 @@ impl Encoder {
         const PORT_IN: (u16, u32) = (5, 2);
         /// `NF_NAT_RANGE_PROTO_SPECIFIED`.
         const FLAGS: (u16, u32) = (7, 2);
-        self.immediate(Register::Reg1, octets(to));
-        self.immediate(Register::Reg2, port.to_be_bytes().into());
+        self.immediate(FIRST, &octets(to));
+        self.immediate(SECOND, &port.to_be_bytes());
         let family = (FAMILY, nfproto(to).into());
-        self.other("nat", &[TYPE, family, ADDRESS_IN, PORT_IN, FLAGS]);
+        self.numbers("nat", &[TYPE, family, ADDRESS_IN, PORT_IN, FLAGS]);
     }
 
     /// Loads something that is known of the packet into the first register.
     pub fn meta(&mut self, key: MetaKey) {
-        self.expressions.push(Expressions::Meta(vec![
-            Meta::Key(key),
-            Meta::DestinationRegister(Register::Reg1),
-        ]));
+        self.numbers("meta", &[(META_KEY, key.into()), (1, FIRST)]);
+    }
+
+    /// Sets something that is known of the packet to a value.
+    pub fn set_meta(&mut self, key: MetaKey, value: &[u8]) {
+        /// `NFTA_META_SREG`.
+        const REGISTER: u16 = 3;
+        self.immediate(FIRST, value);
+        self.numbers("meta", &[(META_KEY, key.into()), (REGISTER, FIRST)]);
     }
 
     /// Loads bytes of the packet into the first register.
     pub fn payload(&mut self, base: u32, offset: u32, length: u32) {
-        self.expressions.push(Expressions::Payload(vec![
-            Payload::DestinationRegister(Register::Reg1),
-            Payload::Base(base),
-            Payload::Offset(offset),
-            Payload::Len(length),
-        ]));
+        self.numbers(
+            "payload",
+            &[(1, FIRST), (2, base), (3, offset), (4, length)],
+        );
     }
 
     /// Keeps only these bits of the first register.
-    pub fn mask(&mut self, mask: Vec<u8>) {
+    pub fn mask(&mut self, mask: &[u8]) {
         let length = u32::try_from(mask.len()).unwrap_or_default();
-        let zero = vec![0; mask.len()];
-        self.expressions.push(Expressions::Bitwise(vec![
-            Bitwise::SourceRegister(Register::Reg1),
-            Bitwise::DestinationRegister(Register::Reg1),
-            Bitwise::Length(length),
-            Bitwise::Mask(DataAttribute::Value(mask)),
-            Bitwise::Xor(DataAttribute::Value(zero)),
-        ]));
+        self.expression("bitwise", |bitwise| {
+            bitwise.number(1, FIRST);
+            bitwise.number(2, FIRST);
+            bitwise.number(3, length);
+            value(bitwise, 4, mask);
+            value(bitwise, 5, &vec![0; mask.len()]);
+        });
     }
 
     /// Goes on where the first register has this value, or has not.
-    pub fn compare(&mut self, is: bool, value: Vec<u8>) {
-        let operator = if is {
-            Operator::Equal
-        } else {
-            Operator::NotEqual
-        };
-        self.expressions.push(Expressions::Cmp(vec![
-            Cmp::SourceRegister(Register::Reg1),
-            Cmp::Op(operator),
-            Cmp::Data(DataAttribute::Value(value)),
-        ]));
+    pub fn compare(&mut self, is: bool, with: &[u8]) {
+        self.expression("cmp", |cmp| {
+            cmp.number(1, FIRST);
+            cmp.number(2, (!is).into());
+            value(cmp, 3, with);
+        });
     }
 
     /// Loads a value into a register.
-    pub fn immediate(&mut self, register: Register, value: Vec<u8>) {
-        self.expressions.push(Expressions::Immediate(vec![
-            Immediate::DestinationRegister(register),
-            Immediate::Data(DataAttribute::Value(value)),
-        ]));
-    }
-
-    fn verdict(&mut self, verdict: Verdict, chain: Option<&str>) {
-        let mut attributes = vec![VerdictAttribute::Code(verdict)];
-        attributes.extend(chain.map(|chain| VerdictAttribute::Chain(chain.to_owned())));
-        self.expressions.push(Expressions::Immediate(vec![
-            Immediate::DestinationRegister(Register::Verdict),
-            Immediate::Data(DataAttribute::Verdict(attributes)),
-        ]));
-    }
-
-    /// An expression that the crate does not know, with 32-bit attributes.
-    fn other(&mut self, name: &str, attributes: &[(u16, u32)]) {
-        self.expressions.push(Expressions::Other {
-            expression_type: name.to_owned(),
-            attributes: attributes
-                .iter()
-                .map(|(kind, value)| DefaultNla::new(*kind, value.to_be_bytes().into()))
-                .collect(),
+    fn immediate(&mut self, register: u32, loaded: &[u8]) {
+        self.expression("immediate", |immediate| {
+            immediate.number(1, register);
+            value(immediate, 2, loaded);
         });
     }
+
+    fn verdict(&mut self, verdict: i32, chain: Option<&str>) {
+        self.expression("immediate", |immediate| {
+            immediate.number(1, VERDICT);
+            immediate.nest(2, |data| {
+                data.nest(2, |inner| {
+                    inner.number(1, verdict.cast_unsigned());
+                    if let Some(chain) = chain {
+                        inner.text(2, chain);
+                    }
+                });
+            });
+        });
+    }
+
+    /// An expression whose attributes are numbers.
+    fn numbers(&mut self, name: &str, numbers: &[(u16, u32)]) {
+        self.expression(name, |data| {
+            for (kind, value) in numbers {
+                data.number(*kind, *value);
+            }
+        });
+    }
+
+    /// The expression `name` with the attributes that `fill` adds.
+    pub fn expression(&mut self, name: &str, fill: impl FnOnce(&mut Attributes)) {
+        self.list.nest(1, |expression| {
+            expression.text(1, name);
+            expression.nest(2, fill);
+        });
+    }
+}
+
+/// A value of a register (`NFTA_DATA_VALUE`).
+fn value(list: &mut Attributes, kind: u16, bytes: &[u8]) {
+    list.nest(kind, |data| data.bytes(1, bytes));
 }
 
 fn nfproto(address: IpAddr) -> u8 {
@@ -281,8 +300,6 @@ fn octets(address: IpAddr) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::Emitable;
-
     use super::*;
     use crate::net::mac::Mac;
     use crate::netfilter::Protocol;
@@ -363,9 +380,7 @@ mod tests {
 
     fn hex(statements: &[Statement], family: Family) -> String {
         use std::fmt::Write;
-        let list = encode(family, statements);
-        let mut bytes = vec![0; list.as_slice().buffer_len()];
-        list.as_slice().emit(&mut bytes);
+        let bytes = encode(family, statements);
         assert_eq!(
             decode(family, &bytes).as_deref(),
             Some(statements),

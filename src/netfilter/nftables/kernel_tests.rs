@@ -744,8 +744,46 @@ fn a_thousand_mappings_are_one_transaction() {
     assert_eq!(text.matches("dnat to").count(), 2000);
     assert!(text.find("dport 1 ").unwrap() < text.find("dport 1000 ").unwrap());
     Nftables.check_port_maps(&red, &wanted).unwrap();
+    // Alone, and beside somebody else.
     Nftables.remove_port_maps(&red, &Known::NOTHING).unwrap();
     assert!(!ruleset().contains("cont1"));
+    let blue = owner("net1", "cont2", "eth0");
+    let other = port_maps(&["10.9.0.3/24", "fd00::3/64"], &["udp 2000:80"]);
+    Nftables.ensure_port_maps(&blue, &other).unwrap();
+    let before = ruleset();
+    Nftables.ensure_port_maps(&red, &wanted).unwrap();
+    Nftables.remove_port_maps(&red, &Known::NOTHING).unwrap();
+    assert_eq!(ruleset(), before);
+}
+
+/// What has come after the look at a chain must not go with it.
+#[test]
+fn a_chain_that_was_listed_is_flushed_only_as_it_was() {
+    node();
+    let (red, blue) = (
+        owner("net1", "cont1", "eth0"),
+        owner("net1", "cont2", "eth0"),
+    );
+    let maps = port_maps(&DUAL, &["tcp 8080:80"]);
+    Nftables.ensure_port_maps(&red, &maps).unwrap();
+    let socket = Socket::open().unwrap();
+    let flush = |generation| {
+        let [table, _] = port_maps::TABLES;
+        let chain = ruleset::Chain {
+            table,
+            name: "hostports".into(),
+            comment: None,
+            hook: None,
+        };
+        try_apply(&socket, &[Change::FlushListed(chain, generation)]).unwrap()
+    };
+    let listed = generation(&socket).unwrap().unwrap();
+    let other = port_maps(&["10.9.0.3/24"], &["tcp 8081:80"]);
+    Nftables.ensure_port_maps(&blue, &other).unwrap();
+    assert!(!flush(listed));
+    Nftables.check_port_maps(&blue, &other).unwrap();
+    assert!(flush(generation(&socket).unwrap().unwrap()));
+    assert!(!ruleset().contains("dnat to 10.9."));
 }
 
 #[test]

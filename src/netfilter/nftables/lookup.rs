@@ -16,10 +16,21 @@ const NAME: u16 = 3;
 
 /// Whether this kernel has `nf_tables` and lets us use it.
 pub fn is_usable() -> bool {
+    Socket::open().is_ok_and(|socket| generation(&socket).is_ok_and(|number| number.is_some()))
+}
+
+/// The number of the ruleset, which changes with every change of it.
+///
+/// # Errors
+/// When the kernel refuses to tell: it has no `nf_tables`, or not for us.
+pub fn generation(socket: &Socket) -> Result<Option<u32>> {
+    /// `NFTA_GEN_ID`
+    const ID: u16 = 1;
     let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
-    let generation = NfTablesMessage::GetGen(GenMessage { attributes: vec![] });
-    let ask = || Socket::open()?.request(NetfilterMessage::new(header, generation));
-    ask().is_ok_and(|answers| !answers.is_empty())
+    let question = NfTablesMessage::GetGen(GenMessage { attributes: vec![] });
+    let answers = socket.request(NetfilterMessage::new(header, question))?;
+    let number = answers.first().and_then(|answer| attribute(answer, ID));
+    Ok(number.and_then(|value| Some(u32::from_be_bytes(value.try_into().ok()?))))
 }
 
 /// Whether table `table` has the chain. A kernel without `nf_tables` has none. iptables-nft

@@ -39,8 +39,8 @@ use ipnet::IpNet;
 
 pub use self::condition::UNDERSTOOD;
 pub use self::identity::Tag;
-use self::lookup::look_up_chain;
 pub use self::lookup::{chains, has_chain, has_rules, is_usable};
+use self::lookup::{generation, look_up_chain};
 pub use self::ruleset::Family;
 use self::ruleset::{Statement, Table};
 use self::set::Set;
@@ -125,6 +125,7 @@ impl Backend for Nftables {
             return Ok(());
         }
         let taken_over = RefCell::new(BTreeSet::new());
+        let replaced: Vec<_> = plans.iter().map(|plan| plan.replaces(owner)).collect();
         let own = Tag::of(owner);
         apply(&socket, || {
             let registry = port_maps::Registry::read(&socket)?;
@@ -142,7 +143,7 @@ impl Backend for Nftables {
             }
             let effect = port_maps::Effect {
                 found: &found,
-                gone: &|rule| plans.iter().any(|plan| plan.replaces(owner, rule)),
+                gone: &|rule| replaced.iter().any(|is_replaced| is_replaced(rule)),
                 touched: &|tag| tag == own,
                 owner: Some(owner),
                 plans: &plans,
@@ -159,8 +160,7 @@ impl Backend for Nftables {
 
     fn remove_port_maps(&self, owner: &Owner, known: &Known) -> Result<()> {
         let own = Tag::of(owner);
-        let gone = |rule: &Found| port_maps::goes(owner, known, rule);
-        remove_port_maps(Some(owner), gone, |tag| tag == own)
+        remove_port_maps(Some(owner), port_maps::goes(owner, known), |tag| tag == own)
     }
 
     fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
@@ -196,18 +196,19 @@ impl Backend for Nftables {
         let Some(socket) = Socket::open_if_any()? else {
             return Ok(Vec::new());
         };
-        // Conditions are in the words of the other backend.
-        let plans: Vec<_> = wanted
-            .container
-            .iter()
-            .map(|container| port_maps::Plan::new(owner, wanted, *container, &[]))
-            .collect();
+        let mut plans = Vec::new();
         let mut sentences = BTreeSet::new();
         let mut goes = false;
-        for plan in &plans {
-            let found = plan.mappings(&socket)?;
+        for container in &wanted.container {
+            let found = port_maps::mappings(&socket, ruleset::family_of(container.addr()))?;
+            if found.is_empty() {
+                continue;
+            }
+            // Conditions are in the words of the other backend.
+            let plan = port_maps::Plan::new(owner, wanted, *container, &[]);
             goes |= found.iter().any(|rule| plan.displaces(rule));
             sentences.extend(plan.disputed(owner, &found));
+            plans.push(plan);
         }
         if goes {
             let displaced = |rule: &Found| plans.iter().any(|plan| plan.displaces(rule));
@@ -356,12 +357,13 @@ fn remove_port_maps(
     let removed = RefCell::new(Vec::new());
     clean(|socket| {
         removed.borrow_mut().clear();
+        let generation = generation(socket).ok().flatten();
         let registry = port_maps::Registry::read(socket)?;
         let mut changes = Vec::new();
         let mut all = Vec::new();
         for table in port_maps::TABLES {
             let found = rules(socket, &table, None)?;
-            changes.extend(port_maps::remove(table, &found, &gone));
+            changes.extend(port_maps::remove(table, &found, generation, &gone));
             all.extend(found);
         }
         let lost = all.iter().filter(|rule| gone(rule));

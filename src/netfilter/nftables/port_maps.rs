@@ -119,8 +119,8 @@ impl Plan {
             let shared = shared(self.table, self.snat);
             changes.extend(ensure_shared(self.table, &shared, there));
         }
-        let is_replaced = |rule: &Found| self.replaces(owner, rule);
-        changes.extend(remove(self.table, &there.rules, is_replaced));
+        let replaced = remove(self.table, &there.rules, None, self.replaces(owner));
+        changes.extend(replaced);
         changes.extend(self.insertions());
         changes
     }
@@ -128,9 +128,12 @@ impl Plan {
     /// Whether [`Plan::ensure`] removes a rule: any of the attachment, but of those of the
     /// reference, which may be another attachment's of the container, only what leads to
     /// the address.
-    pub fn replaces(&self, owner: &Owner, rule: &Found) -> bool {
-        is_own(owner, rule)
-            && (rule.tag.is_some() || self.container.is_some() && target(rule) == self.container)
+    pub fn replaces(&self, owner: &Owner) -> impl Fn(&Found) -> bool + use<> {
+        let (is_own, container) = (is_own(owner), self.container);
+        move |rule| {
+            let leads_there = || container.is_some() && target(rule) == container;
+            is_own(rule) && (rule.tag.is_some() || leads_there())
+        }
     }
 
     fn insertions(&self) -> Vec<Change> {
@@ -159,7 +162,8 @@ impl Plan {
         if self.hostports.is_empty() {
             return Vec::new();
         }
-        let own: Vec<&Found> = found.iter().filter(|rule| is_own(owner, rule)).collect();
+        let is_own = is_own(owner);
+        let own: Vec<&Found> = found.iter().filter(|rule| is_own(rule)).collect();
         // The reference has conditions elsewhere and does without what needs the
         // translation's state.
         let ours = own.is_empty() || own.iter().any(|rule| rule.tag.is_some());
@@ -189,20 +193,6 @@ impl Plan {
             missing.extend(absent.map(|rule| command(&chain(self.table, name), rule)));
         }
         missing
-    }
-
-    /// The mappings that there are in the plan's table.
-    ///
-    /// # Errors
-    /// When the kernel refuses to tell.
-    pub fn mappings(&self, socket: &Socket) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
-        if look_up_chain(socket, self.table.family, self.table.name, HOSTPORTS)? {
-            for chain in [HOSTIP_HOSTPORTS, HOSTPORTS] {
-                found.extend(rules(socket, &self.table, Some(chain))?);
-            }
-        }
-        Ok(found)
     }
 
     /// Whether everything that a rule maps is mapped by the plan.
@@ -270,6 +260,21 @@ impl Plan {
     }
 }
 
+/// The mappings that there are in the table of `family`.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn mappings(socket: &Socket, family: Family) -> Result<Vec<Found>> {
+    let table = table(family);
+    let mut found = Vec::new();
+    if look_up_chain(socket, family, table.name, HOSTPORTS)? {
+        for chain in [HOSTIP_HOSTPORTS, HOSTPORTS] {
+            found.extend(rules(socket, &table, Some(chain))?);
+        }
+    }
+    Ok(found)
+}
+
 /// What makes the rules of `plans` exist for an owner that has none, on ports that nobody
 /// has: refused otherwise. `None` when there is more to do than that.
 ///
@@ -295,7 +300,8 @@ pub fn first(owner: &Owner, plans: &[Plan], socket: &Socket) -> Result<Option<Ve
 fn ports_of(owner: &Owner, plans: &[Plan]) -> Elements {
     let rules = plans.iter().flat_map(|plan| &plan.hostports);
     let keys = rules.filter_map(|rule| port(&rule.statements));
-    keys.map(|key| (key, port_map_comment(owner))).collect()
+    let comment = port_map_comment(owner);
+    keys.map(|key| (key, comment.clone())).collect()
 }
 
 /// What an operation does to the rules of both tables.
@@ -617,15 +623,18 @@ fn address(end: End, net: IpNet) -> Statement {
 
 /// Whether a rule belongs to the owner. One without a tag is the reference's, which does
 /// not tell the networks of a container apart.
-pub fn is_own(owner: &Owner, rule: &Found) -> bool {
-    rule.comment.as_ref() == Some(&port_map_comment(owner))
-        && rule.tag.as_ref().is_none_or(|tag| *tag == Tag::of(owner))
+pub fn is_own(owner: &Owner) -> impl Fn(&Found) -> bool + use<> {
+    let (comment, tag) = (port_map_comment(owner), Tag::of(owner));
+    move |rule| rule.comment.as_ref() == Some(&comment) && rule.tag.is_none_or(|found| found == tag)
 }
 
 /// Whether a rule goes with the owner's attachment, given what is `known` of that.
-pub fn goes(owner: &Owner, known: &Known, rule: &Found) -> bool {
-    let is_anothers = || target(rule).is_some_and(|address| known.spares(address.into(), false));
-    is_own(owner, rule) && (rule.tag.is_some() || !is_anothers())
+pub fn goes(owner: &Owner, known: &Known) -> impl Fn(&Found) -> bool {
+    let is_own = is_own(owner);
+    move |rule| {
+        let spared = || target(rule).is_some_and(|address| known.spares(address.into(), false));
+        is_own(rule) && (rule.tag.is_some() || !spared())
+    }
 }
 
 /// Whose the rules are whose tag is `unwanted`.
@@ -637,12 +646,31 @@ pub fn owners(found: &[Found], unwanted: impl Fn(&Tag) -> bool) -> Vec<String> {
         .collect()
 }
 
-/// What removes the rules that are `unwanted`.
-pub fn remove(table: Table, found: &[Found], unwanted: impl Fn(&Found) -> bool) -> Vec<Change> {
-    OWNED
-        .into_iter()
-        .flat_map(|chain| in_chain(found, chain))
-        .filter(|rule| unwanted(rule))
-        .map(|rule| Change::DeleteRule(table, rule.handle.clone()))
-        .collect()
+/// Of how many rules a chain is flushed if all are to go. The kernel looks for each by going
+/// through the chain from its beginning, and passes those that are gone: with thousands
+/// that takes longer than all the rest. With a few it is nothing, and nobody else's change
+/// is in the way.
+const MANY: usize = 256;
+
+/// What removes the rules that are `unwanted`. `generation` is the number that the ruleset
+/// had before they were `found`, if that is known.
+pub fn remove(
+    table: Table,
+    found: &[Found],
+    generation: Option<u32>,
+    unwanted: impl Fn(&Found) -> bool,
+) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for name in OWNED {
+        let (gone, stay): (Vec<&Found>, Vec<&Found>) =
+            in_chain(found, name).partition(|rule| unwanted(rule));
+        match generation.filter(|_| stay.is_empty() && gone.len() >= MANY) {
+            Some(generation) => changes.push(Change::FlushListed(chain(table, name), generation)),
+            None => changes.extend(
+                gone.iter()
+                    .map(|rule| Change::DeleteRule(table, rule.handle.clone())),
+            ),
+        }
+    }
+    changes
 }

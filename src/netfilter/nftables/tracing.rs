@@ -10,11 +10,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Expressions, Hook as HookAttribute, InetHookNumber, Meta,
-    MetaKey, NfTablesMessage, Register, RuleAttribute, RuleMessage, TableAttribute, TableFlags,
-    TableMessage,
+    ChainAttribute, ChainMessage, Hook as HookAttribute, InetHookNumber, MetaKey, NfTablesMessage,
+    RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage,
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterSubsystem};
 
@@ -22,7 +21,7 @@ use super::Tag;
 use super::expression::{Encoder, TRANSPORT_HEADER};
 use super::lookup::base_chains;
 use super::ruleset::{End, Family, Statement, Table, family_of};
-use super::transaction::{Found, is_absent, rule_place, text, with_family};
+use super::transaction::{Found, expressions, is_absent, rule_place, text, with_family};
 use crate::netfilter::listing::Claim;
 use crate::netfilter::socket::{Notice, Socket, attribute, attributes};
 use crate::netfilter::{Protocol, iptables};
@@ -220,7 +219,7 @@ impl Tracer {
         let mut doubts = Vec::new();
         for family in FAMILIES {
             let changes = changes(family, wanted);
-            let Err(refused) = tables.batch(NetfilterSubsystem::NfTables, changes)? else {
+            let Err(refused) = tables.batch(NetfilterSubsystem::NfTables, None, changes)? else {
                 continue;
             };
             let error = anyhow::Error::new(refused.cause);
@@ -356,7 +355,7 @@ fn changes(family: Family, wanted: &[Wanted]) -> Vec<(NetfilterMessage, u16)> {
     for hook in [Hook::Prerouting, Hook::Output] {
         for packet in wanted {
             let mut attributes = rule_place(&table, &first_chain(hook));
-            attributes.push(RuleAttribute::Expressions(choose(family, packet).finish()));
+            attributes.push(expressions(choose(family, packet).finish()));
             let message = NfTablesMessage::NewRule(RuleMessage { attributes });
             changes.push((with_family(family, message), NLM_F_CREATE | NLM_F_APPEND));
         }
@@ -382,7 +381,7 @@ fn choose(family: Family, wanted: &Wanted) -> Encoder {
     if family == Family::Bridge {
         let kind: u16 = if is_ipv4 { 0x0800 } else { 0x86dd };
         rule.meta(MetaKey::EtherTypeProtocol);
-        rule.compare(true, kind.to_be_bytes().into());
+        rule.compare(true, &kind.to_be_bytes());
         rule.network = Some(family_of(destination));
     }
     let ends = [
@@ -402,31 +401,24 @@ fn choose(family: Family, wanted: &Wanted) -> Encoder {
         rule.add(&Statement::Port { protocol, port });
         if protocol == Protocol::Tcp {
             rule.payload(TRANSPORT_HEADER, TCP_FLAGS, 1);
-            rule.mask(vec![SYN_AND_ACK]);
-            rule.compare(true, vec![SYN]);
+            rule.mask(&[SYN_AND_ACK]);
+            rule.compare(true, &[SYN]);
         }
     } else {
         let (protocol, echo_request) = if is_ipv4 { (1, 8) } else { (58, 128) };
         rule.meta(MetaKey::L4Proto);
-        rule.compare(true, vec![protocol]);
+        rule.compare(true, &[protocol]);
         rule.payload(TRANSPORT_HEADER, ICMP_TYPE, 1);
-        rule.compare(true, vec![echo_request]);
+        rule.compare(true, &[echo_request]);
     }
     // `NFTA_LIMIT_RATE`, `UNIT` in seconds and `BURST`: the first packet only.
     let day: u64 = 24 * 60 * 60;
-    rule.expressions.push(Expressions::Other {
-        expression_type: "limit".to_owned(),
-        attributes: vec![
-            DefaultNla::new(1, 1_u64.to_be_bytes().into()),
-            DefaultNla::new(2, day.to_be_bytes().into()),
-            DefaultNla::new(3, 1_u32.to_be_bytes().into()),
-        ],
+    rule.expression("limit", |limit| {
+        limit.bytes(1, &1_u64.to_be_bytes());
+        limit.bytes(2, &day.to_be_bytes());
+        limit.number(3, 1);
     });
-    rule.immediate(Register::Reg1, vec![1]);
-    rule.expressions.push(Expressions::Meta(vec![
-        Meta::Key(MetaKey::NftraceBit),
-        Meta::SourceRegister(Register::Reg1),
-    ]));
+    rule.set_meta(MetaKey::NftraceBit, &[1]);
     rule
 }
 

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_NONREC};
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_APPEND, NLM_F_CREATE, NLM_F_NONREC};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook as HookAttribute, InetHookNumber, NfTablesMessage,
     RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage,
@@ -30,6 +30,9 @@ use crate::netfilter::socket::{BatchRefused, Socket, attributes};
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// `NFTA_RULE_EXPRESSIONS`.
+const EXPRESSIONS: u16 = 4;
+
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -39,6 +42,9 @@ pub enum Change {
     AddChain(Chain),
     /// Removes every rule of the chain.
     FlushChain(Chain),
+    /// As [`Change::FlushChain`], of a chain whose rules have been listed: refused if
+    /// anything has changed since the ruleset had this number.
+    FlushListed(Chain, u32),
     /// Removes the chain with its rules.
     DeleteChain(Chain),
     /// Removes the chain; refused if it has rules.
@@ -82,7 +88,9 @@ impl fmt::Display for Change {
                 let comment = chain.comment;
                 comment.map_or(Ok(()), |text| write!(f, " {{ comment \"{text}\"; }}"))
             }
-            Self::FlushChain(chain) => write!(f, "flush chain {chain}"),
+            Self::FlushChain(chain) | Self::FlushListed(chain, _) => {
+                write!(f, "flush chain {chain}")
+            }
             Self::DeleteChain(chain) | Self::DeleteEmptyChain(chain) => {
                 write!(f, "delete chain {chain}")
             }
@@ -130,7 +138,7 @@ impl Change {
                 let message = NfTablesMessage::NewChain(new_chain(chain));
                 (&chain.table, message, NLM_F_CREATE)
             }
-            Self::FlushChain(chain) => {
+            Self::FlushChain(chain) | Self::FlushListed(chain, _) => {
                 let attributes = rule_place(&chain.table, &chain.name);
                 let message = NfTablesMessage::DeleteRule(RuleMessage { attributes });
                 (&chain.table, message, 0)
@@ -192,8 +200,7 @@ fn deleted_chain(chain: &Chain) -> NfTablesMessage {
 
 fn new_rule(chain: &Chain, rule: &Rule) -> RuleMessage {
     let mut attributes = rule_place(&chain.table, &chain.name);
-    let expressions = encode(chain.table.family, &rule.statements);
-    attributes.push(RuleAttribute::Expressions(expressions));
+    attributes.push(expressions(encode(chain.table.family, &rule.statements)));
     let data = identity::user_data(rule.comment.as_deref(), rule.tag.as_ref());
     if !data.is_empty() {
         attributes.push(RuleAttribute::UserData(data));
@@ -214,6 +221,11 @@ pub fn rule_place(table: &Table, chain: &str) -> Vec<RuleAttribute> {
         RuleAttribute::Table(table.name.to_owned()),
         RuleAttribute::Chain(chain.to_owned()),
     ]
+}
+
+/// What a rule says, `encoded`.
+pub fn expressions(encoded: Vec<u8>) -> RuleAttribute {
+    RuleAttribute::Other(DefaultNla::new(EXPRESSIONS | NLA_F_NESTED, encoded))
 }
 
 /// A message about objects of `family`.
@@ -279,7 +291,6 @@ impl Found {
     pub fn parse(family: Family, answer: &[u8]) -> Self {
         const CHAIN: u16 = 2;
         const HANDLE: u16 = 3;
-        const EXPRESSIONS: u16 = 4;
         const USER_DATA: u16 = 7;
         let mut found = Self {
             handle: Handle {
@@ -355,8 +366,12 @@ pub fn try_apply(socket: &Socket, changes: &[Change]) -> Result<bool> {
 }
 
 fn send(socket: &Socket, changes: &[Change]) -> Result<std::result::Result<(), BatchRefused>> {
+    let generation = changes.iter().find_map(|change| match change {
+        Change::FlushListed(_, generation) => Some(*generation),
+        _ => None,
+    });
     let messages = changes.iter().map(Change::message).collect();
-    socket.batch(NetfilterSubsystem::NfTables, messages)
+    socket.batch(NetfilterSubsystem::NfTables, generation, messages)
 }
 
 /// Asks `plan` what to change and changes it, in one transaction. When others change
