@@ -630,6 +630,37 @@ fn del_needs_neither_namespace_nor_result() {
     });
 }
 
+/// An upgrade changed what "iptables" is, or somebody the configuration.
+#[test]
+fn rules_of_one_backend_go_where_another_comes_first() {
+    for (added, later) in [
+        ("iptables-legacy", "iptables-nft"),
+        ("iptables-nft", "iptables-legacy"),
+        ("iptables-legacy", "nftables"),
+        ("iptables-nft", "nftables"),
+        ("nftables", "iptables-nft"),
+    ] {
+        on(added, move |mut lab| {
+            let chain = lab.network(1, "same-bridge");
+            let container = |lab: &Lab, name: &str| {
+                lab.node.netns(name);
+                lab.add(&lab.node.bin, &chain, name)
+            };
+            container(&lab, "c0");
+            let before = lab.rules();
+            let result = container(&lab, "c1");
+            assert_ne!(lab.rules(), before, "{added}");
+            if later != "nftables" {
+                // The other variant keeps a name of its own.
+                lab.path = format!("{}:/usr/sbin", tools(&lab.node, "later", later));
+            }
+            lab.backend = later;
+            lab.del(&lab.node.bin, &lab.network(1, "same-bridge"), "c1", &result);
+            assert_eq!(lab.rules(), before, "{added}, then {later}");
+        });
+    }
+}
+
 #[test]
 fn gc_removes_the_rules_of_the_dead_and_of_bridges_that_are_gone() {
     on_every_backend(|lab| {

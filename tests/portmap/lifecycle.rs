@@ -1,7 +1,8 @@
 //! What ADD makes, CHECK misses, and DEL and GC remove, with which programs.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::common::Node;
 use crate::lab::{Lab, mapping, on_every_backend};
 
 #[test]
@@ -24,6 +25,54 @@ fn the_backend_is_chosen_as_the_reference_does() {
         lab.cnitool("check", "c1", &mappings).silent();
         lab.cnitool("status", "c1", &mappings).silent();
     });
+}
+
+/// Runtimes call the plugin for every container; most have nothing to map.
+#[test]
+fn without_mappings_nothing_is_looked_at() {
+    let node = Node::new();
+    let (trace, script) = (
+        node.dir.path().join("trace"),
+        node.dir.path().join("traced"),
+    );
+    let traced = format!(
+        "#!/bin/sh\nexec /usr/bin/strace -f -e trace=socket,execve,clone,clone3,vfork -o {} {}\n",
+        trace.display(),
+        node.bin.join("portmap").display()
+    );
+    std::fs::write(&script, traced).unwrap();
+    node.sh(&format!("chmod +x {}", script.display()));
+    let call = node
+        .plugin("portmap")
+        .netns(&node.netns("c1"))
+        .executable(&script);
+    let result = json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [{"name": "eth0", "sandbox": "/run/netns/c1"}],
+        "ips": [{"address": "10.9.0.2/24", "interface": 0}],
+        "dns": {},
+    });
+    for runtime_config in [
+        json!({}),
+        json!({"portMappings": []}),
+        json!({"portMappings": null}),
+    ] {
+        let config = json!({
+            "cniVersion": "1.0.0", "name": "net1", "type": "portmap",
+            "runtimeConfig": runtime_config, "prevResult": result,
+        });
+        assert_eq!(call.run("ADD", &config).json()["ips"], result["ips"]);
+        let calls = std::fs::read_to_string(&trace).unwrap();
+        let made: Vec<&str> = calls
+            .lines()
+            .filter(|line| line.ends_with(|c: char| c.is_ascii_digit()))
+            .collect();
+        // Its own start.
+        assert!(
+            made.len() == 1 && made[0].contains("execve("),
+            "{runtime_config}: {calls}"
+        );
+    }
 }
 
 #[test]
@@ -71,6 +120,55 @@ fn rules_go_without_namespace_and_without_result() {
         lab.node.sh("rm -r /var/lib/cni/results && ip netns del c1");
         lab.cnitool("del", "c1", &json!([])).silent();
         assert_eq!(lab.rules(), before);
+    });
+}
+
+/// The reference leaves the masquerade rules with all but the first.
+#[test]
+fn rules_go_whatever_is_told_of_the_attachment() {
+    on_every_backend(|lab| {
+        let text = std::fs::read_to_string(lab.conf().join("10-net1.conflist")).unwrap();
+        let list: Value = serde_json::from_str(&text).unwrap();
+        let config = |index: usize, result: &Value| {
+            let mut config = list["plugins"][index].clone();
+            config["cniVersion"] = json!("1.0.0");
+            config["name"] = list["name"].clone();
+            if !result.is_null() {
+                config["prevResult"] = result.clone();
+                config["runtimeConfig"]["portMappings"] = json!([mapping("tcp", 8080, 80)]);
+            }
+            config
+        };
+        let call = |index: usize, command: &str, netns: &str, result: &Value| {
+            let plugin = ["bridge", "portmap"][index];
+            let call = lab.node.plugin(plugin).netns(netns).env("PATH", &lab.path);
+            call.run(command, &config(index, result))
+        };
+        let mut before = None;
+        for (dangles, is_remembered) in [(true, true), (true, false), (false, true), (false, false)]
+        {
+            let netns = lab.node.netns("c1");
+            let result = call(0, "ADD", &netns, &Value::Null).json();
+            call(1, "ADD", &netns, &result).json();
+            assert!(lab.rules().contains("10.9.0."), "{}", lab.backend);
+            lab.node.sh("ip netns del c1");
+            let netns = if dangles { netns.as_str() } else { "" };
+            let told = if is_remembered { &result } else { &Value::Null };
+            for index in [1, 0] {
+                call(index, "DEL", netns, told).silent();
+            }
+            let rules = lab.rules();
+            let what = format!("{}: {dangles} {is_remembered}", lab.backend);
+            assert!(
+                !rules.contains("10.9.0.") && !rules.contains("fd00:9::"),
+                "{what}: {rules}"
+            );
+            assert_eq!(
+                rules,
+                *before.get_or_insert_with(|| rules.clone()),
+                "{what}"
+            );
+        }
     });
 }
 
@@ -176,27 +274,33 @@ fn check_misses_what_was_flushed() {
 
 #[test]
 fn programs_run_for_a_container() {
-    // Two plugins, two families: one transaction each. DEL of port mappings has to look
-    // them up first, for their ports are not told; and of the legacy tables the kernel
-    // does not say whether there is anything in them.
+    // Two plugins, two families: one transaction each. Only the first mapping on a node has
+    // to look what there is; and of the legacy tables the kernel does not say whether there
+    // is anything in them.
     on_every_backend(|lab| {
         let expected = match lab.backend {
-            "nftables" => [("add", 0), ("del", 0)],
-            "iptables-nft" => [("add", 4), ("del", 6)],
-            _ => [("add", 4), ("del", 8)],
+            "nftables" => [("c0", "add", 0), ("c1", "add", 0), ("c1", "del", 0)],
+            "iptables-nft" => [("c0", "add", 6), ("c1", "add", 4), ("c1", "del", 4)],
+            _ => [("c0", "add", 8), ("c1", "add", 4), ("c1", "del", 8)],
         };
-        // The first container on a node finds nothing there yet.
-        lab.add("c0", &json!([mapping("tcp", 8080, 80)]));
-        lab.node.netns("c1");
-        let mappings = json!([mapping("tcp", 8081, 80)]);
-        for (command, programs) in expected {
-            let calls = lab.traced("execve", command, "c1", &mappings);
+        for (name, command, programs) in expected {
+            if command == "add" {
+                lab.node.netns(name);
+            }
+            let port = if name == "c0" { 8080 } else { 8081 };
+            let mappings = json!([mapping("tcp", port, 80)]);
+            let calls = lab.traced("execve", command, name, &mappings);
             let run = calls
                 .lines()
                 .filter(|line| line.contains("execve") && line.ends_with("= 0"))
                 .count();
             // cnitool itself and the two plugins.
-            assert_eq!(run - 3, programs, "{} {command}:\n{calls}", lab.backend);
+            assert_eq!(
+                run - 3,
+                programs,
+                "{} {name} {command}:\n{calls}",
+                lab.backend
+            );
         }
     });
 }

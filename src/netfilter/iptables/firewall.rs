@@ -263,13 +263,13 @@ fn has(table: &Table, rule: &Rule) -> bool {
     table.rules.iter().any(|found| is_same(&found))
 }
 
-fn without_comment(rule: &Rule) -> impl Iterator<Item = &String> {
+fn without_comment(rule: &Rule) -> impl Iterator<Item = &str> {
     let start = rule.args.iter().position(|arg| arg == "--comment");
     // `-m comment --comment TEXT`
     let left_out = start.map_or(0..0, |start| start.saturating_sub(2)..start + 2);
     let args = rule.args.iter().enumerate();
     args.filter(move |(at, _)| !left_out.contains(at))
-        .map(|(_, arg)| arg)
+        .map(|(_, arg)| arg.as_ref())
 }
 
 #[cfg(test)]
@@ -326,7 +326,7 @@ mod tests {
         let wanted = rules(Some(Ingress::SameBridge));
         let mut table = table_after(&wanted.repair(&Table::default()));
         for arg in table.rules.iter_mut().flat_map(|rule| &mut rule.args) {
-            *arg = arg.replace("same-bridge|isolated", "same-bridge");
+            *arg = arg.replace("same-bridge|isolated", "same-bridge").into();
         }
         assert!(wanted.repair(&table).is_empty());
         table.rules.extend(own("10.9.0.2".parse().unwrap()));

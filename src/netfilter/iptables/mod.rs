@@ -3,8 +3,9 @@
 //!
 //! Adding and, where the addresses are known, removing need no look at what is there: the
 //! first transaction assumes the usual case and contains what makes it fail in any other.
-//! Only then is the table read, and what differs is made so. Port mappings are removed
-//! without knowing their ports, so that the entries must be looked up: two processes.
+//! Only then is the table read, and what differs is made so: for the first mapping on a
+//! node, and for removing mappings that the runtime does not remember, whose ports must be
+//! looked up. Two processes then.
 //!
 //! No library serves the look-ups: those there are run one process for each question.
 
@@ -212,16 +213,31 @@ impl Iptables {
         anyhow::anyhow!("find {name}-restore and {name}-save in PATH {path}")
     }
 
-    /// Removes what `plan` finds, in both variants.
+    /// Removes what `plan` finds, in both variants. Where nobody needs to look, because it
+    /// is what there `usual`ly is, that script does it alone; all of it, or nothing if there
+    /// is less or more than that.
     fn remove(
         &self,
         family: Family,
         chains: &[String],
+        usual: Option<Script>,
         plan: impl Fn(&Table) -> Script,
     ) -> Result<()> {
         let mut result = Ok(());
+        let mut usual = usual;
         for tool in self.tools(family, chains)? {
-            keep_first(&mut result, settle(&tool, |table| Ok(plan(table))));
+            // A table of the old kind mostly has nothing of ours, but the kernel does not
+            // say.
+            let script = usual
+                .take()
+                .filter(|_| tool.variant != Variant::Legacy && family.has_nft_chain(chains));
+            let is_done = match script {
+                Some(script) => tool.restore(&script)?.is_ok(),
+                None => false,
+            };
+            if !is_done {
+                keep_first(&mut result, settle(&tool, |table| Ok(plan(table))));
+            }
         }
         result
     }
@@ -334,22 +350,12 @@ impl Backend for Iptables {
         }
         at_once(&families, |(family, addresses)| {
             let rules = masquerade::Rules::new(owner, *family, addresses);
-            let find = |table: &Table| Ok(rules.remove_found(known, table));
-            let mut result = Ok(());
-            let chains = rules.chains();
-            for (n, tool) in self.tools(*family, &chains)?.iter().enumerate() {
-                // Refused when a rule is gone already, or another attachment of the
-                // container to this network still needs the chain. A table of the old
-                // kind mostly has nothing of ours, but the kernel does not say.
-                let is_usual = n == 0
-                    && !addresses.is_empty()
-                    && tool.variant != Variant::Legacy
-                    && family.has_nft_chain(&chains);
-                if !(is_usual && tool.restore(&rules.remove())?.is_ok()) {
-                    keep_first(&mut result, settle(tool, find));
-                }
-            }
-            result
+            // Refused when a rule is gone already, or another attachment of the container
+            // to this network still needs the chain.
+            let usual = (!addresses.is_empty()).then(|| rules.remove());
+            self.remove(*family, &rules.chains(), usual, |table| {
+                rules.remove_found(known, table)
+            })
         })
     }
 
@@ -369,7 +375,7 @@ impl Backend for Iptables {
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         at_once(&FAMILIES, |family| {
-            self.remove(*family, &[], |table| {
+            self.remove(*family, &[], None, |table| {
                 owned::collect(masquerade::KIND, network, valid, table)
             })
         })
@@ -381,7 +387,9 @@ impl Backend for Iptables {
         let made = at_once(&rules, |(family, rules)| {
             let tool = self.usual_tool(*family)?;
             let mut found = Vec::new();
-            if let Ok(listed) = tool.restore(&rules.add())? {
+            if tool.may_have(port_maps::DNAT)
+                && let Ok(listed) = tool.restore(&rules.add())?
+            {
                 found = rules.conflicts(&listed);
                 // The others' mappings are in chains of their own. When these cannot be
                 // seen, a warning too many is better than none.
@@ -419,8 +427,21 @@ impl Backend for Iptables {
     }
 
     fn remove_port_maps(&self, owner: &Owner, known: &Known) -> Result<()> {
+        // The entries of two attachments can be the same.
+        let remembered = known.mappings.as_ref().filter(|_| known.is_alone());
+        let chains = port_maps::chains(owner);
+        let [_, old] = &chains;
         at_once(&FAMILIES, |family| {
-            self.remove(*family, &port_maps::chains(owner), |table| {
+            let usual = remembered.and_then(|maps| {
+                let mut containers = maps.container.iter();
+                let container = containers.find(|container| family_of(container) == *family)?;
+                let is_all = !family.has_nft_chain(std::slice::from_ref(old));
+                // What is refused as a configuration was not made either.
+                port_maps::removal(owner, *container, maps)
+                    .ok()
+                    .filter(|_| is_all)
+            });
+            self.remove(*family, &chains, usual, |table| {
                 port_maps::remove(owner, known, table)
             })
         })
@@ -446,7 +467,7 @@ impl Backend for Iptables {
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         at_once(&FAMILIES, |family| {
-            self.remove(*family, &[], |table| {
+            self.remove(*family, &[], None, |table| {
                 owned::collect(port_maps::KIND, network, valid, table)
             })
         })
@@ -460,8 +481,13 @@ impl Backend for Iptables {
             ..wanted.clone()
         };
         let mut sentences = BTreeSet::new();
-        for (family, rules) in Self::port_map_rules(owner, &wanted)? {
-            for tool in self.mapping_tools(family)? {
+        for container in &wanted.container {
+            let tools = self.mapping_tools(family_of(container))?;
+            if tools.is_empty() {
+                continue;
+            }
+            let rules = port_maps::Rules::new(owner, *container, &wanted)?;
+            for tool in tools {
                 settle(&tool, |table| {
                     let (script, disputed) = rules.displace(table);
                     sentences.extend(disputed);

@@ -4,20 +4,25 @@
 //! Arguments are kept in the spelling and order of `iptables-save`, so that a wanted rule
 //! and one that was found can be compared.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fmt::{self, Write};
 
 /// One rule: a chain and the arguments behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
     pub chain: String,
-    pub args: Vec<String>,
+    pub args: Vec<Cow<'static, str>>,
 }
 
 impl Rule {
     pub fn new<A: AsRef<str>>(chain: &str, args: impl IntoIterator<Item = A>) -> Self {
         Self {
             chain: chain.to_owned(),
-            args: args.into_iter().map(|arg| arg.as_ref().into()).collect(),
+            args: args
+                .into_iter()
+                .map(|arg| arg.as_ref().to_owned().into())
+                .collect(),
         }
     }
 
@@ -33,7 +38,7 @@ impl Rule {
     /// The argument that follows `option`.
     pub fn value(&self, option: &str) -> Option<&str> {
         let at = self.args.iter().position(|arg| arg == option)?;
-        self.args.get(at + 1).map(String::as_str)
+        self.args.get(at + 1).map(AsRef::as_ref)
     }
 
     /// What the match `comment` says.
@@ -51,31 +56,31 @@ impl Rule {
     }
 }
 
-impl std::fmt::Display for Rule {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&quoted(&self.chain))?;
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_quoted(f, &self.chain)?;
         for arg in &self.args {
-            write!(f, " {}", quoted(arg))?;
+            f.write_char(' ')?;
+            write_quoted(f, arg)?;
         }
         Ok(())
     }
 }
 
-/// `arg` so that it is read back as one argument.
-fn quoted(arg: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "!-_./:,+=[]%@".contains(c);
-    if !arg.is_empty() && arg.chars().all(plain) {
-        return arg.to_owned();
+/// Writes `arg` so that it is read back as one argument.
+fn write_quoted(to: &mut impl Write, arg: &str) -> fmt::Result {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!-_./:,+=[]%@".contains(&byte);
+    if !arg.is_empty() && arg.bytes().all(plain) {
+        return to.write_str(arg);
     }
-    let mut text = String::from('"');
+    to.write_char('"')?;
     for c in arg.chars() {
         if c == '"' || c == '\\' {
-            text.push('\\');
+            to.write_char('\\')?;
         }
-        text.push(c);
+        to.write_char(c)?;
     }
-    text.push('"');
-    text
+    to.write_char('"')
 }
 
 /// The arguments on a line.
@@ -117,7 +122,7 @@ impl Table {
             } else if let Some(rule) = line.strip_prefix("-A ") {
                 let mut args = split(rule).into_iter();
                 if let Some(chain) = args.next() {
-                    let args = args.collect();
+                    let args = args.map(Cow::Owned).collect();
                     table.rules.push(Rule { chain, args });
                 }
             }
@@ -155,7 +160,8 @@ impl TableName {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Script {
     table: TableName,
-    commands: Vec<String>,
+    /// A line for each.
+    commands: String,
 }
 
 impl Script {
@@ -212,23 +218,23 @@ impl Script {
 
     /// The input of `iptables-restore --noflush`.
     pub fn text(&self) -> String {
-        let commands = self.commands.concat();
-        format!("*{}\n{commands}COMMIT\n", self.table.as_str())
+        format!("*{}\n{}COMMIT\n", self.table.as_str(), self.commands)
     }
 
     fn rule(&mut self, command: &str, rule: &Rule) {
-        self.commands.push(format!(
-            "{command} {rule}
-"
-        ));
+        self.command(command, |line| write!(line, "{rule}"));
     }
 
     fn chain(&mut self, command: &str, chain: &str) {
-        self.commands.push(format!(
-            "{command} {}
-",
-            quoted(chain)
-        ));
+        self.command(command, |line| write_quoted(line, chain));
+    }
+
+    fn command(&mut self, command: &str, about: impl FnOnce(&mut String) -> fmt::Result) {
+        self.commands.push_str(command);
+        self.commands.push(' ');
+        // A text takes whatever is written.
+        about(&mut self.commands).ok();
+        self.commands.push('\n');
     }
 }
 

@@ -174,6 +174,15 @@ impl Tool {
         section::enter("iptables", limit).map(Some)
     }
 
+    /// Whether there may be a `chain` in table `nat`: nothing is run to look.
+    pub fn may_have(&self, chain: &str) -> bool {
+        match self.variant {
+            Variant::Nft => self.family.has_nft_chain(&[chain.to_owned()]),
+            Variant::Legacy => self.family.has_legacy_table(TableName::Nat),
+            Variant::Unknown => true,
+        }
+    }
+
     /// What its table holds.
     ///
     /// # Errors

@@ -444,6 +444,7 @@ fn processes() {
         assert_eq!(fresh, 2 * 3, "tries, looks, makes the base");
         // For both families together. What is gone costs nothing where the kernel says so.
         let gone = |count| if node.variant == "nft" { 0 } else { count };
+        let looks = gone(2);
         let addresses = dual().addresses;
         let v4 = port_maps(&["10.9.0.4/24"], &[8081]);
         let refused = count(&|| {
@@ -464,6 +465,10 @@ fn processes() {
             (gone(2), &|| {
                 backend.remove_port_maps(&owner("c2"), &Known::NOTHING)
             }),
+            (2, &|| backend.ensure_port_maps(&owner("c2"), &maps)),
+            (2 + looks, &|| {
+                backend.remove_port_maps(&owner("c2"), &remembered(&maps))
+            }),
             (2, &|| backend.ensure_masquerade(&owner("c2"), &dual())),
             (2, &|| backend.check_masquerade(&owner("c2"), &dual())),
             (2 + gone(2), &|| {
@@ -478,7 +483,7 @@ fn processes() {
             }),
             (4, &|| backend.collect_port_maps("net1", &[])),
             (gone(2), &|| backend.collect_port_maps("net1", &[])),
-        ] as [(usize, &dyn Fn() -> Result<()>); 13]
+        ] as [(usize, &dyn Fn() -> Result<()>); 15]
         {
             assert_eq!(count(work), expected);
         }

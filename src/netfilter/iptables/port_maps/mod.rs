@@ -2,6 +2,7 @@
 
 mod conflicts;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -64,13 +65,7 @@ impl Rules {
         let id = &owner.attachment.container_id;
         let chain = private_chain(DNAT_PREFIX, &owner.network, id);
         let comment = comment(KIND, &owner.network, id);
-        let (key, conditions) = match container {
-            IpNet::V4(_) => ("conditionsV4", &wanted.conditions_v4),
-            IpNet::V6(_) => ("conditionsV6", &wanted.conditions_v6),
-        };
-        for word in conditions {
-            check_word(key, word)?;
-        }
+        let (key, conditions) = conditions(container, wanted)?;
         let (mark_chain, external) = match &wanted.mark {
             Mark::Bit(_) => (SETMARK, None),
             Mark::Chain(name) => {
@@ -303,6 +298,24 @@ pub fn chains(owner: &Owner) -> [String; 2] {
         .map(|prefix| private_chain(prefix, &owner.network, &owner.attachment.container_id))
 }
 
+/// Removes the owner's chain, and what leads into it if it was made for `container` as
+/// `wanted` says. Refused when that is not all that leads there, or some of it is gone.
+///
+/// # Errors
+/// As [`Rules::new`].
+pub fn removal(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Script> {
+    let [chain, _] = chains(owner);
+    let comment = comment(KIND, &owner.network, &owner.attachment.container_id);
+    let (_, conditions) = conditions(container, wanted)?;
+    let mut script = Script::default();
+    for entry in entry_rules(&chain, &comment, conditions, wanted) {
+        script.delete(&entry);
+    }
+    script.flush_chain(&chain);
+    script.delete_chain(&chain);
+    Ok(script)
+}
+
 /// Removes what `table` has of the owner. Its chain is that of all the container's
 /// attachments to the network: the mappings that lead to what is `known` as another's stay.
 pub fn remove(owner: &Owner, known: &Known, table: &Table) -> Script {
@@ -334,6 +347,18 @@ pub fn remove(owner: &Owner, known: &Known, table: &Table) -> Script {
         }
     }
     script
+}
+
+/// The conditions of mappings to `container`, and their key in the configuration.
+fn conditions(container: IpNet, wanted: &PortMaps) -> Result<(&'static str, &[String])> {
+    let (key, conditions) = match container {
+        IpNet::V4(_) => ("conditionsV4", &wanted.conditions_v4),
+        IpNet::V6(_) => ("conditionsV6", &wanted.conditions_v6),
+    };
+    for word in conditions {
+        check_word(key, word)?;
+    }
+    Ok((key, conditions))
 }
 
 /// Refuses what would end the line, or the text, in which it stands.
@@ -381,29 +406,32 @@ fn mapping_rules(chain: &str, mark: &str, container: IpNet, wanted: &PortMaps) -
     let family = wanted.mappings.iter().filter(|m| m.is_for(address));
     for mapping in family {
         let host = only_host(mapping);
-        let mut rule = |source: Option<IpNet>, target: &[&str]| {
-            let mut args = Vec::new();
+        let mut rule = |source: Option<IpNet>, target: Vec<Cow<'static, str>>| {
+            let mut args = Vec::with_capacity(12);
             for (option, net) in [("-s", source), ("-d", host.map(IpNet::from))] {
                 if let Some(net) = net {
-                    args.extend([option.to_owned(), net.to_string()]);
+                    args.extend([option.into(), net.to_string().into()]);
                 }
             }
             let protocol = mapping.protocol.as_str();
-            let port = mapping.host_port.to_string();
-            let matched = ["-p", protocol, "-m", protocol, "--dport", &port, "-j"];
-            args.extend(matched.iter().chain(target).map(ToString::to_string));
-            rules.push(Rule::new(chain, args));
+            args.extend(["-p", protocol, "-m", protocol, "--dport"].map(Cow::Borrowed));
+            args.extend([mapping.host_port.to_string().into(), "-j".into()]);
+            args.extend(target);
+            let chain = chain.to_owned();
+            rules.push(Rule { chain, args });
         };
+        let mark = || vec![mark.to_owned().into()];
         if wanted.snat && wanted.masquerade_all {
-            rule(None, &[mark]);
+            rule(None, mark());
         } else if wanted.snat {
-            rule(Some(subnet), &[mark]);
+            rule(Some(subnet), mark());
             if address.is_ipv4() {
-                rule(Some(localhost), &[mark]);
+                rule(Some(localhost), mark());
             }
         }
         let to = SocketAddr::new(address, mapping.container_port).to_string();
-        rule(None, &["DNAT", "--to-destination", &to]);
+        let dnat = ["DNAT", "--to-destination"].map(Cow::Borrowed);
+        rule(None, dnat.into_iter().chain([to.into()]).collect());
     }
     rules
 }
