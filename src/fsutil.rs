@@ -163,11 +163,11 @@ pub fn sweep(dir: &Path) -> Result<()> {
 }
 
 /// Makes the directory that `path` is in, for nobody else to look into, and writes there
-/// with `write`; nobody sweeps meanwhile. See [`remove_and_sweep`].
+/// with `write`; nobody else does meanwhile, nor sweeps. See [`remove_and_sweep`].
 ///
 /// # Errors
 /// When the directory cannot be made, and those of `write`.
-pub fn write_private(path: &Path, write: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn write_private<T>(path: &Path, write: impl FnOnce() -> Result<T>) -> Result<T> {
     let dir = parent(path);
     create_directory(parent(dir), SHARED_DIR)?;
     create_directory(dir, PRIVATE_DIR)?;

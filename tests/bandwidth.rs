@@ -60,16 +60,17 @@ fn host_end(result: &Value) -> &str {
     result["interfaces"][0]["name"].as_str().unwrap()
 }
 
-/// Sends 400 kB from one namespace (`""` is the host) to port 9 of `address`.
-fn send(node: &Node, from: &str, to: &str, address: &str) {
+/// Sends 400 kB from one namespace (`""` is the host) to another, which has the address and
+/// port of `target`.
+fn send(node: &Node, from: &str, to: &str, target: &str) {
     let inside = |netns: &str| match netns {
         "" => String::new(),
         name => format!("ip netns exec {name} "),
     };
     node.sh(&format!(
-        "{}socat -u TCP-LISTEN:9,reuseaddr OPEN:/dev/null & server=$!
+        "{}socat -u TCP6-LISTEN:9,ipv6only=0,reuseaddr OPEN:/dev/null & server=$!
          until {}ss -Hltn | grep -q ':9 '; do sleep 0.01; done
-         head -c 400000 /dev/zero | {}socat -u - TCP:{address}:9
+         head -c 400000 /dev/zero | {}socat -u - TCP:{target}
          wait $server",
         inside(to),
         inside(to),
@@ -98,11 +99,11 @@ fn both_directions_are_limited() {
         );
         assert_eq!(queue(&node, link)["overlimits"], 0);
     }
-    send(&node, "", "c1", "10.9.0.2");
+    send(&node, "", "c1", "10.9.0.2:9");
     assert!(queue(&node, veth)["overlimits"].as_u64().unwrap() > 0);
     let sent = queue(&node, ifb)["bytes"].as_u64().unwrap();
     assert!(sent < 200_000, "acknowledgements only: {sent}");
-    send(&node, "c1", "", "10.9.0.1");
+    send(&node, "c1", "", "10.9.0.1:9");
     let limited = queue(&node, ifb);
     assert!(limited["overlimits"].as_u64().unwrap() > 0, "{limited}");
     assert!(limited["bytes"].as_u64().unwrap() > 400_000, "{limited}");
@@ -112,6 +113,87 @@ fn both_directions_are_limited() {
     call.run("DEL", &added).silent();
     call.run("DEL", &added).silent();
     assert_eq!(ifbs(&node), [] as [String; 0]);
+}
+
+/// Bytes that a link has sent below its limit, and packets past it.
+fn shares(node: &Node, link: &str) -> (u64, u64) {
+    let text = node.sh(&format!("tc -s -j qdisc show dev {link}"));
+    let all: Value = serde_json::from_str(&text).unwrap();
+    let find = |kind: &str| {
+        let mut all = all.as_array().unwrap().iter();
+        all.find(|queue| queue["kind"] == kind).unwrap().clone()
+    };
+    let past = node.sh(&format!("tc -s qdisc show dev {link}"));
+    let past = past.split("direct_packets_stat ").nth(1).unwrap();
+    let past = past.split_whitespace().next().unwrap().parse().unwrap();
+    (find("tbf")["bytes"].as_u64().unwrap(), past)
+}
+
+#[test]
+fn subnets_are_spared_or_the_only_ones() {
+    let node = Node::new();
+    let (call, before) = container(&node);
+    let veth = host_end(&before);
+    let fast = json!({"ingressRate": 80_000_000, "ingressBurst": 800_000,
+                      "egressRate": 80_000_000, "egressBurst": 800_000});
+    // Whom the container talks to: the host, by several addresses.
+    node.sh("ip addr add 192.0.2.1/32 dev lo; ip addr add fd00::1/128 dev lo");
+    node.sh(&format!(
+        "ip -n c1 addr add fd00:9::2/64 dev eth0 nodad; \
+        ip addr add fd00:9::1/64 dev {veth} nodad; ip -n c1 route add default via fd00:9::1; \
+        ip -n c1 route add default via 10.9.0.1"
+    ));
+    for (keys, is_limited) in [
+        (
+            json!({"unshapedSubnets": ["192.0.2.0/24", "fd00::/64"]}),
+            false,
+        ),
+        (
+            json!({"shapedSubnets": ["192.0.2.1/32", "fd00::1/128"]}),
+            true,
+        ),
+    ] {
+        let config = config(&before, with(fast.clone(), keys.clone()));
+        let result = call.run("ADD", &config).json();
+        let ifb = ifbs(&node)[0].clone();
+        let added = with(config, json!({"prevResult": result}));
+        call.run("CHECK", &added).silent();
+        for (from, to, link) in [("c1", "", ifb.as_str()), ("", "c1", veth)] {
+            for (source, address, is_named) in [
+                ("192.0.2.1", "10.9.0.2", true),
+                ("[fd00::1]", "[fd00:9::2]", true),
+                ("10.9.0.1", "10.9.0.2", false),
+            ] {
+                let (limited, past) = shares(&node, link);
+                let target = if from.is_empty() {
+                    format!("{address}:9,bind={source}")
+                } else {
+                    format!("{source}:9")
+                };
+                send(&node, from, to, &target);
+                let now = shares(&node, link);
+                let was_limited = now.0 > limited + 400_000;
+                assert_eq!(
+                    was_limited,
+                    is_named == is_limited,
+                    "{keys} {link} {source}"
+                );
+                assert_eq!(now.1 > past + 10, !was_limited, "{keys} {link} {source}");
+            }
+        }
+        // What somebody else does with the filters shows.
+        node.sh(&format!("tc filter del dev {ifb} parent 1: prio 15"));
+        let (_, message, _) = call.run("CHECK", &added).error();
+        assert!(message.contains("found it of other subnets"), "{message}");
+        call.run("DEL", &added).silent();
+        assert_eq!(ifbs(&node), [] as [String; 0]);
+        node.sh(&format!("tc qdisc del dev {veth} ingress"));
+    }
+    // A limit of all takes the place of what is left on the host's end.
+    let config = config(&before, limits());
+    call.run("ADD", &config).json();
+    call.run("CHECK", &config).silent();
+    assert_eq!(queue(&node, veth)["kind"], "tbf");
 }
 
 #[test]
@@ -305,7 +387,7 @@ fn what_one_implementation_added_the_other_removes() {
         let config = config(&before, limits());
         let result = adds.run("ADD", &config).json();
         let ifb = ifbs(&node)[0].clone();
-        send(&node, "c1", "", "10.9.0.1");
+        send(&node, "c1", "", "10.9.0.1:9");
         assert!(queue(&node, &ifb)["overlimits"].as_u64().unwrap() > 0);
         let strip = |text: String| text.lines().next().unwrap().to_owned();
         seen.push((

@@ -664,7 +664,19 @@ fn status_tells_code_message_and_details() {
     );
     assert_fails(&bench.run(&["status", "n"]), &["full; range 0 (code 50)"]);
     assert_eq!(bench.calls(), ["STATUS a"]);
+    let told = bench.run(&["status", "n", "--json"]);
+    assert_eq!(told.code, Some(1), "{told:?}");
+    assert_eq!(
+        serde_json::from_str::<Value>(&told.stdout).unwrap(),
+        json!({"network": "n", "ready": false, "asked": true,
+               "error": {"code": 50, "msg": "full", "details": "range 0"}})
+    );
+    bench.calls();
     bench.chain(&json!({"cniVersion": "1.0.0"}));
+    assert_eq!(
+        bench.run(&["status", "n", "--json"]).json(),
+        json!({"network": "n", "ready": true, "asked": false, "error": null})
+    );
     let asked = bench.run(&["status", "n"]);
     asked.silent();
     assert!(asked.stderr.contains("has no STATUS"));
@@ -704,6 +716,16 @@ fn gc_removes_what_has_lost_its_namespace() {
              would keep container live, interface eth0\n"
         )
     );
+    let plan = bench.run(&["gc", "n", "--dry-run", "--json"]).json();
+    let [dead, live] = [("dead", "net1"), ("live", "eth0")]
+        .map(|(id, ifname)| json!([{"containerID": id, "ifname": ifname}]));
+    assert_eq!(
+        plan,
+        json!({"network": "n", "dryRun": true, "disabled": false, "removed": dead, "kept": live,
+               "notes": [plan["notes"][0], plan["notes"][1]], "errors": []})
+    );
+    let note = plan["notes"][0].as_str().unwrap();
+    assert!(note.starts_with("would run GC a "), "{note}");
     assert!(bench.calls().is_empty());
     assert!(cache("n-dead-net1").exists());
 
@@ -727,7 +749,11 @@ fn gc_removes_what_has_lost_its_namespace() {
     assert!(!cache("n-dead-net1").exists());
     assert!(cache("n-live-eth0").exists() && cache("o-other-eth0").exists());
 
-    bench.run(&["gc", "n", "--all"]).silent();
+    assert_eq!(
+        bench.run(&["gc", "n", "--all", "--json"]).json(),
+        json!({"network": "n", "dryRun": false, "disabled": false, "removed": live, "kept": [],
+               "notes": [], "errors": []})
+    );
     let calls = bench.log();
     assert_eq!(calls.len(), 4);
     assert_eq!(calls[2].document()["cni.dev/valid-attachments"], json!([]));

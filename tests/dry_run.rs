@@ -51,7 +51,7 @@ impl Bench {
         self.node.sh(
             "for n in '' '-n c1'; do ip $n -d link; ip $n address; ip $n route show table all; \
              ip $n -6 route show table all; done | grep -v fe80 | sed 's/[a-z_]*timer *[0-9.]*//g'; \
-             nft list ruleset; tc qdisc; iptables-legacy-save; \
+             nft list ruleset; tc qdisc | sed 's/direct_packets_stat [0-9]*//'; iptables-legacy-save; \
              for n in /proc/self/ns/net /run/netns/c1; do \
              nsenter --net=$n sysctl -ar '^net.(core.somax|ipv4.ip_f|ipv[46].conf)'; done; \
              find /run /var/lib -printf '%p %y %s %m %T@\\n'",
@@ -120,9 +120,13 @@ fn a_bridge_with_all_that_can_follow() {
             bridge(),
             {"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": true}},
             {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}, "txQLen": 77},
-            {"type": "bandwidth", "ingressRate": 1_000_000, "ingressBurst": 80_000},
+            {"type": "bandwidth", "ingressRate": 1_000_000, "ingressBurst": 80_000,
+             "shapedSubnets": ["192.0.2.0/24"]},
+            {"type": "firewall", "backend": "nftables"},
         ]),
     );
+    bench.node.sh("nft 'add table inet site; \
+         add chain inet site f { type filter hook forward priority 0; policy drop; }'");
     let cap = r#"{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
                   "mac": "02:00:00:00:00:05"}"#;
     let add = ["add", "n", NS, "--id", "c1", "--cap", cap];
@@ -171,7 +175,9 @@ fn a_bridge_with_all_that_can_follow() {
                 ("link", "txQLen 77"),
                 ("file", "c1_eth0.json"),
                 ("would run ADD bandwidth", ""),
-                ("limit", "eth0 receives"),
+                ("limit", "of what comes from 192.0.2.0/24"),
+                ("would run ADD firewall", ""),
+                ("rule", address),
                 (
                     "would keep the result in /var/lib/cni/results/n-c1-eth0",
                     "",
@@ -224,11 +230,42 @@ fn assert_true(bench: &Bench, told: &str, address: &str, result: &str) {
         .filter_map(|line| line.trim_start().strip_prefix("rule "));
     for rule in told_rules {
         // As nft lists it: without `nft add rule FAMILY TABLE CHAIN`.
-        let listed = rule.trim().splitn(7, ' ').nth(6).unwrap();
+        let Some(listed) = rule.trim().strip_prefix("nft add rule ") else {
+            continue;
+        };
+        let listed = listed.splitn(4, ' ').nth(3).unwrap();
         assert!(rules.contains(listed), "{rule}\nin {told}");
     }
     let host_end = host_end(told);
     assert!(bench.node.links().contains(&host_end), "{host_end}");
+}
+
+#[test]
+fn flannel_tells_what_its_delegate_does() {
+    let bench = Bench::new("1.0.0", &json!([{"type": "flannel"}]));
+    let add = ["add", "n", NS, "--id", "c1"];
+    let refused = bench
+        .node
+        .cnitool(&bench.conf, &[&add[..], &["--dry-run"]].concat());
+    assert!(refused.stderr.contains("subnet.env"), "{refused:?}");
+    bench.node.sh(
+        "mkdir /run/flannel; printf 'FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n\
+         FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n' > /run/flannel/subnet.env",
+    );
+    let told = bench.told(&add);
+    assert_lines(
+        &told,
+        &[
+            ("would run ADD flannel", ""),
+            ("file", "/var/lib/cni/flannel/c1"),
+            ("lease", "10.244.1.2 for eth0 of container c1"),
+            ("link", "cni0 (bridge)"),
+            ("link", "(veth), port of cni0"),
+            ("address", "10.244.1.2/24 on eth0"),
+            ("route", "10.244.0.0/16 via 10.244.1.1"),
+        ],
+    );
+    assert!(bench.done(&add).contains("10.244.1.2/24"));
 }
 
 #[test]

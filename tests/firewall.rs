@@ -11,6 +11,7 @@
 
 mod common;
 
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -400,6 +401,24 @@ fn foreign_tables_are_opened_and_left_as_they_were() {
         ];
         assert_eq!(lab.reach(&pairs, &["ext>c1"]), expected);
         let bin = lab.node.bin.clone();
+        lab.check(&bin, &chain, "c1", &first);
+        // What is missing is told once, although a table has two such chains; and an address
+        // that is another's counts for missing.
+        lab.node.sh("nft flush chain inet other cni_forward && \
+             nft delete element ip site cni_addresses_v4 { 10.1.0.2 } && \
+             nft 'add element ip site cni_addresses_v4 { 10.1.0.2 comment \"mine\" }'");
+        let firewall = after(&chain[1], &first);
+        let call = lab.call(&bin, &firewall, "c1");
+        let (_, message, details) = call.run("CHECK", &firewall).error();
+        let told = format!("{message}\n{details}");
+        let count = |part: &str| told.matches(part).count();
+        assert_eq!(count("add rule inet other cni_forward"), 5, "{told}");
+        assert_eq!(
+            count("create element ip site cni_addresses_v4"),
+            1,
+            "{told}"
+        );
+        call.run("ADD", &firewall).json();
         lab.check(&bin, &chain, "c1", &first);
         lab.del(&bin, &chain, "c1", &first);
         let pairs = [("c2", "ext", ext)];
@@ -920,16 +939,80 @@ fn firewalld_is_told_where_it_runs() {
     status["cniVersion"] = json!("1.1.0");
     status["backend"] = json!("firewalld");
     call(&ours, "STATUS", &status).silent();
-    let mut wrong = config.clone();
-    wrong["firewalldZone"] = json!("nowhere");
-    let (_, msg, _) = call(&ours, "ADD", &wrong).error();
+    // An address is in one zone only: the last ADD decides in which. DEL finds it there.
+    let zone = || {
+        let told = lab.node.sh(&format!(
+            "DBUS_SYSTEM_BUS_ADDRESS={} dbus-send --system --print-reply=literal \
+             --dest=org.fedoraproject.FirewallD1 /org/fedoraproject/FirewallD1 \
+             org.fedoraproject.FirewallD1.zone.getZoneOfSource string:10.1.0.2/32",
+            firewalld.bus
+        ));
+        told.trim().to_owned()
+    };
+    let in_zone = |zone: &str| {
+        let mut config = config.clone();
+        config["firewalldZone"] = json!(zone);
+        config
+    };
+    for name in ["trusted", "home", "home"] {
+        call(&ours, "ADD", &in_zone(name)).json();
+        call(&ours, "CHECK", &in_zone(name)).silent();
+        assert_eq!(zone(), name);
+    }
+    call(&ours, "DEL", &bare).silent();
+    assert_eq!(zone(), "");
+    // Also where another one was refused meanwhile.
+    call(&ours, "ADD", &in_zone("home")).json();
+    let (_, msg, _) = call(&ours, "ADD", &in_zone("nowhere")).error();
     assert!(
         msg.contains("firewalld refuses") && msg.contains("INVALID_ZONE"),
         "{msg}"
     );
+    assert_eq!(zone(), "");
     assert!(!lab.node.succeeds("nft list ruleset | grep -q CNI-FORWARD"));
     // Without it there are rules.
     drop(firewalld);
     lab.call(&ours, &config, "c1").run("ADD", &config).json();
     assert!(lab.node.succeeds("nft list ruleset | grep -q CNI-FORWARD"));
+}
+
+/// A bus that answers nobody keeps nobody but its own caller waiting, and a container that
+/// firewalld may never have heard of is removed without one.
+#[test]
+fn a_bus_that_does_not_answer_keeps_nobody_from_removing_containers() {
+    on("nftables", |lab| {
+        lab.node.netns("c1");
+        let [_, config] = lab.network(1, "open");
+        let mut config = after(
+            &config,
+            &json!({"cniVersion": "1.0.0", "interfaces": [],
+                    "ips": [{"address": "10.1.0.2/16"}]}),
+        );
+        config.as_object_mut().unwrap().remove("backend");
+        let call = lab.call(&lab.node.bin, &config, "c1");
+        let bus = UnixListener::bind("/run/bus").unwrap();
+        let with_bus = call
+            .clone()
+            .env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/bus");
+        // Runs DEL; `meanwhile`, the bus has been called and does not answer. Then it hangs up.
+        let del = |config: &Value, meanwhile: &dyn Fn()| {
+            std::thread::scope(|scope| {
+                let slow = scope.spawn(|| with_bus.run("DEL", config));
+                let caller = bus.accept().unwrap();
+                meanwhile();
+                drop(caller);
+                slow.join().unwrap()
+            })
+        };
+        let slow = del(&config, &|| {
+            call.clone().id("c2").run("DEL", &config).silent();
+        });
+        slow.silent();
+        assert!(slow.stderr.contains("look for firewalld"), "{slow:?}");
+        // Who asks for firewalld wants to know.
+        let mut asks = config.clone();
+        asks["backend"] = json!("firewalld");
+        let (_, message, _) = del(&asks, &|| {}).error();
+        assert!(message.contains("log in to the D-Bus"), "{message}");
+    });
 }

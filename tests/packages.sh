@@ -20,7 +20,8 @@ if command -v apt-get >/dev/null; then
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
 elif command -v dnf >/dev/null; then
     # dnf has other names for some of them.
-    missing=$(echo "$missing" | sed 's/iproute2/iproute/; s/iputils-ping/iputils/; s/conntrack/conntrack-tools/')
+    missing=$(echo "$missing" | sed 's/iproute2/iproute/; s/iputils-ping/iputils/; s/g++/gcc-c++/; s/conntrack/conntrack-tools/
+        s/python3-yaml/python3-pyyaml/; s/busybox-static/busybox/; s/dbus-bin/dbus-tools/')
     # shellcheck disable=SC2086
     dnf -q -y install $missing
 else

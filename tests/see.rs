@@ -10,6 +10,7 @@
 
 mod common;
 
+use std::fs;
 use std::process::Command;
 
 use common::network::Network;
@@ -18,7 +19,24 @@ use serde_json::{Value, json};
 
 /// A node with the network `net1`, made by our plugins or the reference's.
 fn lab(plugins: Option<&str>, backend: &str) -> Network {
-    Network::new(plugins, backend, &json!([[{"subnet": "10.9.0.0/24"}]]))
+    with_ranges(plugins, backend, &json!([[{"subnet": "10.9.0.0/24"}]]))
+}
+
+/// The same with these ranges of addresses. A packet filter would let nothing of its
+/// containers pass; `firewall` does.
+fn with_ranges(plugins: Option<&str>, backend: &str, ranges: &Value) -> Network {
+    let lab = Network::new(plugins, backend, ranges);
+    let word = backend.split('-').next().unwrap();
+    if word == "nftables" {
+        lab.node.sh("nft 'add table inet site; \
+             add chain inet site f { type filter hook forward priority 0; policy drop; }'");
+    }
+    let file = lab.conf.join("10-net1.conflist");
+    let mut list: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let firewall = json!({"type": "firewall", "backend": word});
+    list["plugins"].as_array_mut().unwrap().push(firewall);
+    fs::write(file, list.to_string()).unwrap();
+    lab
 }
 
 impl Network {
@@ -135,10 +153,47 @@ fn what_is_wrong_is_told() {
     lab.broken("c3", "10.9.0.4 has no lease: another container may get it");
 
     node.sh("nft flush chain ip cni_hostport hostports");
-    lab.broken("c4", "no rule for port 8084/tcp");
+    lab.broken("c4", "no rule for port 8084/tcp to 10.9.0.5");
     node.sh("nft delete table inet cni_plugins_masquerade");
     let (_, reasons) = lab.state("c4");
     assert!(reasons.contains(&"no rule masquerades 10.9.0.5".to_owned()));
+}
+
+/// Of two families, one may lack its rule. And people look for `c2` before `c10`.
+#[test]
+fn each_family_needs_its_rule() {
+    let ranges = json!([[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]);
+    let lab = with_ranges(None, "nftables", &ranges);
+    for (name, port) in [("c10", 8080), ("c2", 8081)] {
+        lab.add(name, port);
+        lab.ok(name);
+    }
+    let shown = lab.json(&["ps"]);
+    let ids = [0, 1].map(|n| shown["attachments"][n]["containerID"].clone());
+    assert_eq!(ids, ["c2", "c10"]);
+    lab.node.sh("nft flush chain ip6 cni_hostport hostports");
+    lab.broken("c2", "no rule for port 8081/tcp to fd00:9::3");
+}
+
+/// The ranges of a flannel network are those of its daemon.
+#[test]
+fn flannels_ranges_are_the_daemons() {
+    let lab = lab(None, "nftables");
+    let list = json!({"cniVersion": "1.0.0", "name": "cluster", "plugins": [{"type": "flannel"}]});
+    fs::write(lab.conf.join("20-cluster.conflist"), list.to_string()).unwrap();
+    let netns = lab.node.netns("c1");
+    lab.node.sh(
+        "mkdir /run/flannel; printf 'FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n\
+         FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n' > /run/flannel/subnet.env",
+    );
+    let added = lab.cnitool(&["add", "cluster", &netns, "--id", "c1"]);
+    assert!(added.ok, "{added:?}");
+    let pools = lab.json(&["ipam", "--network", "cluster"]);
+    assert_eq!(
+        pools["pools"][0]["sets"],
+        json!([{"ranges": [["10.244.1.1", "10.244.1.254"]], "size": 253, "used": 1, "free": 252,
+                "leaked": 0, "next": "10.244.1.3"}])
+    );
 }
 
 #[test]
@@ -152,6 +207,11 @@ fn orphans_are_told_with_what_is_left() {
         assert!(has("result /var/lib/cni/results/net1-c1-eth0"), "{left:?}");
         assert!(has("lease /var/lib/cni/networks/net1/10.9.0.2"), "{left:?}");
         assert!(has("rule"), "{left:?}");
+        let firewall = match &*lab.backend {
+            "nftables" => "1 rule (`nft list set inet site cni_addresses_v4`)",
+            _ => "2 rules (`iptables -v -S CNI-FORWARD`)",
+        };
+        assert!(has(firewall), "{left:?}");
         // Whoever forgets the result has still leased the address. The kernel takes its time
         // to remove the link.
         lab.node.sh(
@@ -270,6 +330,7 @@ fn a_way_out_is_followed_with_commands_that_show_it() {
                 "routes",
                 "hostEnd",
                 "bridge",
+                "firewall",
                 "masquerade",
                 "ports",
                 "uplink",

@@ -95,6 +95,9 @@ fn the_rule_that_drops_is_named() {
     assert!(told.contains(&line), "{told}");
     assert!(told.contains("ip daddr 192.0.2.9 drop"), "{told}");
     assert!(told.contains("# nobody goes there"), "{told}");
+    assert!(told.ends_with("\nno answer\n"), "{told}");
+    let met = format!("inet guard forward rule {handle}: ip daddr 192.0.2.9 → drop");
+    assert!(told.contains(&met), "{told}");
     assert!(
         told.contains("$ nft -a list chain inet guard forward"),
         "{told}"

@@ -4,12 +4,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use super::trace::Trace;
-use super::{AddArgs, CheckArgs, DelArgs, Options, Target, Whole, dry_run, output};
-use crate::cni::error::{Code, coded};
+use super::{AddArgs, CheckArgs, DelArgs, Options, StatusArgs, Target, dry_run, output, see};
+use crate::cni::error::{Code, ErrorObject, coded};
 use crate::cni::invocation::Attachment;
 use crate::cni::json::{self, Object};
+use crate::cni::version::Version;
 use crate::fsutil::Lock;
 use crate::runtime::cache::{self, Cache};
 use crate::runtime::chain::{Chain, OnFailure, Runtime};
@@ -82,10 +84,38 @@ fn keep_collectors_out() -> Option<Lock> {
 /// `cnitool status`.
 ///
 /// # Errors
-/// The first plugin's that could not serve.
-pub fn status(options: &Options, whole: &Whole) -> Result<ExitCode> {
-    let ask = |chain: &Chain<'_>| chain.status();
-    on_chain(options, &whole.network, ask)
+/// The first plugin's that could not serve; with `--json` only what kept all from being asked.
+pub fn status(options: &Options, args: &StatusArgs) -> Result<ExitCode> {
+    let mut is_ready = true;
+    on_chain(options, &args.whole.network, |chain| {
+        let asked = chain.status();
+        if !args.json {
+            return asked;
+        }
+        is_ready = asked.is_ok();
+        see::print_json(&Status {
+            network: &args.whole.network,
+            ready: is_ready,
+            asked: chain.version() >= Version::V1_1_0,
+            error: asked.err().map(|error| ErrorObject::from_error(&error)),
+        })
+    })?;
+    Ok(if is_ready {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What `status --json` prints. The keys are a contract: none goes or changes its meaning.
+#[derive(Serialize)]
+struct Status<'a> {
+    network: &'a str,
+    /// Whether a container could be added.
+    ready: bool,
+    /// Whether plugins were asked: versions before 1.1.0 have no STATUS.
+    asked: bool,
+    error: Option<ErrorObject>,
 }
 
 /// # Errors

@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
-use super::{GcArgs, Options, commands, output};
+use super::{GcArgs, Options, commands, output, see};
 use crate::applets;
 use crate::cni::collector::{Collector, Run};
 use crate::cni::delegate;
-use crate::cni::error::{Code, detailed};
+use crate::cni::error::{Code, ErrorObject, detailed};
 use crate::cni::invocation::{Attachment, Command, Environment};
 use crate::cni::skel::Call;
 use crate::cni::version::Version;
@@ -45,15 +47,36 @@ pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
         Extent::Stale
     };
     let plan = || Ok(gc::plan(network, runtime.cache.contents()?, extent));
+    let mut document = Document {
+        network: &network.name,
+        dry_run: args.dry_run,
+        ..Document::default()
+    };
     let Some(sweep) = plan()? else {
         output::note("disableGC is set: nothing is removed");
+        document.disabled = true;
+        if args.json {
+            see::print_json(&document)?;
+        }
         return Ok(ExitCode::SUCCESS);
     };
     let errors = if args.dry_run {
-        tell(&chain, options.path(), &sweep)?
+        let (lines, errors) = foretell(&chain, options.path(), &sweep);
+        document.removed = sweep.stale.iter().map(|p| p.attachment.clone()).collect();
+        document.kept.clone_from(&sweep.valid);
+        document.notes = lines;
+        if !args.json {
+            document.tell(&sweep)?;
+        }
+        errors
     } else {
-        collect(&chain, options.path(), extent, plan)?
+        let (removed, kept) = (&mut document.removed, &mut document.kept);
+        collect(&chain, options.path(), extent, plan, removed, kept)?
     };
+    if args.json {
+        document.errors = errors.iter().map(ErrorObject::from_error).collect();
+        see::print_json(&document)?;
+    }
     if chain.version() < Version::V1_1_0 {
         output::note(&format!(
             "cniVersion {} has no GC: no plugin {} asked to look for more",
@@ -69,9 +92,36 @@ pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
     })
 }
 
+/// What `gc --json` prints. The keys are a contract: none goes or changes its meaning.
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a> {
+    network: &'a str,
+    dry_run: bool,
+    /// Whether `disableGC` is set.
+    disabled: bool,
+    /// Whose namespace is gone; those that would be removed by any other than a dry run.
+    #[serde(serialize_with = "attachments")]
+    removed: Vec<Attachment>,
+    #[serde(serialize_with = "attachments")]
+    kept: Vec<Attachment>,
+    /// What plugins would remove beside, in sentences.
+    notes: Vec<String>,
+    errors: Vec<ErrorObject>,
+}
+
+/// Attachments in a document.
+fn attachments<S: Serializer>(
+    attachments: &[Attachment],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    let attachment = |of: &Attachment| json!({"containerID": of.container_id, "ifname": of.ifname});
+    serializer.collect_seq(attachments.iter().map(attachment))
+}
+
 /// Deletes what is stale and tells every plugin what is valid. What is in no cache goes only
 /// if it was in none a while ago either: it may be of an ADD under way. Answers the errors,
-/// which stop nothing.
+/// which stop nothing, and adds to what is `removed` and `kept`.
 ///
 /// # Errors
 /// Code 5 when the cache cannot be listed, 11 when there is something new at each look.
@@ -80,12 +130,15 @@ fn collect(
     path: &str,
     extent: Extent,
     plan: impl Fn() -> Result<Option<Sweep>>,
+    removed: &mut Vec<Attachment>,
+    kept: &mut Vec<Attachment>,
 ) -> Result<Vec<anyhow::Error>> {
     let mut before = None;
     for _ in 0..LOOKS {
         let lock = quiet::alone()?;
         let sweep = plan()?.unwrap_or_default();
-        let mut errors = gc::delete_stale(chain, &sweep, &output::note);
+        let mut errors = gc::delete_stale(chain, &sweep, &output::note, removed);
+        kept.clone_from(&sweep.valid);
         if let Some(doubt) = sweep.doubt() {
             errors.push(doubt);
             return Ok(errors);
@@ -131,29 +184,33 @@ fn ask_all(chain: &Chain<'_>, path: &str, valid: &[Attachment], collector: &mut 
     }
 }
 
-/// Prints what would be removed, and what would not be. Answers the errors that the search
-/// met.
-///
-/// # Errors
-/// Code 5 when stdout is closed or full.
-fn tell(chain: &Chain<'_>, path: &str, sweep: &Sweep) -> Result<Vec<anyhow::Error>> {
+/// What plugins would remove, in words, and the errors that the search met.
+fn foretell(chain: &Chain<'_>, path: &str, sweep: &Sweep) -> (Vec<String>, Vec<anyhow::Error>) {
     let mut collector = Collector::new(Run::Dry);
-    for parameters in &sweep.stale {
-        collector.remove(&gc::describe(parameters), || Ok(()));
-    }
     if let Some(doubt) = sweep.doubt() {
         collector.note(format!("would run no GC: {doubt:#}"));
     } else if chain.version() >= Version::V1_1_0 {
         ask_all(chain, path, &sweep.valid, &mut collector);
-        for valid in &sweep.valid {
-            let (id, ifname) = (&valid.container_id, &valid.ifname);
-            collector.note(format!("would keep container {id}, interface {ifname}"));
-        }
     }
-    let (mut lines, errors) = collector.into_parts();
-    lines.push(String::new());
-    output::answer(lines.join("\n").as_bytes())?;
-    Ok(errors)
+    collector.into_parts()
+}
+
+impl Document<'_> {
+    /// Prints what would be removed, and what would not be, a line for each thing.
+    ///
+    /// # Errors
+    /// Code 5 when stdout is closed or full.
+    fn tell(&self, sweep: &Sweep) -> Result<()> {
+        let stale = sweep.stale.iter();
+        let stale = stale.map(|p| format!("would remove {}", gc::describe(p)));
+        let kept = self.kept.iter().map(|valid| {
+            let (id, ifname) = (&valid.container_id, &valid.ifname);
+            format!("would keep container {id}, interface {ifname}")
+        });
+        let lines = stale.chain(self.notes.iter().cloned()).chain(kept);
+        let lines: String = lines.map(|line| line + "\n").collect();
+        output::answer(lines.as_bytes())
+    }
 }
 
 /// Has the plugin of `step` tell what it would remove, given the configuration of its GC.

@@ -78,13 +78,22 @@ cannot be run. It is 125 where ADD or DEL failed.")]
     #[command(after_help = "\
 Examples:
   cnitool gc web --dry-run    what would be removed, and what kept
-  cnitool gc web")]
+  cnitool gc web
+  cnitool gc web --json | jq -r '.removed[].containerID'
+
+JSON: network, dryRun, disabled (disableGC is set); removed (in a dry run: those that would be) and kept,
+attachments with containerID and ifname; notes (what else plugins would remove, in sentences: of dry runs
+only, otherwise they tell on stderr); errors (code, msg, details).")]
     Gc(GcArgs),
     /// Ask every plugin whether it could serve an ADD
     #[command(after_help = "\
-Example:
-  cnitool status web && echo containers can be added")]
-    Status(Whole),
+Examples:
+  cnitool status web && echo containers can be added
+  cnitool status web --json | jq -r .error.msg
+
+JSON: network, ready, asked (false where the cniVersion has no STATUS), error (null, or the first plugin's:
+code, msg, details).")]
+    Status(StatusArgs),
     /// List the networks, their plugins and where these were found
     #[command(after_help = "\
 Examples:
@@ -101,13 +110,6 @@ Examples:
     /// Send a packet from a container, or wait for one, and follow it through the rules
     #[command(after_help = packet::HELP)]
     Trace(packet::TraceArgs),
-    /// Become the command of `exec`
-    #[command(name = exec::BECOME, hide = true)]
-    BecomeCommand {
-        /// The command and its arguments
-        #[arg(last = true, required = true)]
-        command: Vec<OsString>,
-    },
     /// Find what keeps packets from getting through, and tell what mends it
     Doctor(doctor::DoctorArgs),
     #[command(flatten)]
@@ -260,6 +262,18 @@ struct GcArgs {
     /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    whole: Whole,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -299,20 +313,27 @@ impl Verb {
             Self::Add(AddArgs { target, .. })
             | Self::Del(DelArgs { target, .. })
             | Self::Check(CheckArgs { target, .. }) => &target.surplus.surplus,
-            Self::Gc(GcArgs { whole, .. }) | Self::Status(whole) => &whole.surplus.surplus,
+            Self::Gc(GcArgs { whole, .. }) | Self::Status(StatusArgs { whole, .. }) => {
+                &whole.surplus.surplus
+            }
             Self::Exec(_)
             | Self::List(_)
             | Self::Validate(_)
             | Self::Doctor(_)
             | Self::See(_)
-            | Self::Trace(_)
-            | Self::BecomeCommand { .. } => &[],
+            | Self::Trace(_) => &[],
         }
     }
 }
 
 /// Serves one command line, its program name first.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    // No command for people: neither help nor completions tell of it.
+    if let [_, word, command @ ..] = args.as_slice()
+        && word == exec::BECOME
+    {
+        return exec::replace_this_process(command);
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
@@ -334,11 +355,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Verb::Check(args) => commands::check(options, args),
         Verb::Del(args) => commands::del(options, args),
         Verb::Gc(args) => gc::run(options, args),
-        Verb::Status(whole) => commands::status(options, whole),
+        Verb::Status(args) => commands::status(options, args),
         Verb::List(args) => list::run(options, args),
         Verb::Validate(args) => validate::run(options, args),
         Verb::Exec(args) => return exec::run(options, args),
-        Verb::BecomeCommand { command } => return exec::replace_this_process(command),
         Verb::Doctor(args) => return doctor::run(options, args),
         Verb::Trace(args) => return packet::run(options, args),
         Verb::See(see) => see::run(options, see),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::iptables::Iptables;
 use super::nftables::Tag;
-use super::{BackendName, Mapping, nftables};
+use super::{BackendName, Mapping, Owner, nftables};
 use crate::cni::invocation::Attachment;
 
 /// Every rule that says whose it is.
@@ -15,6 +15,21 @@ pub struct Listing {
     pub rules: Vec<OwnedRule>,
     /// Why there may be more than these.
     pub doubts: Vec<String>,
+}
+
+impl Listing {
+    /// Names the owners of rules that tell nothing but an address.
+    pub fn name_owners(&mut self, owners: &[(IpAddr, Owner)]) {
+        for rule in &mut self.rules {
+            let Purpose::Pass(address) = rule.purpose else {
+                continue;
+            };
+            let known = owners.iter().find(|(of, _)| *of == address);
+            if let Some((_, owner)) = known.filter(|_| rule.owner == Claim::default()) {
+                rule.owner = Claim::from(owner);
+            }
+        }
+    }
 }
 
 /// A rule of an attachment.
@@ -42,6 +57,8 @@ pub enum Purpose {
     Masquerade(IpAddr),
     /// A port of the host leads to this address.
     PortMap(Mapping, IpAddr),
+    /// What comes from this address, and the answers to it, may pass.
+    Pass(IpAddr),
     /// Something beside these, such as a check against spoofing.
     Other,
 }
@@ -57,6 +74,17 @@ pub struct Claim {
     pub ifname: Option<String>,
     /// All three, hashed: it decides where it is known.
     pub tag: Option<Tag>,
+}
+
+impl From<&Owner> for Claim {
+    fn from(owner: &Owner) -> Self {
+        Self {
+            network: Some(owner.network.clone()),
+            container_id: Some(owner.attachment.container_id.clone()),
+            ifname: Some(owner.attachment.ifname.clone()),
+            tag: None,
+        }
+    }
 }
 
 impl Claim {

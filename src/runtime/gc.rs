@@ -78,16 +78,24 @@ impl Sweep {
     }
 }
 
-/// Deletes what is stale through the chain.
+/// Deletes what is stale through the chain, and adds it to what is `removed`.
 ///
 /// # Errors
 /// All of them: one failure stops nothing else.
-pub fn delete_stale(chain: &Chain<'_>, sweep: &Sweep, note: &dyn Fn(&str)) -> Vec<anyhow::Error> {
+pub fn delete_stale(
+    chain: &Chain<'_>,
+    sweep: &Sweep,
+    note: &dyn Fn(&str),
+    removed: &mut Vec<Attachment>,
+) -> Vec<anyhow::Error> {
     let mut errors = Vec::new();
     for parameters in &sweep.stale {
         let text = describe(parameters);
         match chain.del(parameters) {
-            Ok(()) => note(&format!("removed {text}")),
+            Ok(()) => {
+                note(&format!("removed {text}"));
+                removed.push(parameters.attachment.clone());
+            }
             Err(error) => errors.push(error.context(format!("remove {text}"))),
         }
     }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Memory, Namespace, Stack, Survey};
+use super::{Memory, Namespace, Stack, Survey, natural};
 use crate::cni::config::parse_ip;
 use crate::cni::invocation::Attachment;
 use crate::net::link::Link;
@@ -132,14 +132,10 @@ pub fn join(survey: &Survey) -> Vec<View<'_>> {
         view.state = state(survey, view);
     }
     views.sort_by(|a, b| {
-        let key = |view: &View<'_>| {
-            let Attachment {
-                container_id,
-                ifname,
-            } = view.attachment.clone();
-            (view.network.clone(), container_id, ifname)
-        };
-        key(a).cmp(&key(b))
+        let (left, right) = (&a.attachment, &b.attachment);
+        natural::compare(&a.network, &b.network)
+            .then_with(|| natural::compare(&left.container_id, &right.container_id))
+            .then_with(|| natural::compare(&left.ifname, &right.ifname))
     });
     views
 }
@@ -257,16 +253,19 @@ impl<'a> Roll<'a> {
             None => (0..self.views.len()).filter(fits).collect(),
         };
         let about = match rule.purpose {
-            Purpose::Masquerade(ip) | Purpose::PortMap(_, ip) => Some(ip),
+            Purpose::Masquerade(ip) | Purpose::PortMap(_, ip) | Purpose::Pass(ip) => Some(ip),
             Purpose::Other => None,
         };
-        if fitting.len() > 1 {
+        let is_nobodys = rule.owner == Claim::default();
+        if fitting.len() > 1 || is_nobodys {
             let has = |index: &usize| {
                 let addresses = self.views.get(*index).map(|view| &view.addresses);
                 addresses.is_some_and(|all| all.iter().any(|net| Some(net.addr()) == about))
             };
             if let Some(with_address) = fitting.iter().copied().find(has) {
                 fitting = vec![with_address];
+            } else if is_nobodys {
+                return;
             }
         }
         if fitting.is_empty() {
@@ -641,11 +640,8 @@ fn faults_of_rules(view: &View<'_>, memory: &Memory) -> Vec<String> {
             faults.push(format!("no rule masquerades {}", net.addr()));
         }
     }
-    for wanted in wanted_ports(memory) {
-        let is_there = |port: &Port<'_>| serves(port.mapping, wanted);
-        if !view.ports.iter().any(is_there) {
-            faults.push(format!("no rule for port {wanted}"));
-        }
+    for (wanted, to) in unmapped(view, memory) {
+        faults.push(format!("no rule for port {wanted} to {to}"));
     }
     let taken = view.ports.iter().filter_map(|port| {
         let id = port.taken_by.as_ref()?;
@@ -659,8 +655,33 @@ fn faults_of_rules(view: &View<'_>, memory: &Memory) -> Vec<String> {
     faults
 }
 
+/// The ports that the runtime asked for and that no rule leads to the address: the container's
+/// first of each family gets them.
+pub fn unmapped(view: &View<'_>, memory: &Memory) -> Vec<(Mapping, IpAddr)> {
+    let first = |is_ipv4| {
+        let mut addresses = view.addresses.iter().map(IpNet::addr);
+        addresses.find(|ip| ip.is_ipv4() == is_ipv4)
+    };
+    let targets = [first(true), first(false)];
+    let mut unmapped = Vec::new();
+    for wanted in wanted_ports(memory) {
+        for to in targets
+            .into_iter()
+            .flatten()
+            .filter(|ip| wanted.is_for(*ip))
+        {
+            let leads_there =
+                |port: &Port<'_>| port.to.is_ipv4() == to.is_ipv4() && serves(port.mapping, wanted);
+            if !view.ports.iter().any(leads_there) {
+                unmapped.push((wanted, to));
+            }
+        }
+    }
+    unmapped
+}
+
 /// Whether a rule for `made` is what `wanted` asks for, in whichever address family.
-pub fn serves(made: Mapping, wanted: Mapping) -> bool {
+fn serves(made: Mapping, wanted: Mapping) -> bool {
     let specific = |mapping: Mapping| mapping.host_ip.filter(|ip| !ip.is_unspecified());
     made.protocol == wanted.protocol
         && made.host_port == wanted.host_port
@@ -669,7 +690,7 @@ pub fn serves(made: Mapping, wanted: Mapping) -> bool {
 }
 
 /// The ports that the runtime asked for, as far as a plugin of the chain was told.
-pub fn wanted_ports(memory: &Memory) -> Vec<Mapping> {
+fn wanted_ports(memory: &Memory) -> Vec<Mapping> {
     const CAPABILITY: &str = "portMappings";
     let Ok(record) = &memory.record else {
         return Vec::new();

@@ -6,6 +6,7 @@
 //! wanted (neighbours, sysctls) is left to whoever wants it.
 
 pub mod attachment;
+mod natural;
 pub mod stack;
 
 use std::collections::btree_map::Entry as Slot;
@@ -25,6 +26,7 @@ use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
 use crate::netfilter::listing::{self, Listing};
 use crate::plugins::ipam::pool::{self, Pool};
+use crate::plugins::{firewall, flannel};
 use crate::runtime::cache::{Cache, Entry, Record};
 use crate::runtime::directory::{Broken, Directory};
 use crate::runtime::gc;
@@ -120,10 +122,15 @@ impl Survey {
             let found = look_into(&path);
             (path, found)
         });
+        let mut rules = listing::list();
+        match firewall::owners() {
+            Ok(owners) => rules.name_owners(&owners),
+            Err(error) => doubts.push(format!("{error:#}")),
+        }
         Ok(Self {
             now: SystemTime::now(),
             namespaces: namespaces.collect(),
-            rules: listing::list(),
+            rules,
             unknown: contents.unknown,
             directory,
             memories,
@@ -194,12 +201,16 @@ fn pools(directory: &Directory, memories: &[Memory], doubts: &mut Vec<String>) -
     let mut pools: BTreeMap<(PathBuf, String), Pool> = BTreeMap::new();
     let mut places = BTreeSet::from([PathBuf::from(pool::DEFAULT_DATA_DIR)]);
     for (network, capability_args) in configured.chain(remembered) {
-        for plugin in network
-            .plugins
-            .iter()
-            .filter(|plugin| is_host_local(plugin))
-        {
+        for plugin in &network.plugins {
             let config = config(network, plugin, capability_args);
+            let config = match plugin.plugin.as_str() {
+                "flannel" => flannel::delegated(&config),
+                _ => Some(config),
+            };
+            // The delegate of flannel has its configuration from the daemon.
+            let Some(config) = config.filter(is_recorded) else {
+                continue;
+            };
             let Ok(place) = pool::data_dir(&config) else {
                 continue;
             };
@@ -231,12 +242,22 @@ fn pools(directory: &Directory, memories: &[Memory], doubts: &mut Vec<String>) -
             Err(error) => doubts.push(format!("list {}: {error}", place.display())),
         }
     }
-    pools.into_values().collect()
+    let mut pools: Vec<Pool> = pools.into_values().collect();
+    pools.sort_by(|a, b| natural::compare(&a.network, &b.network));
+    pools
 }
 
 /// Whether the plugin's addresses are recorded in files, as ours and the reference's do.
 pub fn is_host_local(plugin: &PluginConfiguration) -> bool {
-    let ipam = network::ipam(&plugin.document);
+    records(&plugin.document)
+}
+
+fn is_recorded(config: &Config) -> bool {
+    config.document.as_object().is_some_and(records)
+}
+
+fn records(document: &Object) -> bool {
+    let ipam = network::ipam(document);
     let name = ipam.as_ref().and_then(network::plugin_type);
     name.is_some_and(|name| ["host-local", "ipam"].contains(&name.as_str()))
 }

@@ -17,6 +17,7 @@ if asks containerd; then
     done
     exit 0
 fi
+command -v apt-get >/dev/null || { echo "$0 takes a containerd from Debian and needs apt-get, or one of 2.1 or later here" >&2; exit 1; }
 echo "fetching a newer containerd"
 apt="$dir/apt"
 mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"

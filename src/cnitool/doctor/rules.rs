@@ -10,7 +10,7 @@ use crate::netfilter::listing::Purpose;
 use crate::netfilter::nftables::forwarded::Packet;
 use crate::netfilter::{Mapping, Protocol};
 use crate::runtime::network::plugin_member;
-use crate::survey::attachment::{Port, State, View, serves, wanted_ports};
+use crate::survey::attachment::{State, View, unmapped};
 
 /// What is wrong with the rules of an attachment.
 pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
@@ -54,33 +54,17 @@ fn ports(view: &View<'_>) -> Vec<Finding> {
     let Some(memory) = view.memory else {
         return Vec::new();
     };
-    // The first address of each family gets them.
-    let first = |is_v4| {
-        view.addresses
-            .iter()
-            .find(|net| net.addr().is_ipv4() == is_v4)
-    };
-    let targets: Vec<IpAddr> = [true, false]
+    unmapped(view, memory)
         .into_iter()
-        .filter_map(first)
-        .map(ipnet::IpNet::addr)
-        .collect();
-    let mut findings = Vec::new();
-    for wanted in wanted_ports(memory) {
-        for ip in targets.iter().filter(|ip| wanted.is_for(**ip)) {
-            let is_there =
-                |port: &Port<'_>| port.to.is_ipv4() == ip.is_ipv4() && serves(port.mapping, wanted);
-            if !view.ports.iter().any(is_there) {
-                findings.push(Finding::error(
-                    format!("port {wanted}"),
-                    format!("no rule leads it to {} ({ip})", name(view)),
-                    "connections to it are refused",
-                    format!("cnibox restore {}", view.network),
-                ));
-            }
-        }
-    }
-    findings
+        .map(|(wanted, ip)| {
+            Finding::error(
+                format!("port {wanted}"),
+                format!("no rule leads it to {} ({ip})", name(view)),
+                "connections to it are refused",
+                format!("cnibox restore {}", view.network),
+            )
+        })
+        .collect()
 }
 
 /// Other containers' rules in front.

@@ -150,7 +150,7 @@ fn start(command: &[OsString]) -> Result<Child> {
     let mut process = Command::new("/proc/self/exe");
     process
         .arg0("cnitool")
-        .args([BECOME, "--"])
+        .arg(BECOME)
         .args(command)
         .spawn()
         .context(coded(Code::Io, "start a process for the command"))

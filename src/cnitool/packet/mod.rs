@@ -146,6 +146,7 @@ fn trace(options: &Options, args: &TraceArgs) -> Result<ExitCode> {
         |index| survey.host.by_index(index).map(|link| link.name.clone()),
     );
     let outcome = outcome(&survey, &all, container_id, &path, answer.as_ref());
+    let is_sent = answer.is_some();
     let answer = answer.and_then(|answer| match answer {
         Answer::Some(text) | Answer::Error(text) => Some(text),
         Answer::None => None,
@@ -160,7 +161,15 @@ fn trace(options: &Options, args: &TraceArgs) -> Result<ExitCode> {
             &doubts,
         ))?;
     } else {
-        see::print(&lines(&path, &outcome, answer.as_deref(), is_coloured()))?;
+        let mut lines = lines(&path, &outcome, is_coloured());
+        // What was never seen has had its sentence.
+        if is_sent && outcome.end != End::Unseen {
+            lines.push(match &answer {
+                Some(answer) => format!("answer: {answer}"),
+                None => "no answer".to_owned(),
+            });
+        }
+        see::print(&lines)?;
         for doubt in &doubts {
             output::note(&format!("warning: {doubt}"));
         }
@@ -316,7 +325,7 @@ fn document<'a>(
 }
 
 /// For people: a paragraph for each hook, and what came of it all.
-fn lines(path: &Path, outcome: &Outcome<'_>, answer: Option<&str>, colour: bool) -> Vec<String> {
+fn lines(path: &Path, outcome: &Outcome<'_>, colour: bool) -> Vec<String> {
     let mut lines = Vec::new();
     for stage in &path.stages {
         let kind = if stage.bridge { "bridge " } else { "" };
@@ -346,10 +355,6 @@ fn lines(path: &Path, outcome: &Outcome<'_>, answer: Option<&str>, colour: bool)
         }
         lines.push(format!("  $ {}", step.command));
     }
-    match answer {
-        Some(answer) if outcome.end != End::Unseen => lines.push(format!("answer: {answer}")),
-        _ => {}
-    }
     lines
 }
 
@@ -368,6 +373,8 @@ fn step_lines(step: &Step, colour: bool) -> Vec<String> {
     let what = match (&step.handle, step.is_policy) {
         (Some(handle), _) => {
             let words = step.rule.as_deref().unwrap_or_default();
+            // The arrow leads to it.
+            let words = words.strip_suffix(&**verdict).unwrap_or(words).trim_end();
             format!("rule {handle}: {words}")
         }
         (None, true) => "policy".to_owned(),

@@ -37,8 +37,8 @@ struct Page<'a> {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Station {
-    /// `interface`, `routes`, `hostEnd`, `bridge`, `masquerade`, `ports`, `uplink`,
-    /// `leases`, `result`.
+    /// `interface`, `routes`, `hostEnd`, `bridge`, `firewall`, `masquerade`, `ports`,
+    /// `uplink`, `leases`, `result`.
     hop: &'static str,
     /// What is there, a line each, for people.
     lines: Vec<String>,
@@ -152,6 +152,7 @@ fn heading(hop: &str) -> &str {
         "interface" => "interface in the container",
         "routes" => "routes in the container",
         "hostEnd" => "the host's end",
+        "firewall" => "may pass the packet filter",
         "masquerade" => "masquerading",
         "ports" => "ports of the host",
         "uplink" => "way out",
@@ -180,42 +181,44 @@ fn hops(survey: &Survey, view: &View<'_>) -> Vec<Station> {
             ],
         });
     }
-    for (hop, is_wanted) in [("masquerade", false), ("ports", true)] {
-        let rules: Vec<_> = view
-            .rules
+    hops.extend(
+        ["firewall", "masquerade", "ports"]
             .iter()
-            .filter(|rule| match rule.purpose {
-                Purpose::Masquerade(_) => !is_wanted,
-                Purpose::PortMap(..) => is_wanted,
-                Purpose::Other => false,
-            })
-            .collect();
-        let commands: BTreeSet<_> = rules.iter().map(|rule| rule.command.clone()).collect();
-        let mut lines: Vec<String> = Vec::new();
-        for held in view.ports.iter().filter(|_| is_wanted) {
-            if let Some(id) = &held.taken_by {
-                let port = port(held.mapping);
-                lines.push(format!("{port}: container {id} gets the packets instead"));
-            }
-        }
-        lines.extend(rules.iter().map(|rule| match rule.packets {
-            Some(packets) => format!("{} ({packets} packets)", rule.text),
-            None => rule.text.clone(),
-        }));
-        if !rules.is_empty() {
-            let commands = commands.into_iter().collect();
-            hops.push(Station {
-                hop,
-                lines,
-                commands,
-            });
-        }
-    }
+            .filter_map(|hop| rules(view, hop)),
+    );
     if view.host_end.is_some() {
         hops.push(uplink(survey));
     }
     hops.extend(records(survey, view));
     hops
+}
+
+/// The rules of one of the hops.
+fn rules(view: &View<'_>, hop: &'static str) -> Option<Station> {
+    let of_hop = view.rules.iter().filter(|rule| match rule.purpose {
+        Purpose::Pass(_) => hop == "firewall",
+        Purpose::Masquerade(_) => hop == "masquerade",
+        Purpose::PortMap(..) => hop == "ports",
+        Purpose::Other => false,
+    });
+    let rules: Vec<_> = of_hop.collect();
+    let commands: BTreeSet<_> = rules.iter().map(|rule| rule.command.clone()).collect();
+    let mut lines: Vec<String> = Vec::new();
+    for held in view.ports.iter().filter(|_| hop == "ports") {
+        if let Some(id) = &held.taken_by {
+            let port = port(held.mapping);
+            lines.push(format!("{port}: container {id} gets the packets instead"));
+        }
+    }
+    lines.extend(rules.iter().map(|rule| match rule.packets {
+        Some(packets) => format!("{} ({packets} packets)", rule.text),
+        None => rule.text.clone(),
+    }));
+    (!rules.is_empty()).then(|| Station {
+        hop,
+        lines,
+        commands: commands.into_iter().collect(),
+    })
 }
 
 /// The container's interface and routes.

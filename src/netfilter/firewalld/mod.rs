@@ -20,6 +20,9 @@ const ZONES: Object = Object {
     interface: "org.fedoraproject.FirewallD1.zone",
 };
 
+/// Of a source that is to go: whichever zone it is in.
+pub const ANY_ZONE: &str = "";
+
 /// A running firewalld.
 #[derive(Debug)]
 pub struct Firewalld {
@@ -38,21 +41,19 @@ impl Firewalld {
         Ok(bus.is_served(SERVICE)?.then_some(Self { bus }))
     }
 
-    /// Lets everything from `address` into `zone`, until firewalld is reloaded.
+    /// Lets everything from `address` into `zone`, until firewalld is reloaded. It leaves the
+    /// zone it was in, for it can be in one only.
     ///
     /// # Errors
     /// When it refuses; to have done so already is none.
     pub fn add_source(&mut self, zone: &str, address: IpAddr) -> Result<()> {
-        let refusal = match self.ask("addSource", zone, address)? {
-            Err(refusal) if !refusal.is("ZONE_ALREADY_SET") && !refusal.is("ALREADY_ENABLED") => {
-                refusal
-            }
-            _ => return Ok(()),
-        };
-        Err(refused(&refusal, &format!("add {address} to zone {zone}")))
+        match self.ask("changeZoneOfSource", zone, address)? {
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(refused(&refusal, &format!("add {address} to zone {zone}"))),
+        }
     }
 
-    /// Takes it back.
+    /// Takes it out of `zone`, or with [`ANY_ZONE`] out of the one it is in.
     ///
     /// # Errors
     /// When it is there and stays.

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use anyhow::Result;
 use ipnet::IpNet;
 
 use super::owned::{is_private, parse_comment};
 use super::rule::Rule;
 use super::tool::Family;
-use super::{FAMILIES, Iptables, masquerade, port_maps};
+use super::{FAMILIES, Iptables, firewall, masquerade, port_maps};
 use crate::netfilter::listing::{Claim, Listing, OwnedRule, Purpose};
 use crate::netfilter::{BackendName, Mapping, Protocol};
 
@@ -16,19 +17,46 @@ impl Iptables {
     /// Adds the rules of every attachment to `listing`, or why they cannot be told.
     pub fn list(&self, listing: &mut Listing) {
         for family in FAMILIES {
-            match self.tools(family, &[]) {
-                Ok(tools) => {
-                    for tool in tools {
-                        match tool.counted() {
-                            Ok(rules) => listing.rules.extend(owned(family, &rules)),
-                            Err(error) => listing.doubts.push(format!("{error:#}")),
-                        }
-                    }
+            let of_nat = self.tools(family, &[]);
+            let of_filter = self.filter().tools_for_passing(family);
+            for (tools, read) in [(of_nat, owned as Read), (of_filter, passing)] {
+                let rules = tools.and_then(|tools| {
+                    let rules = tools.iter().map(|tool| Ok(read(family, &tool.counted()?)));
+                    rules.collect::<Result<Vec<_>>>()
+                });
+                match rules {
+                    Ok(rules) => listing.rules.extend(rules.into_iter().flatten()),
+                    Err(error) => listing.doubts.push(format!("{error:#}")),
                 }
-                Err(error) => listing.doubts.push(format!("{error:#}")),
             }
         }
     }
+}
+
+/// Finds what is somebody's in the rules of one table.
+type Read = fn(Family, &[(u64, Rule)]) -> Vec<OwnedRule>;
+
+/// The addresses that may pass. Rules do not say whose these are.
+fn passing(family: Family, rules: &[(u64, Rule)]) -> Vec<OwnedRule> {
+    let own = rules
+        .iter()
+        .filter(|(_, rule)| rule.chain == firewall::FORWARD);
+    let told = own.filter_map(|(packets, rule)| {
+        let net: IpNet = rule
+            .value("-s")
+            .or_else(|| rule.value("-d"))?
+            .parse()
+            .ok()?;
+        (rule.jump() == Some("ACCEPT")).then(|| OwnedRule {
+            owner: Claim::default(),
+            backend: BackendName::Iptables,
+            command: format!("{} -v -S {}", family.command(), rule.chain),
+            text: format!("-A {rule}"),
+            purpose: Purpose::Pass(net.addr()),
+            packets: Some(*packets),
+        })
+    });
+    told.collect()
 }
 
 /// Those of `rules` that are somebody's. Mappings come in the order of the entries that
@@ -134,7 +162,7 @@ mod tests {
                     Purpose::PortMap(mapping, to) => {
                         format!("{mapping} to {to} {}", mapping.container_port)
                     }
-                    Purpose::Other => "other".into(),
+                    Purpose::Pass(_) | Purpose::Other => "other".into(),
                 };
                 let owner = rule.owner.container_id.unwrap_or_default();
                 let packets = rule.packets.unwrap_or_default();

@@ -312,6 +312,16 @@ impl Iptables {
         }))
     }
 
+    /// The tools for looking at what lets containers through, where something does.
+    fn tools_for_passing(&self, family: Family) -> Result<Vec<Tool>> {
+        let name = self.table.as_str();
+        let found = Kinds {
+            nft: nftables::has_chain(family.nft(), name, firewall::FORWARD)?,
+            legacy: family.has_legacy_table(self.table),
+        };
+        self.tools_for(family, found, "look for rules of containers in", true)
+    }
+
     fn port_map_rules(owner: &Owner, wanted: &PortMaps) -> Result<Vec<(Family, port_maps::Rules)>> {
         wanted
             .container

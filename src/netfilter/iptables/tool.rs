@@ -201,12 +201,12 @@ impl Tool {
         Ok(Ok(Table::parse(&text)))
     }
 
-    /// The rules of table `nat`, in order, each with the packets that it has met.
+    /// The rules of the table, in order, each with the packets that it has met.
     ///
     /// # Errors
     /// When the tool cannot be run, or does not tell.
     pub fn counted(&self) -> Result<Vec<(u64, Rule)>> {
-        let output = self.run(&self.save, &["-c", "-t", "nat"], "")?;
+        let output = self.run(&self.save, &["-c", "-t", self.table.as_str()], "")?;
         if !output.status.success() {
             let refusal = Refusal(String::from_utf8_lossy(&output.stderr).into_owned());
             return Err(refusal.during("read", self));

@@ -410,15 +410,10 @@ fn opened(socket: &Socket) -> Result<Vec<Table>> {
 
 /// Of [`opened`] those without an address.
 fn unused(socket: &Socket) -> Result<Vec<Table>> {
-    let mut unused = Vec::new();
-    for table in opened(socket)? {
-        let mut is_used = false;
-        for set in sets(table) {
-            let elements = set.elements(socket)?;
-            is_used |= elements.is_some_and(|elements| !elements.is_empty());
-        }
-        if !is_used {
-            unused.push(table);
+    let mut unused = opened(socket)?;
+    for (set, elements) in passing(socket)? {
+        if !elements.is_empty() {
+            unused.retain(|table| *table != set.table);
         }
     }
     Ok(unused)
@@ -463,18 +458,29 @@ fn close_table(socket: &Socket, table: Table) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// The elements of attachments that are `unwanted`, with their sets.
+/// The addresses that may pass, with their sets.
+///
+/// # Errors
+/// When the kernel refuses to tell what there is.
+pub fn passing(socket: &Socket) -> Result<Vec<(Set, Elements)>> {
+    let mut found = Vec::new();
+    for table in opened(socket)? {
+        for set in sets(table) {
+            let there = set.elements(socket)?.unwrap_or_default();
+            found.push((set, there));
+        }
+    }
+    Ok(found)
+}
+
+/// Those of attachments that are `unwanted`.
 fn unwanted_elements(
     socket: &Socket,
     unwanted: impl Fn(Tag) -> bool,
 ) -> Result<Vec<(Set, Elements)>> {
-    let mut found = Vec::new();
-    for table in opened(socket)? {
-        for set in sets(table) {
-            let mut there = set.elements(socket)?.unwrap_or_default();
-            there.retain(|_, comment| Tag::at_start(comment).is_some_and(&unwanted));
-            found.push((set, there));
-        }
+    let mut found = passing(socket)?;
+    for (_, elements) in &mut found {
+        elements.retain(|_, comment| Tag::at_start(comment).is_some_and(&unwanted));
     }
     Ok(found)
 }
@@ -551,20 +557,26 @@ pub fn stale(
 pub fn missing(socket: &Socket, owner: &Owner, wanted: &Firewall) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     if let Some(admin_chain) = &wanted.admin_chain {
+        let mut known = Vec::new();
         for gate in gates(socket, &wanted.addresses)?.0 {
-            let found = rules(socket, &gate.table(), Some(FORWARD))?;
-            let admin_chain = Cow::Owned(admin_chain.clone());
-            missing.extend(missing_shared(&gate.shared(&[admin_chain]), &found));
             let found = rules(socket, &gate.table(), Some(&gate.chain.name))?;
             if !found.iter().any(leads_to_us) {
                 missing.push(command(&gate.chain, &Gate::jump()));
             }
+            if known.contains(&gate.table()) {
+                continue;
+            }
+            known.push(gate.table());
+            let found = rules(socket, &gate.table(), Some(FORWARD))?;
+            let admin_chain = Cow::Owned(admin_chain.clone());
+            missing.extend(missing_shared(&gate.shared(&[admin_chain]), &found));
             for set in sets(gate.table()) {
-                let there = set.elements(socket)?.unwrap_or_default();
-                let mut absent = elements(&set, owner, &wanted.addresses);
-                absent.retain(|key, _| !there.contains_key(key));
-                let absent = set.create(absent);
-                missing.extend(absent.iter().map(|change| format!("nft {change}")));
+                let there = set.elements(socket)?;
+                let wanted = elements(&set, owner, &wanted.addresses);
+                let changes = settle(&set, there.as_ref(), &wanted, |key| {
+                    wanted.contains_key(key)
+                });
+                missing.extend(changes.iter().map(|change| format!("nft {change}")));
             }
         }
     }

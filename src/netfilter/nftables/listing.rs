@@ -4,8 +4,9 @@ use anyhow::Result;
 
 use super::identity::{Tag, parse_details};
 use super::ruleset::{Rule, Statement, Table};
+use super::set::Key;
 use super::transaction::{Found, rules};
-use super::{masquerade, port_maps, spoof_check};
+use super::{firewall, masquerade, port_maps, spoof_check};
 use crate::netfilter::BackendName;
 use crate::netfilter::listing::{Claim, OwnedRule, Purpose};
 use crate::netfilter::socket::Socket;
@@ -30,6 +31,21 @@ pub fn list() -> Result<Vec<OwnedRule>> {
     let table = spoof_check::TABLE;
     let found = rules(&socket, &table, Some(spoof_check::PREROUTING))?;
     all.extend(found.iter().filter_map(spoof_check));
+    for (set, elements) in firewall::passing(&socket)? {
+        all.extend(elements.into_iter().filter_map(|(key, comment)| {
+            let Key::Address(address) = key else {
+                return None;
+            };
+            Some(OwnedRule {
+                owner: masquerade_claim(&comment)?,
+                backend: BackendName::Nftables,
+                command: format!("nft list set {set}"),
+                text: format!("{address} may pass in table {}", set.table),
+                purpose: Purpose::Pass(address),
+                packets: None,
+            })
+        }));
+    }
     Ok(all)
 }
 

@@ -1,12 +1,16 @@
 //! Limits: as written, and as meant (behaviour 9.3).
 
+use std::fmt;
+
 use anyhow::Result;
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
 use crate::net::traffic::TokenBucket;
+use crate::net::traffic::selection::{End, Selection};
 
 /// How long a packet may wait in the kernel's queue: behind it, more are dropped.
 const LATENCY_MS: u64 = 25;
@@ -17,7 +21,8 @@ const LONGEST_BURST: u32 = u32::MAX / 64;
 /// Bytes: a burst must be below.
 const LARGEST_BURST: u64 = u32::MAX as u64;
 
-/// Every key of the reference's bandwidth v1.9.1: bits per second, and bits.
+/// Every key of the reference's bandwidth v1.9.1: bits per second, and bits. The subnets are
+/// those of v1.5, which v1.6 passes over.
 #[derive(Debug, Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 struct Wire {
@@ -25,6 +30,8 @@ struct Wire {
     ingress_burst: Option<u64>,
     egress_rate: Option<u64>,
     egress_burst: Option<u64>,
+    shaped_subnets: Option<Vec<String>>,
+    unshaped_subnets: Option<Vec<String>>,
     runtime_config: WireRuntimeConfig,
 }
 
@@ -34,22 +41,54 @@ struct WireRuntimeConfig {
     bandwidth: WireBandwidth,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, Default)]
+#[derive(Debug, Clone, Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 struct WireBandwidth {
     ingress_rate: u64,
     ingress_burst: u64,
     egress_rate: u64,
     egress_burst: u64,
+    shaped_subnets: Vec<String>,
+    unshaped_subnets: Vec<String>,
 }
 
 /// What the operator and the runtime want. The directions are the container's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
     /// Of what the container receives.
-    pub ingress: Option<TokenBucket>,
+    pub ingress: Option<Limit>,
     /// Of what the container sends.
-    pub egress: Option<TokenBucket>,
+    pub egress: Option<Limit>,
+}
+
+/// A limit of one direction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// How fast.
+    pub bucket: TokenBucket,
+    /// What; all of it where this says nothing.
+    pub selection: Option<Selection>,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.bucket)?;
+        let Some(selection) = &self.selection else {
+            return Ok(());
+        };
+        let preposition = match (selection.are_limited, selection.end) {
+            (true, End::Source) => " of what comes from",
+            (true, End::Destination) => " of what goes to",
+            (false, End::Source) => " but of what comes from",
+            (false, End::Destination) => " but of what goes to",
+        };
+        let subnets = selection.subnets.iter().map(ToString::to_string);
+        write!(
+            f,
+            "{preposition} {}",
+            subnets.collect::<Vec<_>>().join(", ")
+        )
+    }
 }
 
 impl Settings {
@@ -61,9 +100,14 @@ impl Settings {
         let wire: Wire = call.config.read()?;
         json::refuse(&wire.problems(""))?;
         let (_, limits) = wire.limits();
+        let limit = |rate, burst, end| {
+            let bucket = token_bucket(rate, burst)?;
+            let selection = limits.selection(end);
+            Some(Limit { bucket, selection })
+        };
         Ok(Self {
-            ingress: token_bucket(limits.ingress_rate, limits.ingress_burst),
-            egress: token_bucket(limits.egress_rate, limits.egress_burst),
+            ingress: limit(limits.ingress_rate, limits.ingress_burst, End::Source),
+            egress: limit(limits.egress_rate, limits.egress_burst, End::Destination),
         })
     }
 
@@ -79,8 +123,8 @@ pub fn validate(root: &str, document: &Value) -> Vec<Problem> {
 }
 
 impl Wire {
-    /// The limits that count, and where they are written: one key of the configuration's
-    /// own makes all of the runtime's not count.
+    /// The limits that count, and where they are written: one limit of the configuration's
+    /// own makes all of the runtime's not count. Its subnets count for the runtime's too.
     fn limits(&self) -> (&'static str, WireBandwidth) {
         let own = [
             self.ingress_rate,
@@ -88,8 +132,15 @@ impl Wire {
             self.egress_rate,
             self.egress_burst,
         ];
+        let [shaped_subnets, unshaped_subnets] =
+            [&self.shaped_subnets, &self.unshaped_subnets].map(Clone::clone);
         if own.iter().all(Option::is_none) {
-            return ("runtimeConfig.bandwidth.", self.runtime_config.bandwidth);
+            let mut limits = self.runtime_config.bandwidth.clone();
+            if shaped_subnets.is_some() || unshaped_subnets.is_some() {
+                limits.shaped_subnets = shaped_subnets.unwrap_or_default();
+                limits.unshaped_subnets = unshaped_subnets.unwrap_or_default();
+            }
+            return ("runtimeConfig.bandwidth.", limits);
         }
         let [ingress_rate, ingress_burst, egress_rate, egress_burst] =
             own.map(Option::unwrap_or_default);
@@ -98,6 +149,8 @@ impl Wire {
             ingress_burst,
             egress_rate,
             egress_burst,
+            shaped_subnets: shaped_subnets.unwrap_or_default(),
+            unshaped_subnets: unshaped_subnets.unwrap_or_default(),
         };
         ("", limits)
     }
@@ -105,7 +158,7 @@ impl Wire {
     /// Values that are wrong by themselves or together.
     fn problems(&self, root: &str) -> Vec<Problem> {
         let (place, limits) = self.limits();
-        [
+        let mut problems: Vec<Problem> = [
             ("ingress", limits.ingress_rate, limits.ingress_burst),
             ("egress", limits.egress_rate, limits.egress_burst),
         ]
@@ -115,7 +168,44 @@ impl Wire {
             let path = json::below(root, &format!("{place}{direction}{key}"));
             Some(Problem::new(path, message))
         })
-        .collect()
+        .collect();
+        let is_own = self.shaped_subnets.is_some() || self.unshaped_subnets.is_some();
+        let place = if is_own { "" } else { place };
+        let mut refuse = |key: &str, message| {
+            let path = json::below(root, &format!("{place}{key}"));
+            problems.push(Problem::new(path, message));
+        };
+        for (key, subnets) in [
+            ("shapedSubnets", &limits.shaped_subnets),
+            ("unshapedSubnets", &limits.unshaped_subnets),
+        ] {
+            for text in subnets.iter().filter(|text| text.parse::<IpNet>().is_err()) {
+                let message = format!("\"{text}\" is no subnet, such as 10.0.0.0/8");
+                refuse(key, message);
+            }
+        }
+        if !limits.shaped_subnets.is_empty() && !limits.unshaped_subnets.is_empty() {
+            let message = "cannot be there together with shapedSubnets";
+            refuse("unshapedSubnets", message.to_owned());
+        }
+        problems
+    }
+}
+
+impl WireBandwidth {
+    /// Which packets are limited, those with the other side's address at `end`.
+    fn selection(&self, end: End) -> Option<Selection> {
+        let (written, are_limited) = if self.shaped_subnets.is_empty() {
+            (&self.unshaped_subnets, false)
+        } else {
+            (&self.shaped_subnets, true)
+        };
+        let subnets = written.iter().filter_map(|text| text.parse().ok());
+        (!written.is_empty()).then(|| Selection {
+            subnets: subnets.collect(),
+            are_limited,
+            end,
+        })
     }
 }
 
@@ -175,16 +265,16 @@ mod tests {
     fn the_kernel_is_told_what_the_reference_tells_it() {
         let limited = resolve(json!({"ingressRate": 8_000_000, "ingressBurst": 800_000})).unwrap();
         assert_eq!(
-            limited.ingress,
-            Some(TokenBucket {
+            limited.ingress.unwrap().bucket,
+            TokenBucket {
                 rate: 1_000_000,
                 limit: 125_000,
                 buffer: 1_562_500
-            })
+            }
         );
         assert_eq!(limited.egress, None);
         let huge = resolve(json!({"egressRate": u64::MAX, "egressBurst": 8})).unwrap();
-        assert_eq!(huge.egress.unwrap().limit, u32::MAX);
+        assert_eq!(huge.egress.unwrap().bucket.limit, u32::MAX);
     }
 
     #[test]
@@ -198,6 +288,12 @@ mod tests {
         assert!(both(json!({})).egress.is_some());
         assert!(!both(json!({"ingressRate": 0})).any());
         assert!(!resolve(json!({})).unwrap().any());
+        let limit = both(json!({"unshapedSubnets": ["10.0.0.0/8", "fd00::/8"]})).egress;
+        assert_eq!(
+            limit.unwrap().to_string(),
+            "a limit of 1000 bytes per second (1025 bytes queued, burst of 15625000 ticks) \
+             but of what goes to 10.0.0.0/8, fd00::/8"
+        );
     }
 
     #[test]
@@ -221,6 +317,21 @@ mod tests {
                 "runtimeConfig.bandwidth.ingressBurst: ",
             ),
             (json!({"ingressRate": -1}), 6, "ingressRate: "),
+            (
+                json!({"shapedSubnets": ["10.0.0.0/33"]}),
+                7,
+                "shapedSubnets: \"10.0.0.0/33\" is no subnet",
+            ),
+            (
+                json!({"runtimeConfig": {"bandwidth": {"unshapedSubnets": ["fd00::"]}}}),
+                7,
+                "runtimeConfig.bandwidth.unshapedSubnets: \"fd00::\" is no",
+            ),
+            (
+                json!({"shapedSubnets": ["::/0"], "unshapedSubnets": ["10.0.0.0/8"]}),
+                7,
+                "unshapedSubnets: cannot be there together",
+            ),
         ] {
             let object = ErrorObject::from_error(&resolve(config).unwrap_err());
             assert_eq!(object.code, code, "{object}");

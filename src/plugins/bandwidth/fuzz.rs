@@ -11,7 +11,8 @@ use crate::cni::skel::Call;
 /// When there are none.
 pub fn settings(call: &Call) -> Result<()> {
     let settings = Settings::resolve(call)?;
-    for bucket in [settings.ingress, settings.egress].into_iter().flatten() {
+    for limit in [settings.ingress, settings.egress].into_iter().flatten() {
+        let bucket = limit.bucket;
         assert!(bucket.rate != 0 && bucket.limit != 0, "{bucket:?}");
     }
     Ok(())

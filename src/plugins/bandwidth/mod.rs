@@ -2,7 +2,8 @@
 //!
 //! What it receives is limited where the host's end of its veth pair sends. Receiving
 //! cannot be limited: what the host's end receives is led to an `ifb` link, and limited
-//! where that sends.
+//! where that sends. Some subnets may be spared, or be the only ones: those of whom the
+//! container talks to (`shapedSubnets`, `unshapedSubnets`).
 
 mod config;
 #[cfg(any(test, fuzzing))]
@@ -22,12 +23,12 @@ use crate::cni::version::Version;
 use crate::journal::step;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
-use crate::net::traffic::{self, TokenBucket};
+use crate::net::traffic::{self, selection};
 use crate::plugins::host_end;
 use crate::plugins::veth::Sides;
 use crate::undo::Undo;
 
-use config::Settings;
+use config::{Limit, Settings};
 
 /// The applet.
 #[derive(Debug)]
@@ -55,21 +56,21 @@ impl Plugin for Bandwidth {
         let sides = step("open the namespaces", || Sides::open(call))?;
         let host = &sides.host;
         let host_end = find_host_end(&sides, call)?;
-        if let Some(bucket) = settings.ingress {
-            step("limit what the container receives", || {
-                traffic::limit(host, &host_end, bucket)
-            })?;
-            let (host, host_end) = (host.clone(), host_end.clone());
-            undo.push("remove the limit", move || {
-                traffic::remove_limit(&host, &host_end)
+        if let Some(limit) = settings.ingress {
+            undo.push("remove the limit", {
+                let (host, host_end) = (host.clone(), host_end.clone());
+                move || traffic::remove_limit(&host, &host_end)
             });
+            step("limit what the container receives", || {
+                traffic::limit(host, &host_end, limit.bucket, limit.selection.as_ref())
+            })?;
         }
-        if let Some(bucket) = settings.egress {
+        if let Some(limit) = settings.egress {
             let ifb = step("create the ifb link", || {
                 ifb::create(host, call, host_end.mtu, undo)
             })?;
             step("limit what the container sends", || {
-                traffic::limit(host, &ifb, bucket)?;
+                traffic::limit(host, &ifb, limit.bucket, limit.selection.as_ref())?;
                 traffic::redirect(host, &host_end, &ifb)
             })?;
             let host = host.clone();
@@ -102,11 +103,11 @@ impl Plugin for Bandwidth {
         let host_end = find_host_end(&sides, call)?;
         let mut differences = Vec::new();
         if let Some(wanted) = settings.ingress {
-            differences.extend(compare(&sides.host, &host_end, wanted)?);
+            differences.extend(compare(&sides.host, &host_end, &wanted)?);
         }
         if let Some(wanted) = settings.egress {
             match ifb::find(&sides.host, call)? {
-                Some(ifb) => differences.extend(compare(&sides.host, &ifb, wanted)?),
+                Some(ifb) => differences.extend(compare(&sides.host, &ifb, &wanted)?),
                 None => differences.push(format!(
                     "interface {}: expected an ifb link that limits what it sends, found none",
                     call.invocation.attachment.ifname
@@ -129,9 +130,9 @@ impl Plugin for Bandwidth {
     fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
         let settings = Settings::resolve(call)?;
         let ifname = &call.invocation.attachment.ifname;
-        for (direction, bucket) in [("receives", settings.ingress), ("sends", settings.egress)] {
-            if let Some(bucket) = bucket {
-                let text = format!("what {ifname} {direction}: {bucket}");
+        for (direction, limit) in [("receives", &settings.ingress), ("sends", &settings.egress)] {
+            if let Some(limit) = limit {
+                let text = format!("what {ifname} {direction}: {limit}");
                 preview.tell(Subject::Limit, text);
             }
         }
@@ -172,17 +173,20 @@ fn find_host_end(sides: &Sides, call: &Call) -> Result<Link> {
 }
 
 /// How the limit of `link` differs, in words.
-fn compare(host: &Netlink, link: &Link, wanted: TokenBucket) -> Result<Option<String>> {
-    let found = traffic::limit_of(host, link)?;
-    Ok(match found {
-        Some(found) if found == wanted => None,
-        None => Some(format!(
-            "interface {}: expected {wanted}, found no limit",
-            link.name
-        )),
-        Some(found) => Some(format!(
-            "interface {}: expected {wanted}, found {found}",
-            link.name
-        )),
-    })
+fn compare(host: &Netlink, link: &Link, wanted: &Limit) -> Result<Option<String>> {
+    let selection = wanted.selection.as_ref();
+    let found = match traffic::limit_of(host, link, selection)? {
+        None => "no limit".to_owned(),
+        Some(found) if found != wanted.bucket => found.to_string(),
+        Some(_) => match selection {
+            Some(selection) if !selection::is_divided(host, link, selection)? => {
+                "it of other subnets".to_owned()
+            }
+            _ => return Ok(None),
+        },
+    };
+    let name = &link.name;
+    Ok(Some(format!(
+        "interface {name}: expected {wanted}, found {found}"
+    )))
 }

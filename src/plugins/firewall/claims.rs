@@ -31,7 +31,7 @@ pub struct Claim {
     #[serde(rename = "containerID")]
     container_id: String,
     ifname: String,
-    /// firewalld's zone for it.
+    /// firewalld's zone for it. Where that was refused it is in an earlier one, or in none.
     pub zone: Option<String>,
 }
 

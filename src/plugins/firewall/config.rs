@@ -41,6 +41,15 @@ pub struct Settings {
     pub ingress: Option<Ingress>,
 }
 
+/// What DEL and GC want to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parting {
+    /// firewalld's zone, where nothing says which it was.
+    pub zone: String,
+    /// Whether the configuration asks for firewalld, and not only for what there is.
+    pub wants_firewalld: bool,
+}
+
 /// The longest name of a chain that iptables accepts.
 const CHAIN_LENGTH: usize = 28;
 
@@ -81,9 +90,13 @@ impl Settings {
         })
     }
 
-    /// The zone that was meant when the container was added: whatever else is wrong.
-    pub fn zone_of(call: &Call) -> String {
-        call.config.read::<Wire>().unwrap_or_default().zone()
+    /// What counts when the container goes, whatever else is wrong.
+    pub fn parting(call: &Call) -> Parting {
+        let wire: Wire = call.config.read().unwrap_or_default();
+        Parting {
+            zone: wire.zone(),
+            wants_firewalld: wire.backend() == Some(Backend::Firewalld),
+        }
     }
 }
 

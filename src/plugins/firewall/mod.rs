@@ -17,16 +17,17 @@ use serde_json::Value;
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, all, coded, detailed, not_available};
 use crate::cni::json::Problem;
+use crate::cni::preview::Preview;
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Version;
 use crate::log;
-use crate::netfilter::firewalld::Firewalld;
+use crate::netfilter::firewalld::{ANY_ZONE, Firewalld};
 use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner};
 use crate::undo::Undo;
 
 use claims::Claim;
-use config::{Backend, Settings};
+use config::{Backend, Parting, Settings};
 
 /// The applet.
 #[derive(Debug)]
@@ -44,8 +45,8 @@ impl Plugin for Firewall {
         let mut wanted = Wanted::new(call, &settings, &result)?;
         undo.push("remove the firewall's rules", {
             let (owner, addresses) = (wanted.owner.clone(), wanted.addresses.clone());
-            let zone = settings.zone;
-            move || release(&owner, addresses, &zone)
+            let parting = Settings::parting(call);
+            move || release(&owner, addresses, &parting)
         });
         wanted.ensure()?;
         Ok(result)
@@ -59,7 +60,7 @@ impl Plugin for Firewall {
             Some(addresses) if !addresses.is_empty() => addresses,
             _ => claimed(|claim| claim.owner() == owner)?,
         };
-        release(&owner, addresses, &Settings::zone_of(call))
+        release(&owner, addresses, &Settings::parting(call))
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -87,7 +88,7 @@ impl Plugin for Firewall {
     fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
         let valid = call.config.valid_attachments()?;
         let network = &call.config.network;
-        let zone = Settings::zone_of(call);
+        let parting = Settings::parting(call);
         let is_stale =
             |owner: &Owner| owner.network == *network && !valid.contains(&owner.attachment);
         let mut stale: Vec<(Owner, Vec<IpAddr>)> = Vec::new();
@@ -101,7 +102,7 @@ impl Plugin for Firewall {
         }
         for (owner, addresses) in stale {
             let what = format!("firewall rules of {owner}");
-            collector.remove(&what, || release(&owner, addresses, &zone));
+            collector.remove(&what, || release(&owner, addresses, &parting));
         }
         for name in netfilter::BACKENDS {
             let backend = name.backend();
@@ -127,9 +128,27 @@ impl Plugin for Firewall {
         Wanted::new(call, &settings, &required_result(call)?)?.ensure()
     }
 
+    fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        let settings = Settings::resolve(call)?;
+        let result = required_result(call)?;
+        preview.rules(Wanted::new(call, &settings, &result)?.missing()?);
+        Ok(Some(result))
+    }
+
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::validate(root, document)
     }
+}
+
+/// Whose the addresses are that rules let through without saying so.
+///
+/// # Errors
+/// When that cannot be read.
+pub fn owners() -> Result<Vec<(IpAddr, Owner)>> {
+    let claims = claims::all()?.into_iter();
+    Ok(claims
+        .map(|(address, claim)| (address, claim.owner()))
+        .collect())
 }
 
 /// This plugin lets through what others made: there must be others before it.
@@ -287,27 +306,74 @@ fn claimed(wanted: impl Fn(&Claim) -> bool) -> Result<Vec<IpAddr>> {
 }
 
 /// Removes all that lets the owner through, and that lets `addresses` through unless they
-/// have become somebody else's since; and the rules of bridges that are gone. `zone_now`
-/// is firewalld's where nothing says which it was.
-fn release(owner: &Owner, addresses: Vec<IpAddr>, zone_now: &str) -> Result<()> {
-    let _alone = claims::lock()?;
+/// have become somebody else's since; and the rules of bridges that are gone.
+fn release(owner: &Owner, addresses: Vec<IpAddr>, parting: &Parting) -> Result<()> {
+    let alone = claims::lock()?;
     let (mut known, mut zones) = (Vec::new(), Vec::new());
     for address in addresses {
         match claims::holder(address)? {
             Some(claim) if claim.owner() != *owner => continue,
             // Where it was let through by rules, firewalld's zones are not ours to touch.
-            Some(claim) => zones.extend(claim.zone.map(|zone| (address, zone))),
-            None => zones.push((address, zone_now.to_owned())),
+            Some(claim) => zones.extend(claim.zone.map(|_| (address, ANY_ZONE))),
+            None => zones.push((address, parting.zone.as_str())),
         }
         known.push(address);
     }
     let removed = netfilter::with_both(|backend| backend.remove_firewall(owner, &known));
-    all([removed, leave_zones(&zones)])?;
-    all(known.into_iter().map(claims::forget))
+    if zones.is_empty() {
+        removed?;
+        return all(known.into_iter().map(claims::forget));
+    }
+    // firewalld may take longer to answer than others wait for the lock.
+    drop(alone);
+    let mut is_done = false;
+    let left = leave_zones(&zones, parting.wants_firewalld).map(|done| is_done = done);
+    all([removed, left])?;
+    // What stays claimed is left to GC.
+    if !is_done {
+        return Ok(());
+    }
+    let lost = forget(owner, known)?;
+    enter_zones(&lost)
+}
+
+/// Forgets the claims to `addresses`, but for those that others have made meanwhile: they
+/// may just have lost the zones that these name.
+fn forget(owner: &Owner, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, String)>> {
+    let _alone = claims::lock()?;
+    let mut lost = Vec::new();
+    for address in addresses {
+        match claims::holder(address)? {
+            Some(claim) if claim.owner() != *owner => {
+                lost.extend(claim.zone.map(|zone| (address, zone)));
+            }
+            _ => claims::forget(address)?,
+        }
+    }
+    Ok(lost)
 }
 
 /// Takes addresses out of firewalld's zones, if it runs: otherwise it has forgotten them.
-fn leave_zones(zones: &[(IpAddr, String)]) -> Result<()> {
+/// Where nobody can tell whether it runs, that is worth a warning and `false`; unless it
+/// `is_wanted`.
+fn leave_zones(zones: &[(IpAddr, &str)], is_wanted: bool) -> Result<bool> {
+    let mut firewalld = match Firewalld::find() {
+        Ok(Some(firewalld)) => firewalld,
+        Ok(None) => return Ok(true),
+        Err(error) if is_wanted => return Err(error),
+        Err(error) => {
+            log::warn(&format!("look for firewalld: {error:#}"));
+            return Ok(false);
+        }
+    };
+    all(zones
+        .iter()
+        .map(|(address, zone)| firewalld.remove_source(zone, *address)))?;
+    Ok(true)
+}
+
+/// Lets addresses into firewalld's zones again, if it runs.
+fn enter_zones(zones: &[(IpAddr, String)]) -> Result<()> {
     if zones.is_empty() {
         return Ok(());
     }
@@ -316,5 +382,5 @@ fn leave_zones(zones: &[(IpAddr, String)]) -> Result<()> {
     };
     all(zones
         .iter()
-        .map(|(address, zone)| firewalld.remove_source(zone, *address)))
+        .map(|(address, zone)| firewalld.add_source(zone, *address)))
 }

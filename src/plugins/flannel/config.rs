@@ -77,7 +77,11 @@ impl Settings {
         Self::read(&call.config.document)
     }
 
-    fn read(document: &Value) -> Result<Self> {
+    /// Those of a configuration.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn read(document: &Value) -> Result<Self> {
         let wire: Wire = json::decode("", document)?;
         json::refuse(&wire.problems(""))?;
         let object = |key| match json::member(document, &[key]) {

@@ -11,10 +11,12 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
+use crate::cni::config::Config;
 use crate::cni::delegate;
 use crate::cni::error::{Code, coded, not_available};
 use crate::cni::invocation::Command;
 use crate::cni::json::{self, Object, Problem};
+use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Delegation, Plugin};
 use crate::fsutil;
@@ -36,7 +38,7 @@ impl Plugin for Flannel {
         let document = settings.delegated(&call.config.network, Some(&env));
         let delegated = Delegated::new(call, document)?;
         // First of all, so that DEL finds it if we are killed from here on.
-        Scratch::of(call, &settings.data_dir).keep(&delegated.document, undo)?;
+        Scratch::keep(call, &settings.data_dir, &delegated.document, undo)?;
         let mut own = Undo::default();
         let result = delegate::add(&delegated.call, &delegated.plugin, &mut own)?;
         own.commit();
@@ -105,6 +107,16 @@ impl Plugin for Flannel {
         }
     }
 
+    fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
+        let settings = Settings::resolve(call)?;
+        let env = SubnetEnv::load(&settings.subnet_file)?;
+        let document = settings.delegated(&call.config.network, Some(&env));
+        let delegated = Delegated::new(call, document)?;
+        let file = Scratch::of(call, &settings.data_dir).path;
+        preview.tell(Subject::File, file.display().to_string());
+        delegate::preview(&delegated.call, &delegated.plugin, preview)
+    }
+
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::problems(root, document)
     }
@@ -112,6 +124,18 @@ impl Plugin for Flannel {
     fn delegations(&self, root: &str, document: &Value) -> Vec<Delegation> {
         config::delegations(root, document)
     }
+}
+
+/// What the delegate would be given now by a plugin with `config`; `None` where something
+/// is wrong with it, or the daemon has not been here.
+pub fn delegated(config: &Config) -> Option<Config> {
+    let settings = Settings::read(&config.document).ok()?;
+    let env = SubnetEnv::load(&settings.subnet_file).ok()?;
+    let document = settings.delegated(&config.network, Some(&env));
+    Some(Config {
+        document: document.into(),
+        ..config.clone()
+    })
 }
 
 /// The delegate, and how it is called.

@@ -30,7 +30,8 @@ const SEPARATOR: char = ':';
 /// The file of one attachment.
 #[derive(Debug, Clone)]
 pub struct Scratch {
-    path: PathBuf,
+    /// Where that is.
+    pub path: PathBuf,
     ifname: String,
     /// The delegate's configuration, if there is one to be read.
     pub kept: Option<Object>,
@@ -65,18 +66,24 @@ impl Scratch {
         }
     }
 
-    /// Keeps `delegated`, on disk when this returns. What was kept before comes back with
-    /// `undo`: it may be that of an earlier ADD, whose interface is why this one fails.
+    /// Keeps `delegated` in the file of the attachment that `call` is about, on disk when
+    /// this returns. What was kept before comes back with `undo`: it may be that of an
+    /// earlier ADD, whose interface is why this one fails.
     ///
     /// # Errors
     /// Code 5 naming the file.
-    pub fn keep(self, delegated: &Object, undo: &mut Undo<'_>) -> Result<()> {
-        self.write(delegated)?;
+    pub fn keep(call: &Call, dir: &Path, delegated: &Object, undo: &mut Undo<'_>) -> Result<()> {
+        // Which file it is follows from what others have written.
+        let scratch = alone_in(dir, || {
+            let scratch = Self::of(call, dir);
+            scratch.write(delegated).map(|()| scratch)
+        })?;
+        let dir = dir.to_owned();
         undo.push(
-            format!("remove {}", self.path.display()),
-            move || match &self.kept {
-                Some(earlier) => self.write(earlier),
-                None => self.remove(),
+            format!("remove {}", scratch.path.display()),
+            move || match &scratch.kept {
+                Some(earlier) => alone_in(&dir, || scratch.write(earlier)),
+                None => scratch.remove(),
             },
         );
         Ok(())
@@ -86,10 +93,7 @@ impl Scratch {
         let mut document = delegated.clone();
         document.insert(IFNAME.into(), self.ifname.as_str().into());
         let bytes = json::compact(&document)?;
-        fsutil::write_private(&self.path, || {
-            fsutil::replace_durably(&self.path, FILE_MODE, &bytes)
-        })
-        .context(coded(Code::Io, "keep the delegate's configuration for DEL"))
+        fsutil::replace_durably(&self.path, FILE_MODE, &bytes)
     }
 
     /// Removes the file; there being none is no error.
@@ -100,6 +104,12 @@ impl Scratch {
         fsutil::remove_and_sweep(&self.path)
             .context(coded(Code::Io, "remove the delegate's configuration"))
     }
+}
+
+/// Writes into `dir`, and nobody else does meanwhile.
+fn alone_in<T>(dir: &Path, write: impl FnOnce() -> Result<T>) -> Result<T> {
+    fsutil::write_private(&dir.join("any"), write)
+        .context(coded(Code::Io, "keep the delegate's configuration for DEL"))
 }
 
 /// The delegate's configuration in the file at `path`; it names network and delegate.
@@ -205,7 +215,7 @@ mod tests {
     fn keep(call: &Call, dir: &Path, mtu: u32) {
         let mut undo = Undo::default();
         let document = document(&call.config.network, mtu);
-        Scratch::of(call, dir).keep(&document, &mut undo).unwrap();
+        Scratch::keep(call, dir, &document, &mut undo).unwrap();
         undo.commit();
     }
 
@@ -238,13 +248,29 @@ mod tests {
     }
 
     #[test]
+    fn two_networks_at_once_have_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        for turn in 0..20 {
+            let dir = &dir.path().join(turn.to_string());
+            std::thread::scope(|scope| {
+                for network in ["m", "n"] {
+                    scope.spawn(move || keep(&call(network, "eth0"), dir, 1));
+                }
+            });
+            assert_eq!(files(dir).len(), 2);
+            for network in ["m", "n"] {
+                assert_eq!(kept_mtu(&call(network, "eth0"), dir), Some(json!(1)));
+            }
+        }
+    }
+
+    #[test]
     fn a_failure_brings_back_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
         let call = call("n", "eth0");
         for expected in [None, Some(json!(1))] {
             let mut undo = Undo::default();
-            let scratch = Scratch::of(&call, dir.path());
-            scratch.keep(&document("n", 9), &mut undo).unwrap();
+            Scratch::keep(&call, dir.path(), &document("n", 9), &mut undo).unwrap();
             assert_eq!(kept_mtu(&call, dir.path()), Some(json!(9)));
             drop(undo);
             assert_eq!(kept_mtu(&call, dir.path()), expected);

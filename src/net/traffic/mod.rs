@@ -4,6 +4,8 @@
 //! Sizes are bytes, rates bytes per second. The options of `tbf`, `u32` and `mirred` are
 //! encoded here, after the kernel's `pkt_sched.h`, `pkt_cls.h` and `tc_mirred.h`.
 
+pub mod selection;
+
 use anyhow::{Context, Result};
 use netlink_packet_core::{
     DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla, NlasIterator,
@@ -14,6 +16,7 @@ use nix::errno::Errno;
 
 use super::link::Link;
 use super::netlink::{Netlink, tolerate};
+use selection::Selection;
 
 /// A token bucket filter (tc-tbf(8)), in the kernel's units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,15 +105,32 @@ const INGRESS_HANDLE: TcHandle = TcHandle {
     minor: 0,
 };
 
-/// Limits what `link` sends, instead of any limit it has (`tc qdisc replace dev … root
-/// handle 1: tbf …`).
+/// Where `tbf` is, and its handle. It is one level deeper where only a selection is limited.
+fn place(selection: Option<&Selection>) -> (TcHandle, TcHandle) {
+    match selection {
+        None => (TcHandle::ROOT, LIMIT_HANDLE),
+        Some(_) => (selection::CLASS, TcHandle { major: 2, minor: 0 }),
+    }
+}
+
+/// Limits what `link` sends, or a selection of that, instead of any limit it has (`tc qdisc
+/// add dev … root handle 1: tbf …`).
 ///
 /// # Errors
 /// When the kernel refuses, for one that has no `sch_tbf`.
-pub fn limit(netlink: &Netlink, link: &Link, bucket: TokenBucket) -> Result<()> {
+pub fn limit(
+    netlink: &Netlink,
+    link: &Link,
+    bucket: TokenBucket,
+    selection: Option<&Selection>,
+) -> Result<()> {
+    // One kind of limit cannot be replaced by the other.
+    remove_limit(netlink, link)?;
+    if let Some(selection) = selection {
+        selection::divide(netlink, link, selection)?;
+    }
     let mut message = message(link, "tbf", bucket.options())?;
-    message.header.parent = TcHandle::ROOT;
-    message.header.handle = LIMIT_HANDLE;
+    (message.header.parent, message.header.handle) = place(selection);
     netlink
         .request(
             RouteNetlinkMessage::NewQueueDiscipline(message),
@@ -124,7 +144,7 @@ pub fn limit(netlink: &Netlink, link: &Link, bucket: TokenBucket) -> Result<()> 
 /// # Errors
 /// When it stays.
 pub fn remove_limit(netlink: &Netlink, link: &Link) -> Result<()> {
-    let mut message = message(link, "tbf", Vec::new())?;
+    let mut message = TcMessage::with_index(index(link)?);
     message.header.parent = TcHandle::ROOT;
     message.header.handle = LIMIT_HANDLE;
     let removed = netlink.request(RouteNetlinkMessage::DelQueueDiscipline(message), 0);
@@ -134,11 +154,16 @@ pub fn remove_limit(netlink: &Netlink, link: &Link) -> Result<()> {
 /// What the kernel says of a queueing discipline, or its link, that is not there.
 const GONE: [Errno; 3] = [Errno::ENOENT, Errno::EINVAL, Errno::ENODEV];
 
-/// The limit of what `link` sends, if it has one.
+/// The limit of what `link` sends, or of a selection of that, if it has one.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn limit_of(netlink: &Netlink, link: &Link) -> Result<Option<TokenBucket>> {
+pub fn limit_of(
+    netlink: &Netlink,
+    link: &Link,
+    selection: Option<&Selection>,
+) -> Result<Option<TokenBucket>> {
+    let (parent, _) = place(selection);
     let request = TcMessage::with_index(index(link)?);
     let found = netlink
         .dump(&RouteNetlinkMessage::GetQueueDiscipline(request))
@@ -146,7 +171,7 @@ pub fn limit_of(netlink: &Netlink, link: &Link) -> Result<Option<TokenBucket>> {
     Ok(found.into_iter().find_map(|message| match message {
         RouteNetlinkMessage::NewQueueDiscipline(message)
             if u32::try_from(message.header.index) == Ok(link.index)
-                && message.header.parent == TcHandle::ROOT =>
+                && message.header.parent == parent =>
         {
             token_bucket(&message)
         }
