@@ -65,7 +65,12 @@ impl Lab {
     /// Asserts that nothing is found.
     #[track_caller]
     fn healthy(&self, after: &str) {
-        let output = self.cnitool(&["doctor"]);
+        self.silent(&["doctor"], after);
+    }
+
+    #[track_caller]
+    fn silent(&self, args: &[&str], after: &str) {
+        let output = self.cnitool(args);
         assert_eq!(output.stdout, "nothing is wrong\n", "{after}: {output:?}");
         assert_eq!(output.code, Some(0), "{after}: {output:?}");
         assert_eq!(output.stderr, "", "{after}");
@@ -81,7 +86,9 @@ impl Lab {
         };
         let (inject, expected, mend) = (fill(fault.inject), fill(fault.line), fault.mend.map(fill));
         self.node.sh(&inject);
-        let told = self.cnitool(&["doctor"]);
+        let probe = Some("--probe").filter(|_| fault.is_probed);
+        let args: Vec<&str> = ["doctor"].into_iter().chain(probe).collect();
+        let told = self.cnitool(&args);
         let mended = match mend {
             Some(command) => {
                 self.node.sh(&command);
@@ -152,6 +159,8 @@ struct Fault {
     line: &'static str,
     /// What mends it; `None` is what `doctor` prints.
     mend: Option<&'static str>,
+    /// Whether only a packet shows it.
+    is_probed: bool,
 }
 
 const fn told(name: &'static str, inject: &'static str, line: &'static str) -> Fault {
@@ -160,6 +169,7 @@ const fn told(name: &'static str, inject: &'static str, line: &'static str) -> F
         inject,
         line,
         mend: None,
+        is_probed: false,
     }
 }
 
@@ -174,6 +184,19 @@ const fn mended(
         inject,
         line,
         mend: Some(mend),
+        is_probed: false,
+    }
+}
+
+const fn probed(
+    name: &'static str,
+    inject: &'static str,
+    line: &'static str,
+    mend: &'static str,
+) -> Fault {
+    Fault {
+        is_probed: true,
+        ..mended(name, inject, line, mend)
     }
 }
 
@@ -513,6 +536,77 @@ fn faults_of_the_node_are_told_and_mended() {
     suffer_all(&Lab::new(None, "nftables"), OF_THE_NODE, "4-node");
 }
 
+/// What only packets show.
+const OF_PROBES: &[Fault] = &[
+    probed(
+        "nothing listens in the container",
+        "kill $(cat /run/pid-c1)",
+        "warning: port 8081/tcp: nothing listens at 10.9.0.2:80 in container c1",
+        SERVE,
+    ),
+    probed(
+        "somebody else has the container's address",
+        "ip netns add f && ip link add f0 type veth peer name f1 netns f && ip link set f0 master br1 up && \
+         ip -n f link set f1 address 02:00:00:00:00:09 up && ip -n f addr add 10.9.0.2/29 dev f1",
+        "error: container c1: 02:00:00:00:00:09 answers for 10.9.0.2 too, which is eth0's",
+        "ip link del f0 && ip netns del f",
+    ),
+    probed(
+        "somebody else has the gateway's address",
+        "ip netns add f && ip link add f0 type veth peer name f1 netns f && ip link set f0 master br1 up && \
+         ip -n f link set f1 address 02:00:00:00:00:09 up && ip -n f addr add 10.9.0.1/29 dev f1",
+        "error: gateway 10.9.0.1: 02:00:00:00:00:09 answers for 10.9.0.1 too, which is br1's",
+        "ip link del f0 && ip netns del f",
+    ),
+    probed(
+        "a rule in the container rejects",
+        "ip netns exec c1 iptables-nft -A INPUT -p tcp --dport 80 -m ttl --ttl-gt 1 -j REJECT --reject-with tcp-reset",
+        "error: port 8081/tcp: connections from the host to 10.9.0.2:80 in container c1 are refused, although something listens there",
+        "ip netns exec c1 iptables-nft -F INPUT",
+    ),
+    probed(
+        "a published port led astray",
+        "nft add table ip x && nft 'add chain ip x o { type nat hook output priority -150; }' && \
+         nft add rule ip x o tcp dport 8081 dnat to 10.9.0.2:99",
+        "error: port 8081/tcp: connections from the host to 192.0.2.1:8081 are refused, and 10.9.0.2:80 in container c1 accepts them",
+        "nft delete table ip x",
+    ),
+    probed(
+        "frames of a container choked",
+        "tc qdisc add dev END1 root tbf rate 8bit burst 10 latency 1ms",
+        "error: container c1: nothing gets through between 10.9.0.2 and its gateway 10.9.0.1",
+        "tc qdisc del dev END1 root",
+    ),
+    probed(
+        "containers kept from the outside",
+        "nft add table ip x && nft 'add chain ip x p { type filter hook postrouting priority 0; }' && \
+         nft add rule ip x p oifname up0 ip ttl 63 drop",
+        "error: container c1: 192.0.2.9, the next hop through up0, answers the host and not 10.9.0.2",
+        "nft delete table ip x",
+    ),
+    probed(
+        "gateway that answers no ARP",
+        "sysctl -qw net.ipv4.conf.all.arp_ignore=8",
+        "error: container c1: gateway 10.9.0.1 does not answer ARP",
+        "sysctl -qw net.ipv4.conf.all.arp_ignore=0 && ip -n c1 neigh flush all && ip -n c2 neigh flush all",
+    ),
+];
+
+/// A server in each container, as long as nobody ends it, and a minute at most.
+const SERVE: &str = "for c in c1 c2; do \
+     { ip netns exec $c timeout 60 nc -lk 80 </dev/null >/dev/null 2>&1 & echo $! > /run/pid-$c; }; done; \
+     for c in c1 c2; do for i in $(seq 100); do ip netns exec $c ss -ltn | grep -q :80 && break; sleep 0.05; done; done";
+
+#[test]
+fn packets_show_what_nothing_else_does() {
+    let lab = Lab::new(None, "nftables");
+    lab.node.sh(SERVE);
+    lab.silent(&["doctor", "--probe"], "with servers");
+    suffer_all(&lab, OF_PROBES, "5-probes");
+    lab.silent(&["doctor", "--probe", "net1"], "with servers");
+    lab.node.sh("kill $(cat /run/pid-c1 /run/pid-c2)");
+}
+
 /// Injects them one after the other.
 #[track_caller]
 fn suffer_all(lab: &Lab, faults: &[Fault], table: &str) {
@@ -612,6 +706,9 @@ fn the_rules_of_others_are_no_fault() {
             ));
             lab.healthy("with a kept port");
             lab.node.sh("kill $(cat /run/pid)");
+            lab.node.sh(SERVE);
+            lab.silent(&["doctor", "--probe"], "with servers");
+            lab.node.sh("kill $(cat /run/pid-c1 /run/pid-c2)");
         };
         std::thread::scope(|scope| scope.spawn(test).join().unwrap());
     }

@@ -11,7 +11,7 @@ use crate::net::addr::{self, Neighbour};
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
-use crate::net::route::{self, Forwarded, MAIN_TABLE, Route};
+use crate::net::route::{self, Forwarded, Route};
 use crate::net::sysctl;
 use crate::netfilter::Protocol;
 use crate::netfilter::nftables::forwarded::Firewall;
@@ -217,15 +217,14 @@ impl<'a> Facts<'a> {
 
     /// The host's link to the outside: that of the default route for the family of `ip`.
     pub fn uplink(&self, ip: IpAddr) -> Option<&'a Link> {
-        let host = &self.survey.host;
-        let is_default = |route: &Route| {
-            route.table == MAIN_TABLE
-                && route.dst.prefix_len() == 0
-                && route.dst.addr().is_ipv4() == ip.is_ipv4()
-        };
-        let routes = host.routes.iter().filter(|(_, route)| is_default(route));
-        let (index, _) = routes.min_by_key(|(_, route)| route.priority)?;
-        host.by_index(*index)
+        self.default_route(ip).map(|(link, _)| link)
+    }
+
+    /// The host's default route for the family of `ip`, and the link it leads through.
+    pub fn default_route(&self, ip: IpAddr) -> Option<(&'a Link, &'a Route)> {
+        let all = self.survey.host.default_routes();
+        let alike = all.filter(|(_, route)| route.dst.addr().is_ipv4() == ip.is_ipv4());
+        alike.min_by_key(|(_, route)| route.priority)
     }
 
     /// What is known of the inside of the container.
@@ -271,8 +270,8 @@ fn look_inside(netlink: &Netlink, keys: &[String], addresses: &[IpAddr]) -> Resu
     })
 }
 
-/// The sockets of this namespace that wait for packets.
-fn listeners() -> BTreeSet<Listener> {
+/// The sockets of this thread's namespace that wait for packets.
+pub fn listeners() -> BTreeSet<Listener> {
     let mut found = BTreeSet::new();
     for (file, protocol) in [
         ("tcp", Protocol::Tcp),

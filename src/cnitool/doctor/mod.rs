@@ -13,6 +13,7 @@ mod facts;
 mod host;
 mod ipam;
 mod node;
+mod probe;
 mod rules;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ Examples:
   cnitool doctor             every attachment, and the node
   cnitool doctor web         those to network web
   cnitool doctor web1        those of container web1: its id, the start of it, or its namespace
+  cnitool doctor --probe     and send packets: what gets lost without a trace is found too
   cnitool doctor --json | jq -r '.findings[].mend'
 
 Each finding says what is wrong, why it matters, and what mends it:
@@ -49,6 +51,9 @@ pub struct DoctorArgs {
     /// Only the attachments to this network, or of this container
     #[arg(value_name = "NETWORK|CONTAINER")]
     what: Option<String>,
+    /// Send real packets too: ARP and ND, pings, and connections to each published TCP port
+    #[arg(long)]
+    probe: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -134,12 +139,19 @@ fn examine(options: &Options, args: &DoctorArgs) -> Result<ExitCode> {
             "there is no network and no container \"{word}\": `cnitool list` and `cnitool ps` tell which there are"
         );
     }
-    let facts = Facts::gather(&survey, std::mem::take(&mut views), options.path());
+    let mut facts = Facts::gather(&survey, std::mem::take(&mut views), options.path());
     let is_wanted = |view: &&View<'_>| {
         let word = args.what.as_ref();
         word.is_none_or(|word| view.network == *word || is_meant(view, word))
     };
-    let findings = findings(&facts, args.what.as_deref(), is_wanted);
+    let mut findings = findings(&facts, args.what.as_deref(), is_wanted);
+    if args.probe {
+        let wanted: Vec<&View<'_>> = facts.views.iter().filter(is_wanted).collect();
+        let mut doubts = Vec::new();
+        findings.extend(probe::check(&facts, &wanted, &mut doubts));
+        facts.doubts.extend(doubts);
+    }
+    let findings = in_order(findings);
     for doubt in &facts.doubts {
         output::note(&format!("warning: {doubt}"));
     }
@@ -158,7 +170,7 @@ fn examine(options: &Options, args: &DoctorArgs) -> Result<ExitCode> {
     })
 }
 
-/// Everything that is wrong, along the way of a packet, each once. `what` is the network or
+/// Everything that is wrong, along the way of a packet. `what` is the network or
 /// container that is meant.
 fn findings<'a>(
     facts: &'a Facts<'a>,
@@ -174,6 +186,11 @@ fn findings<'a>(
     }
     all.extend(ipam::check_pools(facts, what));
     all.extend(node::check(facts, what));
+    all
+}
+
+/// Each once, the worst first.
+fn in_order(all: Vec<Finding>) -> Vec<Finding> {
     let mut told: Vec<Finding> = Vec::new();
     for finding in all {
         if !told.contains(&finding) {

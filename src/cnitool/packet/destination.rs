@@ -9,7 +9,7 @@ use crate::netfilter::Protocol;
 use crate::netfilter::nftables::tracing::Packet;
 
 /// `192.0.2.9`, `192.0.2.9:80/tcp`, `[fd00::9]:53/udp`; a port alone is TCP's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
     /// Where to.
     pub address: IpAddr,

@@ -1,9 +1,9 @@
 //! `cnitool trace`: follows one packet through the rules of this host, with the kernel's own
 //! account of its way.
 
-mod destination;
+pub mod destination;
 mod path;
-mod send;
+pub mod send;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -149,6 +149,7 @@ fn trace(options: &Options, args: &TraceArgs) -> Result<ExitCode> {
     let is_sent = answer.is_some();
     let answer = answer.and_then(|answer| match answer {
         Answer::Some(text) | Answer::Error(text) => Some(text),
+        Answer::Refused => Some("refused: nothing listens there".to_owned()),
         Answer::None => None,
     });
     if args.json {

@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_millis(2500);
 pub enum Answer {
     /// Something came back.
     Some(String),
+    /// Nothing listens at that port, or a packet filter says so.
+    Refused,
     /// Nothing came back in time.
     None,
     /// It did not even leave the container, or was refused.
@@ -33,7 +35,7 @@ pub fn send(to: Destination) -> Answer {
     };
     sent.unwrap_or_else(|error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => Answer::None,
-        ErrorKind::ConnectionRefused => Answer::Some("refused: nothing listens there".to_owned()),
+        ErrorKind::ConnectionRefused => Answer::Refused,
         _ => Answer::Error(error.to_string()),
     })
 }
