@@ -2,10 +2,13 @@
 //! from. The crates' types know their lengths only by adding up what is in them, each level
 //! several times: for thousands of rules that takes longer than the kernel does.
 
-use netlink_packet_core::{NLA_F_NESTED, NLA_HEADER_SIZE};
+use netlink_packet_core::NLA_F_NESTED;
 
 /// What attributes are padded to.
 const ALIGNMENT: usize = 4;
+
+/// The bytes of an attribute's length, which comes first.
+const LENGTH: usize = 2;
 
 /// A list of attributes.
 #[derive(Debug, Default)]
@@ -14,7 +17,9 @@ pub struct Attributes(Vec<u8>);
 impl Attributes {
     /// An attribute of `kind` with these bytes.
     pub fn bytes(&mut self, kind: u16, value: &[u8]) {
-        self.put(kind, |bytes| bytes.extend(value));
+        let start = self.begin(kind);
+        self.0.extend(value);
+        self.end(start);
     }
 
     /// A number, in network byte order.
@@ -24,19 +29,17 @@ impl Attributes {
 
     /// A text, which ends in a zero byte.
     pub fn text(&mut self, kind: u16, value: &str) {
-        self.put(kind, |bytes| {
-            bytes.extend(value.as_bytes());
-            bytes.push(0);
-        });
+        let start = self.begin(kind);
+        self.0.extend(value.as_bytes());
+        self.0.push(0);
+        self.end(start);
     }
 
     /// An attribute that holds those that `fill` adds.
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
-        self.put(kind | NLA_F_NESTED, |bytes| {
-            let mut inner = Self(std::mem::take(bytes));
-            fill(&mut inner);
-            *bytes = inner.0;
-        });
+        let start = self.begin(kind | NLA_F_NESTED);
+        fill(self);
+        self.end(start);
     }
 
     /// All of them, as they are sent.
@@ -44,15 +47,21 @@ impl Attributes {
         self.0
     }
 
-    fn put(&mut self, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+    /// Begins an attribute, whose length is not known yet. Answers where it is.
+    fn begin(&mut self, kind: u16) -> usize {
         let start = self.0.len();
-        self.0.extend([0; NLA_HEADER_SIZE]);
-        fill(&mut self.0);
+        self.0.extend([0; LENGTH]);
+        self.0.extend(kind.to_ne_bytes());
+        start
+    }
+
+    /// Ends the attribute that began at `start`.
+    fn end(&mut self, start: usize) {
         // What is longer does not fit into any attribute: the kernel refuses it.
         let length = u16::try_from(self.0.len() - start).unwrap_or(u16::MAX);
-        let header = length.to_ne_bytes().into_iter().chain(kind.to_ne_bytes());
-        let places = self.0.iter_mut().skip(start);
-        places.zip(header).for_each(|(place, byte)| *place = byte);
+        if let Some(place) = self.0.get_mut(start..start + LENGTH) {
+            place.copy_from_slice(&length.to_ne_bytes());
+        }
         self.0.resize(self.0.len().next_multiple_of(ALIGNMENT), 0);
     }
 }
