@@ -41,6 +41,46 @@ fn one_of_two_containers_goes() {
     });
 }
 
+/// Chains are named after a hash of both names, with nothing in between (register 22).
+#[test]
+fn two_owners_whose_names_make_one_word() {
+    on_both_variants(|node| {
+        let backend = &node.iptables;
+        let [first, second] = [("net", "work1"), ("netw", "ork1")]
+            .map(|(network, id)| test_node::owner(network, id, "eth0"));
+        let own = |n: u8| [format!("10.9.0.{n}/24"), format!("fd00:9::{n}/64")];
+        let maps = |n: u8, port: u16| port_maps(&own(n).each_ref().map(String::as_str), &[port]);
+        let wanted = [(&first, maps(2, 8080)), (&second, maps(3, 8081))];
+        for (owner, maps) in &wanted {
+            let addresses = maps.container.clone();
+            backend
+                .ensure_masquerade(owner, &Masquerade { addresses })
+                .unwrap();
+            backend.ensure_port_maps(owner, maps).unwrap();
+        }
+        let (_, maps) = &wanted[1];
+        backend
+            .remove_port_maps(&second, &remembered(maps))
+            .unwrap();
+        backend
+            .remove_masquerade(&second, &remembered(maps))
+            .unwrap();
+        let left = |line: &&String| line.contains("name: \\\"netw\\\"") && line.contains("-j CNI-");
+        assert_eq!(node.private().iter().filter(left).count(), 0);
+        let (_, maps) = &wanted[0];
+        let addresses = maps.container.clone();
+        backend.check_port_maps(&first, maps).unwrap();
+        backend
+            .check_masquerade(&first, &Masquerade { addresses })
+            .unwrap();
+        backend.remove_port_maps(&first, &remembered(maps)).unwrap();
+        backend
+            .remove_masquerade(&first, &remembered(maps))
+            .unwrap();
+        assert_eq!(node.private(), [""; 0]);
+    });
+}
+
 #[test]
 fn only_families_with_addresses_are_touched() {
     on_both_variants(|node| {
