@@ -307,7 +307,7 @@ pub fn chains(owner: &Owner) -> [String; 2] {
 /// As [`Rules::new`].
 pub fn removal(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Script> {
     let [chain, _] = chains(owner);
-    let comment = comment(KIND, &owner.network, &owner.attachment.container_id);
+    let comment = comment(KIND.comment, &owner.network, &owner.attachment.container_id);
     let (_, conditions) = conditions(container, wanted)?;
     let mut script = Script::default();
     for entry in entry_rules(&chain, &comment, conditions, wanted) {
