@@ -228,7 +228,8 @@ fn a_mapped_port_leads_into_the_container() {
     let server = "ip netns exec c1 socat TCP4-LISTEN:80,fork,reuseaddr 'SYSTEM:echo hello' >/dev/null 2>&1 & echo $!";
     let pid = node.sh(server);
     node.sh("until ip netns exec c1 ss -Hltn | grep -q ':80 '; do sleep 0.01; done");
-    let answer = node.sh("socat -T1 - TCP:127.0.0.1:8080 </dev/null");
+    // Half a second, which is what it waits by itself, may be too short.
+    let answer = node.sh("socat -t9 -T9 - TCP:127.0.0.1:8080 </dev/null");
     node.sh(&format!("kill {pid}"));
     assert_eq!(answer, "hello\n");
     cnitool(&node, &["check", "ports", &netns, "--cap", ports]).silent();

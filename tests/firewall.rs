@@ -167,7 +167,7 @@ impl Lab {
                             };
                             [
                                 format!("{enter}ping -n -c 1 -W {patience} {address}"),
-                                format!("{enter}socat -T{patience} {wrapped}:80,connect-timeout={patience} - </dev/null | grep -q hi"),
+                                format!("{enter}socat -t{patience} -T{patience} {wrapped}:80,connect-timeout={patience} - </dev/null | grep -q hi"),
                             ]
                         })
                         .map(|command| scope.spawn(move || self.node.succeeds(&command)))

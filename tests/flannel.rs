@@ -581,7 +581,7 @@ impl Cluster {
             "until ip netns exec {namespace} ss -Hltn | grep -q ':80 '; do sleep 0.01; done"
         ));
         let source = self.node.sh(&format!(
-            "ip netns exec c1 socat -T2 - '{listen}:{address}:80' </dev/null"
+            "ip netns exec c1 socat -t9 -T9 - '{listen}:{address}:80' </dev/null"
         ));
         self.node.sh(&format!("kill {pid}"));
         source.trim().to_owned()
