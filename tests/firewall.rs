@@ -125,7 +125,9 @@ impl Lab {
     fn serve(&mut self, netns: &str) {
         let server = Command::new("ip")
             .args(["netns", "exec", netns, "socat"])
+            // Callers have nothing to say: half a second after their end it would stop.
             .args([
+                "-t10",
                 "TCP6-LISTEN:80,ipv6only=0,fork,reuseaddr,backlog=64",
                 "SYSTEM:echo hi",
             ])

@@ -574,7 +574,7 @@ impl Cluster {
             "TCP4"
         };
         let pid = self.node.sh(&format!(
-            "ip netns exec {namespace} socat {listen}-LISTEN:80,fork,reuseaddr \
+            "ip netns exec {namespace} socat -t9 {listen}-LISTEN:80,fork,reuseaddr \
              'SYSTEM:echo $SOCAT_PEERADDR' >/dev/null 2>&1 & echo $!"
         ));
         self.node.sh(&format!(
