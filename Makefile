@@ -57,14 +57,14 @@ test-host: test-packages nextest build
 test-e2e: test-packages e2e-packages nextest build
 	CNIBOX=$(abspath $(BINARY)) CONTAINERD_2=$(abspath $(TARGET_DIR))/e2e/bin $(CARGO) nextest run --locked --profile e2e
 
-## On Debian's kernel, which filters VLANs, in QEMU without KVM. Its processor is emulated: only
-## the tests that make the kernel work go there. ipam, cnitool and install work on files and
-## processes, and show the same on any kernel.
+## On Debian's kernel, which filters VLANs, in QEMU without KVM. Its processor is emulated: the
+## network test-suite goes there, without what .config/nextest.toml leaves out. ipam, cnitool and
+## install work on files and processes, and show the same on any kernel.
 test-vm: test-packages vm-packages nextest build
 	@mkdir -p $(TARGET_DIR)/vm
 	$(CARGO) nextest archive --locked $(foreach test,$(VM_TESTS),--test $(test)) --archive-file $(TARGET_DIR)/vm/tests.tar.zst
 	sh tests/vm/boot.sh $(abspath $(TARGET_DIR))/vm $(abspath $(BINARY))
-VM_TESTS := vlan bridge portmap tuning conf
+VM_TESTS := vlan bridge ptp loopback portmap tuning bandwidth firewall flannel static gc security restricted conf
 
 ## The Debian package: installed, used and purged on a scratch copy of this system, which it leaves
 ## as it was. Needs root.

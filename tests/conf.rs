@@ -225,10 +225,11 @@ fn a_mapped_port_leads_into_the_container() {
     let netns = node.netns("c1");
     let ports = r#"{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}"#;
     cnitool(&node, &["add", "ports", &netns, "--cap", ports]).json();
-    let server = "ip netns exec c1 socat TCP4-LISTEN:80,fork,reuseaddr 'SYSTEM:echo hello' >/dev/null 2>&1 & echo $!";
+    // -t: half a second after the other side's end, as is usual, may be too short.
+    let server = "ip netns exec c1 socat -t9 TCP4-LISTEN:80,fork,reuseaddr 'SYSTEM:echo hello' >/dev/null 2>&1 & echo $!";
     let pid = node.sh(server);
     node.sh("until ip netns exec c1 ss -Hltn | grep -q ':80 '; do sleep 0.01; done");
-    let answer = node.sh("socat -T1 - TCP:127.0.0.1:8080 </dev/null");
+    let answer = node.sh("socat -t9 -T9 - TCP:127.0.0.1:8080 </dev/null");
     node.sh(&format!("kill {pid}"));
     assert_eq!(answer, "hello\n");
     cnitool(&node, &["check", "ports", &netns, "--cap", ports]).silent();

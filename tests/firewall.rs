@@ -125,7 +125,9 @@ impl Lab {
     fn serve(&mut self, netns: &str) {
         let server = Command::new("ip")
             .args(["netns", "exec", netns, "socat"])
+            // Callers have nothing to say: half a second after their end it would stop.
             .args([
+                "-t10",
                 "TCP6-LISTEN:80,ipv6only=0,fork,reuseaddr,backlog=64",
                 "SYSTEM:echo hi",
             ])
@@ -167,7 +169,7 @@ impl Lab {
                             };
                             [
                                 format!("{enter}ping -n -c 1 -W {patience} {address}"),
-                                format!("{enter}socat -T{patience} {wrapped}:80,connect-timeout={patience} - </dev/null | grep -q hi"),
+                                format!("{enter}socat -t{patience} -T{patience} {wrapped}:80,connect-timeout={patience} - </dev/null | grep -q hi"),
                             ]
                         })
                         .map(|command| scope.spawn(move || self.node.succeeds(&command)))

@@ -574,14 +574,14 @@ impl Cluster {
             "TCP4"
         };
         let pid = self.node.sh(&format!(
-            "ip netns exec {namespace} socat {listen}-LISTEN:80,fork,reuseaddr \
+            "ip netns exec {namespace} socat -t9 {listen}-LISTEN:80,fork,reuseaddr \
              'SYSTEM:echo $SOCAT_PEERADDR' >/dev/null 2>&1 & echo $!"
         ));
         self.node.sh(&format!(
             "until ip netns exec {namespace} ss -Hltn | grep -q ':80 '; do sleep 0.01; done"
         ));
         let source = self.node.sh(&format!(
-            "ip netns exec c1 socat -T2 - '{listen}:{address}:80' </dev/null"
+            "ip netns exec c1 socat -t9 -T9 - '{listen}:{address}:80' </dev/null"
         ));
         self.node.sh(&format!("kill {pid}"));
         source.trim().to_owned()

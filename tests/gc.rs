@@ -15,9 +15,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use common::{Call, Node, Output};
+use common::{Call, Node, Output, run};
 use serde_json::{Value, json};
 
 const LEASES: &str = "/var/lib/cni/networks";
@@ -204,6 +205,55 @@ fn what_is_not_valid_goes_and_all_else_stays() {
         };
         std::thread::spawn(run).join().unwrap();
     }
+}
+
+/// Flushed with their rules, chains of iptables stay: they are nobody's any more.
+#[test]
+fn chains_that_somebody_flushed_go() {
+    let lab = Lab::new("iptables");
+    lab.add("net11", "n11", 9001);
+    lab.add("net1", "a", 8001);
+    lab.add("net1", "b", 8002);
+    let chains = || {
+        let found = lab.node.sh("iptables-save -t nat; ip6tables-save -t nat");
+        let is_private = |line: &&str| line.starts_with(":CNI-") && !line.contains("-HOSTPORT-");
+        found.lines().filter(is_private).count()
+    };
+    // One with mappings and one for masquerading, in each family.
+    assert_eq!(chains(), 12);
+    lab.node
+        .sh("for tool in iptables ip6tables; do $tool -t nat -F POSTROUTING; done");
+    let told: String = lab
+        .gc(&valid(&["a"]))
+        .into_iter()
+        .map(|one| one.stderr)
+        .collect();
+    assert!(told.contains("masquerade rules of container b"), "{told}");
+    assert_eq!(chains(), 8);
+    lab.node
+        .sh("for tool in iptables ip6tables; do $tool -t nat -F; done");
+    assert_eq!(chains(), 8);
+    let told: String = lab
+        .gc(&valid(&["a"]))
+        .into_iter()
+        .map(|one| one.stderr)
+        .collect();
+    for what in [
+        "masquerade rules of flushed chain CNI-",
+        "port mappings of flushed chain CNI-DN-",
+    ] {
+        assert!(told.contains(what), "{what}: {told}");
+    }
+    assert_eq!(chains(), 0);
+    // Whoever lives gets them back.
+    let restored = run(
+        Command::new(common::binary())
+            .arg("restore")
+            .env("NETCONFPATH", &lab.conf),
+        "",
+    );
+    assert!(restored.ok, "{restored:?}");
+    assert_eq!(chains(), 8);
 }
 
 #[test]

@@ -448,7 +448,7 @@ fn values_of_sysctls_set_nothing_else() {
 
 /// Captures on `link` until a router advertisement has been seen there.
 fn see_advertisement(node: &Node, prefix: &str, link: &str) -> Child {
-    let program = format!("{prefix} timeout 10 tcpdump -n -i {link} -c 1 'icmp6[0] == 134'");
+    let program = format!("{prefix} timeout 60 tcpdump -n -i {link} -c 1 'icmp6[0] == 134'");
     let child = Command::new("sh")
         .args(["-c", &program])
         .stdout(Stdio::null())

@@ -195,10 +195,10 @@ impl Node {
             .collect()
     }
 
-    /// Asserts that one ping from `netns` to `address` is answered within a second.
+    /// Asserts that one ping from `netns` to `address` is answered.
     pub fn ping(&self, netns: &str, address: &str) {
         let name = netns.rsplit('/').next().unwrap();
-        self.sh(&format!("ip netns exec {name} ping -n -c 1 -W 1 {address}"));
+        self.sh(&format!("ip netns exec {name} ping -n -c 1 -W 5 {address}"));
     }
 
     /// Asserts that nothing tells any more that there were containers: no links but `bridges`,

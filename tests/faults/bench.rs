@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::lab::{CHAIN, Container, Lab, State};
+use crate::lab::{Container, Lab, State, chain_with};
 use crate::table::ensure;
 use crate::tracer::{Fault, SystemCall, Traced, Tracer};
 
@@ -28,13 +28,16 @@ impl Bench {
         let lab = Lab::new(backend);
         let keeper = lab.container("keeper", 8001);
         let victim = lab.container("victim", 8002);
-        let kept = lab.add(&CHAIN, &keeper);
-        let first: &[&str] = match plugin {
-            "bridge" => &[],
-            "portmap" => &["bridge"],
-            "tuning" => &["bridge", "portmap"],
-            other => panic!("{other} has no place in a chain"),
+        let chain = chain_with(plugin);
+        let (first, _) = chain.split_at(chain.iter().position(|other| *other == plugin).unwrap());
+        let kept = match plugin {
+            // What the first container on the node changes is more.
+            "firewall" => lab.add(first, &keeper),
+            _ => lab.add(chain, &keeper),
         };
+        if plugin == "loopback" {
+            lab.node.sh("ip -n victim link set lo down");
+        }
         let given = lab.add(first, &victim);
         let before = lab.state_with(&victim);
         Self {
@@ -49,6 +52,32 @@ impl Bench {
         }
     }
 
+    /// Removes the limits of the container's link, as does whoever deletes that after DEL.
+    fn forget_limits(&self) {
+        if let Some(link) = self.limited() {
+            let remove = |what| format!("tc qdisc del dev {link} {what} 2>&1 || true");
+            self.lab.node.sh(&remove("root"));
+            self.lab.node.sh(&remove("ingress"));
+        }
+    }
+
+    /// Whether the container's link has no limits.
+    pub fn is_unlimited(&self) -> Result<(), String> {
+        let Some(link) = self.limited() else {
+            return Ok(());
+        };
+        let found = self.lab.node.sh(&format!("tc qdisc show dev {link}"));
+        let is_limit = |line: &str| line.starts_with("qdisc tbf") || line.contains("ingress");
+        ensure(!found.lines().any(is_limit), || found.clone())
+    }
+
+    /// The host's end of the container's link, where that is limited.
+    fn limited(&self) -> Option<&str> {
+        let interfaces = self.given["interfaces"].as_array();
+        let mut interfaces = interfaces.filter(|_| self.plugin == "bandwidth")?.iter();
+        interfaces.find(|one| one["sandbox"].is_null())?["name"].as_str()
+    }
+
     /// Runs `command` under the tracer.
     pub fn run(
         &self,
@@ -56,6 +85,9 @@ impl Bench {
         result: &Value,
         decide: impl FnMut(usize, Option<SystemCall>) -> Option<Fault>,
     ) -> Traced {
+        if command == "ADD" {
+            self.forget_limits();
+        }
         self.tracer.run(
             &self.lab.call(self.plugin, &self.victim),
             &self.lab.node.bin.join(self.plugin),
@@ -75,6 +107,7 @@ impl Bench {
 
     /// An ADD in peace, and what it makes works.
     pub fn add(&self) -> Result<Value, String> {
+        self.forget_limits();
         let output = self.lab.run(self.plugin, "ADD", &self.victim, &self.given);
         ensure(output.ok, || format!("ADD: {output:?}"))?;
         let result = output.json();
@@ -125,7 +158,8 @@ impl Bench {
     pub fn del_and_collect(&self, result: &Value) -> Result<(), String> {
         self.remove(result)?;
         if self.is_as_before().is_err() {
-            self.lab.gc(&[&self.keeper, &self.victim])?;
+            self.lab
+                .gc(chain_with(self.plugin), &[&self.keeper, &self.victim])?;
         }
         self.is_as_before()?;
         self.keeper_is_well()

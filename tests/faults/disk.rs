@@ -205,7 +205,7 @@ fn damaged_files() {
             lab.answers(&new, &added)?;
             lab.del(&CHAIN, &victim, &result)?;
             lab.del(&CHAIN, &new, &added)?;
-            lab.gc(&[&keeper])?;
+            lab.gc(&CHAIN, &[&keeper])?;
             lab.answers(&keeper, &kept)?;
             lab.state().is_as(&before)
         };

@@ -159,3 +159,31 @@ fn tuning() {
     at_every_call("nftables", "tuning", "ADD");
     at_every_call("nftables", "tuning", "DEL");
 }
+
+/// Invariant: as for the bridge.
+#[test]
+fn ptp() {
+    at_every_call("nftables", "ptp", "ADD");
+    at_every_call("nftables", "ptp", "DEL");
+}
+
+/// Invariant: after DEL no `ifb` link is left; the limit of the host's end goes with that.
+#[test]
+fn bandwidth() {
+    at_every_call("nftables", "bandwidth", "ADD");
+    at_every_call("nftables", "bandwidth", "DEL");
+}
+
+/// Invariant: after DEL the chain that drops is as before ADD.
+#[test]
+fn firewall() {
+    at_every_call("nftables", "firewall", "ADD");
+    at_every_call("nftables", "firewall", "DEL");
+}
+
+/// Invariant: as for the bridge; the configuration that is kept for DEL goes with it.
+#[test]
+fn flannel() {
+    at_every_call("nftables", "flannel", "ADD");
+    at_every_call("nftables", "flannel", "DEL");
+}

@@ -22,6 +22,11 @@ pub const LEASES: &str = "/var/lib/cni/networks";
 /// An address of the node that is not the network's.
 const OWN: &str = "192.0.2.1";
 
+/// What the flannel daemon writes, for the same subnets.
+const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.8.0.0/15\nFLANNEL_SUBNET=10.9.0.1/24\n\
+    FLANNEL_IPV6_NETWORK=fd00::/16\nFLANNEL_IPV6_SUBNET=fd00:9::1/64\n\
+    FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+
 /// One node, with the rules of one backend.
 pub struct Lab {
     pub node: Node,
@@ -43,11 +48,27 @@ pub struct Container {
 /// The plugins of the network, in the order of ADD.
 pub const CHAIN: [&str; 3] = ["bridge", "portmap", "tuning"];
 
+/// The plugins of a network that has `plugin`, in the order of ADD.
+pub fn chain_with(plugin: &str) -> &'static [&'static str] {
+    match plugin {
+        "ptp" | "bandwidth" | "firewall" => &["ptp", "portmap", "bandwidth", "firewall"],
+        "flannel" => &["flannel", "portmap"],
+        "loopback" => &["bridge", "portmap", "loopback"],
+        _ => &CHAIN,
+    }
+}
+
 impl Lab {
     pub fn new(backend: &'static str) -> Self {
         let node = Node::new();
-        node.sh(&format!("ip addr add {OWN}/32 dev lo"));
+        // What firewall is to let through is dropped.
+        node.sh(&format!(
+            "ip addr add {OWN}/32 dev lo && nft add table inet filter && \
+             nft 'add chain inet filter forward {{ type filter hook forward priority 0; policy drop; }}'"
+        ));
         let path = tools(&node, "tools", backend);
+        fs::create_dir("/run/flannel").unwrap();
+        fs::write("/run/flannel/subnet.env", SUBNET_ENV).unwrap();
         Self {
             node,
             backend,
@@ -94,6 +115,21 @@ impl Lab {
                 "ipam": {"type": "host-local",
                          "ranges": ranges},
             }),
+            "ptp" => json!({
+                "ipMasq": true, "ipMasqBackend": word,
+                "ipam": {"type": "host-local", "ranges": ranges,
+                         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]},
+            }),
+            "flannel" => json!({
+                "delegate": {"bridge": "br1", "isDefaultGateway": true, "hairpinMode": true,
+                             "ipMasqBackend": word},
+            }),
+            "bandwidth" => json!({
+                "ingressRate": 1_000_000_000, "ingressBurst": 1_000_000_000,
+                "egressRate": 1_000_000_000, "egressBurst": 1_000_000_000,
+            }),
+            "firewall" => json!({"backend": word}),
+            "loopback" => json!({}),
             "portmap" => json!({
                 "backend": word,
                 "runtimeConfig": {"portMappings": [
@@ -158,8 +194,8 @@ impl Lab {
         })
     }
 
-    /// GC of every plugin, when only `valid` are left of net1.
-    pub fn gc(&self, valid: &[&Container]) -> Result<(), String> {
+    /// GC of these plugins, when only `valid` are left of net1.
+    pub fn gc(&self, plugins: &[&str], valid: &[&Container]) -> Result<(), String> {
         let valid: Vec<Value> = valid
             .iter()
             .map(|container| json!({"containerID": container.name, "ifname": "eth0"}))
@@ -170,7 +206,7 @@ impl Lab {
             netns: String::new(),
             port: 1,
         };
-        CHAIN.iter().try_for_each(|plugin| {
+        plugins.iter().try_for_each(|plugin| {
             let mut config = self.config(plugin, &nobody, &Value::Null);
             config["cni.dev/valid-attachments"] = valid.clone().into();
             let output = self.call(plugin, &nobody).run("GC", &config);
@@ -186,7 +222,7 @@ impl Lab {
         let output = self.run(plugin, "CHECK", container, result);
         ensure(output.ok, || format!("CHECK: {output:?}"))?;
         match plugin {
-            "bridge" => self.answers(container, result),
+            "bridge" | "ptp" | "flannel" => self.answers(container, result),
             "portmap" => self.is_mapped(container),
             // CHECK has looked at everything.
             _ => Ok(()),

@@ -44,7 +44,7 @@ pub fn table(saved: &[u8]) {
     };
     for valid in [&[][..], std::slice::from_ref(&attachment)] {
         for kind in [masquerade::KIND, port_maps::KIND] {
-            let script = owned::collect(kind, "net1", valid, &table);
+            let script = owned::collect(&kind, "net1", valid, &table);
             assert_lines(&script);
             for line in script.text().lines() {
                 let rule = line.strip_prefix("-D ").map(|rule| format!("-A {rule}\n"));

@@ -105,7 +105,7 @@ fn claim(rule: &Rule) -> Option<Claim> {
 pub fn claim_in(comment: &str) -> Option<Claim> {
     let (network, container_id) = [port_maps::KIND, masquerade::KIND]
         .into_iter()
-        .find_map(|kind| parse_comment(kind, comment))?;
+        .find_map(|kind| parse_comment(kind.comment, comment))?;
     Some(Claim {
         network: Some(network.to_owned()),
         container_id: Some(container_id.to_owned()),

@@ -2,13 +2,16 @@
 
 use ipnet::IpNet;
 
-use super::owned::{comment, is_owned, private_chain, remove_chain};
+use super::owned::{Kind, comment, is_owned, private_chain, remove_chain};
 use super::rule::{Rule, Script, Table};
 use super::tool::Family;
 use crate::netfilter::{Known, Owner};
 
-/// Whose comment it is: nothing stands in front.
-pub const KIND: &str = "";
+/// Nothing stands in front of the comment.
+pub const KIND: Kind = Kind {
+    comment: "",
+    prefix: "CNI-",
+};
 
 const POSTROUTING: &str = "POSTROUTING";
 
@@ -27,8 +30,8 @@ impl Rules {
     /// For `addresses`, all of `family`.
     pub fn new(owner: &Owner, family: Family, addresses: &[IpNet]) -> Self {
         let id = &owner.attachment.container_id;
-        let chain = private_chain("CNI-", &owner.network, id);
-        let comment = comment(KIND, &owner.network, id);
+        let chain = private_chain(KIND.prefix, &owner.network, id);
+        let comment = comment(KIND.comment, &owner.network, id);
         let rule = |chain: &str, args: &[&str], target: &str| {
             let middle = ["-m", "comment", "--comment", comment.as_str(), "-j", target];
             Rule::new(chain, args.iter().chain(&middle))

@@ -37,6 +37,7 @@ use crate::cni::invocation::Attachment;
 use crate::log;
 use crate::net::link;
 use crate::net::netlink::Netlink;
+use owned::Kind;
 use rule::{Rule, Script, Table, TableName};
 use tool::{Family, Refusal, Tool, Variant};
 
@@ -243,7 +244,7 @@ impl Iptables {
     }
 
     /// The containers whose rules of this kind [`owned::collect`] would remove.
-    fn stale(&self, kind: &str, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
+    fn stale(&self, kind: &Kind, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
         let mut containers = BTreeSet::new();
         for family in FAMILIES {
             for tool in self.tools(family, &[])? {
@@ -380,13 +381,13 @@ impl Backend for Iptables {
     }
 
     fn stale_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
-        self.stale(masquerade::KIND, network, valid)
+        self.stale(&masquerade::KIND, network, valid)
     }
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         at_once(&FAMILIES, |family| {
             self.remove(*family, &[], None, |table| {
-                owned::collect(masquerade::KIND, network, valid, table)
+                owned::collect(&masquerade::KIND, network, valid, table)
             })
         })
     }
@@ -472,13 +473,13 @@ impl Backend for Iptables {
     }
 
     fn stale_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
-        self.stale(port_maps::KIND, network, valid)
+        self.stale(&port_maps::KIND, network, valid)
     }
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         at_once(&FAMILIES, |family| {
             self.remove(*family, &[], None, |table| {
-                owned::collect(port_maps::KIND, network, valid, table)
+                owned::collect(&port_maps::KIND, network, valid, table)
             })
         })
     }

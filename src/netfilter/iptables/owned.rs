@@ -6,6 +6,15 @@ use super::rule::{Rule, Script, Table};
 use crate::cni::invocation::Attachment;
 use crate::hash::sha512_hex;
 
+/// One of the uses that rules have.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// Stands in front of the comment that names the owner.
+    pub comment: &'static str,
+    /// Of the names of containers' chains.
+    pub prefix: &'static str,
+}
+
 /// The longest name iptables accepts for a chain, which private chains always have.
 const CHAIN_LENGTH: usize = 28;
 
@@ -97,22 +106,42 @@ fn stale_rules(kind: &str, network: &str, valid: &[Attachment]) -> impl Fn(&Rule
     }
 }
 
-/// Whose rules [`collect`] would remove: `container ID`, or the comment where it is cut.
-pub fn stale(kind: &str, network: &str, valid: &[Attachment], table: &Table) -> BTreeSet<String> {
-    let is_stale = stale_rules(kind, network, valid);
-    let stale = table.rules.iter().filter(|rule| is_stale(rule));
-    let comments = stale.filter_map(Rule::comment);
-    comments
-        .map(|comment| match parse_comment(kind, comment) {
-            Some((_, container_id)) => format!("container {container_id}"),
-            None => comment.to_owned(),
-        })
-        .collect()
+/// Containers' chains without rules to which nothing leads, because somebody flushed the
+/// table: `prefix` and a hash, which tells nobody whose they were. Nobody misses them.
+fn flushed<'a>(prefix: &'a str, table: &'a Table) -> impl Iterator<Item = &'a str> {
+    let used: BTreeSet<&str> = table
+        .rules
+        .iter()
+        .flat_map(|rule| [Some(rule.chain.as_str()), rule.jump()])
+        .flatten()
+        .collect();
+    let is_digit = |c: char| matches!(c, '0'..='9' | 'a'..='f');
+    let is_of_kind = move |chain: &&str| {
+        let hash = chain.strip_prefix(prefix);
+        is_private(chain) && hash.is_some_and(|hash| hash.chars().all(is_digit))
+    };
+    let chains = table.chains.iter().map(String::as_str).filter(is_of_kind);
+    chains.filter(move |chain| !used.contains(chain))
 }
 
-/// Removes all that carries a comment of `network` but not that of a valid attachment.
-pub fn collect(kind: &str, network: &str, valid: &[Attachment], table: &Table) -> Script {
-    let is_stale = stale_rules(kind, network, valid);
+/// Whose rules [`collect`] would remove: `container ID`, or the comment where it is cut; and
+/// chains that lost theirs.
+pub fn stale(kind: &Kind, network: &str, valid: &[Attachment], table: &Table) -> BTreeSet<String> {
+    let is_stale = stale_rules(kind.comment, network, valid);
+    let stale = table.rules.iter().filter(|rule| is_stale(rule));
+    let comments = stale.filter_map(Rule::comment);
+    let owners = comments.map(|comment| match parse_comment(kind.comment, comment) {
+        Some((_, container_id)) => format!("container {container_id}"),
+        None => comment.to_owned(),
+    });
+    let flushed = flushed(kind.prefix, table).map(|chain| format!("flushed chain {chain}"));
+    owners.chain(flushed).collect()
+}
+
+/// Removes all that carries a comment of `network` but not that of a valid attachment, and
+/// chains that lost their rules.
+pub fn collect(kind: &Kind, network: &str, valid: &[Attachment], table: &Table) -> Script {
+    let is_stale = stale_rules(kind.comment, network, valid);
     let stale: Vec<&Rule> = table.rules.iter().filter(|rule| is_stale(rule)).collect();
     let chains: BTreeSet<&str> = stale
         .iter()
@@ -131,12 +160,17 @@ pub fn collect(kind: &str, network: &str, valid: &[Attachment], table: &Table) -
         script.flush_chain(chain);
         script.delete_chain(chain);
     }
+    // Not flushed again: refused where somebody is just filling it.
+    for chain in flushed(kind.prefix, table) {
+        script.delete_chain(chain);
+    }
     script
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netfilter::iptables::masquerade::KIND;
 
     /// The vectors of behaviour 13.1.
     #[test]
@@ -183,7 +217,7 @@ mod tests {
     #[test]
     fn only_the_stale_of_this_network_are_collected() {
         let table = Table::parse(TWO_OWNERS);
-        let script = collect("", "net1", &[attachment("b")], &table);
+        let script = collect(&KIND, "net1", &[attachment("b")], &table);
         assert_eq!(
             script.text(),
             r#"*nat
@@ -193,17 +227,39 @@ mod tests {
 COMMIT
 "#
         );
-        let whose = stale("", "net1", &[attachment("b")], &table);
+        let whose = stale(&KIND, "net1", &[attachment("b")], &table);
         assert_eq!(whose, BTreeSet::from(["container a".to_owned()]));
-        assert!(collect("", "net1", &[attachment("a"), attachment("b")], &table).is_empty());
-        assert!(collect("", "net", &[], &table).is_empty());
+        assert!(collect(&KIND, "net1", &[attachment("a"), attachment("b")], &table).is_empty());
+        assert!(collect(&KIND, "net", &[], &table).is_empty());
+    }
+
+    /// What `iptables -t nat -F` leaves.
+    #[test]
+    fn chains_without_rules_that_nothing_leads_to_are_collected() {
+        let table = Table::parse(
+            ":POSTROUTING ACCEPT [0:0]\n:CNI-ADMIN - [0:0]\n:CNI-HOSTPORT-SETMARK-OF-OURS - [0:0]\n\
+             :CNI-aaaaaaaaaaaaaaaaaaaaaaaa - [0:0]\n:CNI-bbbbbbbbbbbbbbbbbbbbbbbb - [0:0]\n\
+             :CNI-cccccccccccccccccccccccc - [0:0]\n:CNI-DN-aaaaaaaaaaaaaaaaaaaaa - [0:0]\n\
+             -A POSTROUTING -j CNI-bbbbbbbbbbbbbbbbbbbbbbbb\n\
+             -A CNI-cccccccccccccccccccccccc -j MASQUERADE\n",
+        );
+        let script = collect(&KIND, "net1", &[], &table);
+        assert_eq!(
+            script.text(),
+            "*nat\n-X CNI-aaaaaaaaaaaaaaaaaaaaaaaa\nCOMMIT\n"
+        );
+        let told = stale(&KIND, "net1", &[], &table);
+        assert_eq!(
+            told,
+            BTreeSet::from(["flushed chain CNI-aaaaaaaaaaaaaaaaaaaaaaaa".to_owned()])
+        );
     }
 
     /// Names whose concatenations are equal share a chain (register 22).
     #[test]
     fn a_chain_that_somebody_else_uses_stays() {
         let table = Table::parse(TWO_OWNERS);
-        let text = collect("", "net1", &[attachment("a")], &table).text();
+        let text = collect(&KIND, "net1", &[attachment("a")], &table).text();
         assert_eq!(text.matches("-D ").count(), 2, "{text}");
         assert_eq!(text.matches("-X ").count(), 0, "{text}");
         let mut script = Script::default();

@@ -22,7 +22,7 @@ use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Version;
 use crate::journal::step;
 use crate::net::link::{self, Link};
-use crate::net::netlink::Netlink;
+use crate::net::netlink::{self, Netlink};
 use crate::net::traffic::{self, selection};
 use crate::plugins::host_end;
 use crate::plugins::veth::Sides;
@@ -70,13 +70,19 @@ impl Plugin for Bandwidth {
                 ifb::create(host, call, host_end.mtu, undo)
             })?;
             step("limit what the container sends", || {
-                traffic::limit(host, &ifb, limit.bucket, limit.selection.as_ref())?;
-                traffic::redirect(host, &host_end, &ifb)
+                traffic::limit(host, &ifb, limit.bucket, limit.selection.as_ref())
             })?;
-            let host = host.clone();
-            undo.push("lead nothing to the ifb", move || {
-                traffic::remove_redirect(&host, &host_end)
+            let led = step("lead to the ifb", || {
+                traffic::redirect(host, &host_end, &ifb)
             });
+            // Where no answer came, nobody knows.
+            if led.as_ref().err().is_none_or(netlink::is_unanswered) {
+                let host = host.clone();
+                undo.push("lead nothing to the ifb", move || {
+                    traffic::remove_redirect(&host, &host_end)
+                });
+            }
+            led?;
             result.interfaces.push(Interface {
                 name: ifb.name,
                 mac: ifb.mac,

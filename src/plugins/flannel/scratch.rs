@@ -74,11 +74,14 @@ impl Scratch {
     /// Code 5 naming the file.
     pub fn keep(call: &Call, dir: &Path, delegated: &Object, undo: &mut Undo<'_>) -> Result<()> {
         // Which file it is follows from what others have written.
-        let scratch = alone_in(dir, || {
-            let scratch = Self::of(call, dir);
-            scratch.write(delegated).map(|()| scratch)
-        })?;
+        let mut kept = None;
+        let written = alone_in(dir, || {
+            let scratch = kept.insert(Self::of(call, dir));
+            scratch.write(delegated)
+        });
+        let Some(scratch) = kept else { return written };
         let dir = dir.to_owned();
+        // In any case: what failed may be to make it last.
         undo.push(
             format!("remove {}", scratch.path.display()),
             move || match &scratch.kept {
@@ -86,7 +89,7 @@ impl Scratch {
                 None => scratch.remove(),
             },
         );
-        Ok(())
+        written
     }
 
     fn write(&self, delegated: &Object) -> Result<()> {

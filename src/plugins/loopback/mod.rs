@@ -29,9 +29,12 @@ impl Plugin for Loopback {
         let path = call.invocation.netns.as_deref().unwrap_or_default();
         let (container, lo) = find(&Netns::open(path)?)?;
         if !lo.is_up {
+            // First: whether it was done is not known where the answer is lost.
+            undo.push("set lo down", {
+                let (container, lo) = (container.clone(), lo.clone());
+                move || set_down(&container, &lo)
+            });
             step("set lo up", || set_up(&container, &lo))?;
-            let (container, lo) = (container.clone(), lo.clone());
-            undo.push("set lo down", move || set_down(&container, &lo));
         }
         // Only a `lo` that is up has addresses: the kernel gives it its own.
         let addresses = addr::list(&container, lo.index)?;

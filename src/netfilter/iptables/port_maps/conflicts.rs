@@ -62,7 +62,7 @@ impl Rules {
         let mut found = Vec::new();
         for entry in table.rules.iter().filter(|rule| rule.chain == DNAT) {
             let owner = entry.comment().unwrap_or_default();
-            let whose = parse_comment(KIND, owner).map_or_else(
+            let whose = parse_comment(KIND.comment, owner).map_or_else(
                 || format!("somebody else (\"{owner}\")"),
                 |(network, id)| format!("container {id} in network {network}"),
             );

@@ -9,13 +9,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use ipnet::IpNet;
 
-use super::owned::{comment, is_owned, is_private, private_chain, remove_chain};
+use super::owned::{Kind, comment, is_owned, is_private, private_chain, remove_chain};
 use super::rule::{Rule, Script, Table};
 use crate::cni::error::{Code, coded, detailed};
 use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
 
-/// Stands in front of the comment that names the owner.
-pub const KIND: &str = "dnat ";
+/// Private chains hold mappings.
+pub const KIND: Kind = Kind {
+    comment: "dnat ",
+    prefix: "CNI-DN-",
+};
 
 /// All mappings: an entry for each container.
 pub const DNAT: &str = "CNI-HOSTPORT-DNAT";
@@ -23,8 +26,7 @@ pub const DNAT: &str = "CNI-HOSTPORT-DNAT";
 const SETMARK: &str = "CNI-HOSTPORT-SETMARK";
 /// Masquerades what is marked.
 const MASQ: &str = "CNI-HOSTPORT-MASQ";
-/// Private chains: mappings, and source NAT in old versions.
-const DNAT_PREFIX: &str = "CNI-DN-";
+/// Private chains of old versions: source NAT.
 const OLD_SNAT_PREFIX: &str = "CNI-SN-";
 
 const MARK_COMMENT: &str = "CNI portfwd masquerade mark";
@@ -63,8 +65,8 @@ impl Rules {
     /// Code 7 for a word that cannot be passed on to iptables.
     pub fn new(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Self> {
         let id = &owner.attachment.container_id;
-        let chain = private_chain(DNAT_PREFIX, &owner.network, id);
-        let comment = comment(KIND, &owner.network, id);
+        let chain = private_chain(KIND.prefix, &owner.network, id);
+        let comment = comment(KIND.comment, &owner.network, id);
         let (key, conditions) = conditions(container, wanted)?;
         let (mark_chain, external) = match &wanted.mark {
             Mark::Bit(_) => (SETMARK, None),
@@ -294,7 +296,7 @@ pub fn mapped_to(table: &Table) -> impl Iterator<Item = IpAddr> {
 /// The chains without which there is nothing of the owner: today's, and one that versions
 /// before 0.8 made beside it.
 pub fn chains(owner: &Owner) -> [String; 2] {
-    [DNAT_PREFIX, OLD_SNAT_PREFIX]
+    [KIND.prefix, OLD_SNAT_PREFIX]
         .map(|prefix| private_chain(prefix, &owner.network, &owner.attachment.container_id))
 }
 
@@ -305,7 +307,7 @@ pub fn chains(owner: &Owner) -> [String; 2] {
 /// As [`Rules::new`].
 pub fn removal(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Script> {
     let [chain, _] = chains(owner);
-    let comment = comment(KIND, &owner.network, &owner.attachment.container_id);
+    let comment = comment(KIND.comment, &owner.network, &owner.attachment.container_id);
     let (_, conditions) = conditions(container, wanted)?;
     let mut script = Script::default();
     for entry in entry_rules(&chain, &comment, conditions, wanted) {
@@ -319,7 +321,7 @@ pub fn removal(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Scr
 /// Removes what `table` has of the owner. Its chain is that of all the container's
 /// attachments to the network: the mappings that lead to what is `known` as another's stay.
 pub fn remove(owner: &Owner, known: &Known, table: &Table) -> Script {
-    let comment = comment(KIND, &owner.network, &owner.attachment.container_id);
+    let comment = comment(KIND.comment, &owner.network, &owner.attachment.container_id);
     let mut script = Script::default();
     let [chain, old] = chains(owner);
     let found = table
