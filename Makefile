@@ -135,7 +135,7 @@ demo-packages:
 	@sh tests/packages.sh ip=iproute2 ping=iputils-ping
 
 test-packages: demo-packages
-	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat python3=python3 nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins nsenter=util-linux
+	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat python3=python3 nc=netcat-openbsd nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins nsenter=util-linux
 	@sh tests/firewalld.sh $(abspath $(TARGET_DIR))/tmp/firewalld
 	@python3 -c 'import yaml' 2>/dev/null || sh tests/packages.sh yaml=python3-yaml
 

@@ -575,7 +575,7 @@ const OF_PROBES: &[Fault] = &[
         "frames of a container choked",
         "tc qdisc add dev END1 root tbf rate 8bit burst 10 latency 1ms",
         "error: container c1: nothing gets through between 10.9.0.2 and its gateway 10.9.0.1",
-        "tc qdisc del dev END1 root",
+        "tc qdisc del dev END1 root; ip -n c1 neighbour flush dev eth0",
     ),
     probed(
         "containers kept from the outside",
@@ -695,6 +695,13 @@ fn the_rules_of_others_are_no_fault() {
                  nft 'add chain inet netavark FORWARD { type filter hook forward priority filter; }' && \
                  nft add rule inet netavark FORWARD ct state invalid drop && \
                  nft add rule inet netavark FORWARD ip daddr 10.88.0.0/16 drop",
+            );
+            // What a map of verdicts says is not followed.
+            lab.node.sh(
+                "nft 'add table inet host; add chain inet host ways; \
+                 add rule inet host ways iifname vmap { br1 : accept, up0 : accept }; \
+                 add chain inet host forward { type filter hook forward priority 10; policy drop; }; \
+                 add rule inet host forward ct state vmap { established : accept, untracked : accept, new : jump ways }'",
             );
             lab.healthy(backend);
             // Who publishes a port may keep it from others.

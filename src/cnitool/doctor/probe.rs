@@ -32,6 +32,10 @@ use crate::survey::attachment::{Port, State, View};
 /// How many are on their way at once.
 const WORKERS: usize = 64;
 
+/// How long one waits for its answer: a neighbour is asked twice for its link-layer address, a
+/// second apart.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
 /// After this time no more are sent, of the containers' and then of the host's.
 const LATEST: Duration = Duration::from_secs(1);
 
@@ -237,7 +241,7 @@ fn send_all(asked: Vec<(Place<'_>, Destination)>) -> Result<Answers<'_>> {
         while start.elapsed() < LATEST {
             let next = queue.lock().ok().and_then(|mut queue| queue.next());
             let Some((place, to)) = next else { break };
-            let answer = there(place, || Ok(send(to)));
+            let answer = there(place, || Ok(send(to, PATIENCE)));
             let answer = answer.unwrap_or_else(|error| Answer::Error(format!("{error:#}")));
             if let Ok(mut answers) = answers.lock() {
                 answers.insert((place, to), answer);

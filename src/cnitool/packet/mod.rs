@@ -41,6 +41,10 @@ droppedBy (a step), summary, answer, doubts.
 
 Rules of iptables-legacy, of netdev tables and those inside the container do not show.";
 
+/// How long to wait for an answer: the next hop may have missed the first two questions for its
+/// link-layer address, which the kernel asks a second apart (`retrans_time_ms`).
+const PATIENCE: Duration = Duration::from_millis(2500);
+
 /// After a packet has been answered, or waited for, how long the rest of its way may take.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -114,7 +118,7 @@ fn trace(options: &Options, args: &TraceArgs) -> Result<ExitCode> {
             let Some(netns) = netns else {
                 bail!("container {container_id} has no namespace any more to send from");
             };
-            let sent = Netns::open(netns)?.inside(|| Ok(send::send(to)))?;
+            let sent = Netns::open(netns)?.inside(|| Ok(send::send(to, PATIENCE)))?;
             (Some(sent), Vec::new())
         }
         Some(seconds) => {

@@ -9,10 +9,6 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use super::destination::Destination;
 use crate::netfilter::Protocol;
 
-/// How long to wait for an answer: the next hop may have missed the first two questions for its
-/// link-layer address, which the kernel asks a second apart (`retrans_time_ms`).
-const PATIENCE: Duration = Duration::from_millis(2500);
-
 /// What came of a packet, as its sender sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -26,12 +22,13 @@ pub enum Answer {
     Error(String),
 }
 
-/// Sends one from the namespace of the calling thread and waits for an answer.
-pub fn send(to: Destination) -> Answer {
+/// Sends one from the namespace of the calling thread and waits for an answer, but not longer
+/// than `patience`.
+pub fn send(to: Destination, patience: Duration) -> Answer {
     let sent = match to.port {
-        None => ping(to.address),
-        Some((Protocol::Tcp, port)) => connect(SocketAddr::new(to.address, port)),
-        Some((_, port)) => datagram(SocketAddr::new(to.address, port)),
+        None => ping(to.address, patience),
+        Some((Protocol::Tcp, port)) => connect(SocketAddr::new(to.address, port), patience),
+        Some((_, port)) => datagram(SocketAddr::new(to.address, port), patience),
     };
     sent.unwrap_or_else(|error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => Answer::None,
@@ -40,12 +37,12 @@ pub fn send(to: Destination) -> Answer {
     })
 }
 
-fn connect(to: SocketAddr) -> std::io::Result<Answer> {
-    TcpStream::connect_timeout(&to, PATIENCE)?;
+fn connect(to: SocketAddr, patience: Duration) -> std::io::Result<Answer> {
+    TcpStream::connect_timeout(&to, patience)?;
     Ok(Answer::Some("the connection was accepted".to_owned()))
 }
 
-fn datagram(to: SocketAddr) -> std::io::Result<Answer> {
+fn datagram(to: SocketAddr, patience: Duration) -> std::io::Result<Answer> {
     let any: IpAddr = if to.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
@@ -53,7 +50,7 @@ fn datagram(to: SocketAddr) -> std::io::Result<Answer> {
     };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience))?;
     socket.send(b"cnitool trace\n")?;
     let length = socket.recv(&mut [0; 2048])?;
     Ok(Answer::Some(format!("a datagram of {length} bytes")))
@@ -61,7 +58,7 @@ fn datagram(to: SocketAddr) -> std::io::Result<Answer> {
 
 /// An echo request (RFC 792, RFC 4443) through a raw socket, which `UdpSocket` serves as
 /// well as its own kind.
-fn ping(to: IpAddr) -> std::io::Result<Answer> {
+fn ping(to: IpAddr, patience: Duration) -> std::io::Result<Answer> {
     let (family, protocol, request, reply) = match to {
         IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8, 0),
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129),
@@ -78,7 +75,7 @@ fn ping(to: IpAddr) -> std::io::Result<Answer> {
         message.splice(2..4, sum);
     }
     socket.send(&message)?;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + patience;
     let mut buffer = [0; 2048];
     loop {
         let left = until.saturating_duration_since(Instant::now());

@@ -239,6 +239,11 @@ fn judge(expressions: &[u8], packet: &Packet<'_>) -> (Option<bool>, Verdict) {
                 Some(false) => return (Some(false), Verdict::None),
                 None => matches = None,
             },
+            // A map of verdicts (its register is that of verdicts), or a program decides.
+            "lookup" if attribute(data, 3).and_then(number) == Some(0) => {
+                return (None, Verdict::Accept);
+            }
+            "queue" => return (None, Verdict::Accept),
             "immediate" => return (matches, verdict(data)),
             "reject" => return (matches, Verdict::Drop),
             "match" if attribute(data, 1).map(text).as_deref() == Some("comment") => {}
