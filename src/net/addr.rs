@@ -13,7 +13,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
 use super::mac;
-use super::netlink::{Netlink, tolerate};
+use super::netlink::{Netlink, errno, tolerate};
 
 /// An address of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,9 +92,13 @@ pub fn delete(netlink: &Netlink, index: u32, net: IpNet) -> Result<()> {
 pub fn list(netlink: &Netlink, index: u32) -> Result<Vec<Address>> {
     let mut request = AddressMessage::default();
     request.header.index = index;
-    let found = dump(netlink, request)?;
+    let found = match netlink.dump_of(&RouteNetlinkMessage::GetAddress(request)) {
+        // A link that is gone has none.
+        Err(error) if errno(&error) == Some(Errno::ENODEV) => Vec::new(),
+        found => found.context("list addresses")?,
+    };
     // Not every kernel obeys the index.
-    let own = found.into_iter().filter(|(found, _)| *found == index);
+    let own = addresses(found).filter(|(found, _)| *found == index);
     Ok(own.map(|(_, address)| address).collect())
 }
 
@@ -103,7 +107,9 @@ pub fn list(netlink: &Netlink, index: u32) -> Result<Vec<Address>> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn all(netlink: &Netlink) -> Result<Vec<(u32, Address)>> {
-    dump(netlink, AddressMessage::default())
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let found = netlink.dump(&request).context("list addresses")?;
+    Ok(addresses(found).collect())
 }
 
 /// The addresses of all links but the one with `index`, both families.
@@ -117,19 +123,14 @@ pub fn list_others(netlink: &Netlink, index: Option<u32>) -> Result<Vec<Address>
     Ok(others.map(|(_, address)| address).collect())
 }
 
-fn dump(netlink: &Netlink, request: AddressMessage) -> Result<Vec<(u32, Address)>> {
-    let found = netlink
-        .dump(&RouteNetlinkMessage::GetAddress(request))
-        .context("list addresses")?;
-    Ok(found
-        .into_iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => {
-                Some((message.header.index, from_message(&message)?))
-            }
-            _ => None,
-        })
-        .collect())
+/// The addresses in an answer, each with the index of its link.
+fn addresses(found: Vec<RouteNetlinkMessage>) -> impl Iterator<Item = (u32, Address)> {
+    found.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewAddress(message) => {
+            Some((message.header.index, from_message(&message)?))
+        }
+        _ => None,
+    })
 }
 
 fn from_message(message: &AddressMessage) -> Option<Address> {

@@ -4,8 +4,9 @@ use anyhow::{Context, Result};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridge,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
@@ -57,6 +58,11 @@ pub struct Link {
     pub is_blocked: Option<&'static str>,
     /// Whether it asks no neighbour for its hardware address (`IFF_NOARP`).
     pub is_without_arp: bool,
+    /// Whether it takes routes from whoever advertises itself as a router (IPv6 sysctl
+    /// `accept_ra`); `None` where it has no IPv6.
+    pub accepts_advertisements: Option<bool>,
+    /// Whether 127.0.0.1 may be on the other side of it (IPv4 sysctl `route_localnet`).
+    pub routes_localnet: bool,
     /// Of a bridge: how it treats VLANs; `None` where the kernel was built without VLAN
     /// filtering (`CONFIG_BRIDGE_VLAN_FILTERING`).
     pub vlans: Option<VlanFiltering>,
@@ -94,6 +100,10 @@ impl Link {
                 LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::OperState(state) => link.is_running = state == State::Up,
+                LinkAttribute::AfSpecUnspec(families) => {
+                    link.accepts_advertisements = accept_ra(&families);
+                    link.routes_localnet = route_localnet(&families);
+                }
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
                         match info {
@@ -115,6 +125,31 @@ impl Link {
         }
         link
     }
+}
+
+/// What the families' settings of a link say of sysctl `accept_ra`.
+fn accept_ra(families: &[AfSpecUnspec]) -> Option<bool> {
+    let settings = families.iter().find_map(|family| match family {
+        AfSpecUnspec::Inet6(settings) => Some(settings),
+        _ => None,
+    })?;
+    settings.iter().find_map(|setting| match setting {
+        AfSpecInet6::DevConf(sysctls) => Some(sysctls.accept_ra != 0),
+        _ => None,
+    })
+}
+
+/// What the families' settings of a link say of sysctl `route_localnet`.
+fn route_localnet(families: &[AfSpecUnspec]) -> bool {
+    let mut settings = families.iter().filter_map(|family| match family {
+        AfSpecUnspec::Inet(settings) => Some(settings.iter()),
+        _ => None,
+    });
+    settings.any(|mut settings| {
+        settings.any(|setting| {
+            matches!(setting, AfSpecInet::DevConf(sysctls) if sysctls.route_localnet != 0)
+        })
+    })
 }
 
 /// What the flags of a bridge port say of hairpin mode.
@@ -386,28 +421,61 @@ pub fn change(netlink: &Netlink, change: Change, what: &str) -> Result<()> {
         .with_context(|| what.to_owned())
 }
 
-/// Sets flags of a bridge port (`ip link set dev … type bridge_slave hairpin on isolated on`).
+/// Sets flags of a bridge port, and the port up (`ip link set dev … type bridge_slave hairpin
+/// on isolated on`, `ip link set dev … up`).
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn set_bridge_port(
+pub fn set_bridge_port_up(
     netlink: &Netlink,
     port: &Link,
     hairpin: bool,
     isolated: bool,
 ) -> Result<()> {
-    let flags = vec![
-        InfoBridgePort::HairpinMode(hairpin),
-        InfoBridgePort::Isolated(isolated),
-    ];
-    let port_change = change_of(port.index)
-        .set_port_kind(InfoPortKind::Bridge)
-        .set_port_data(InfoPortData::BridgePort(flags));
+    let mut up = change_of(port.index).up();
+    if hairpin || isolated {
+        let flags = vec![
+            InfoBridgePort::HairpinMode(hairpin),
+            InfoBridgePort::Isolated(isolated),
+        ];
+        up = up
+            .set_port_kind(InfoPortKind::Bridge)
+            .set_port_data(InfoPortData::BridgePort(flags));
+    }
     change(
         netlink,
-        port_change,
-        &format!("set hairpin and isolation of bridge port {}", port.name),
+        up,
+        &format!("set bridge port {} and its flags up", port.name),
     )
+}
+
+/// Makes `port` a port of `bridge` that has no IPv6 address of its own (`ip link set dev …
+/// alias ALIAS master BRIDGE addrgenmode none`), which no packet would ever get to: what comes
+/// in through a port is the bridge's. The kernel is spared a route, a group and a look for
+/// duplicates for each of them.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn make_bridge_port(
+    netlink: &Netlink,
+    port: &Link,
+    bridge: &Link,
+    alias: String,
+) -> Result<()> {
+    let mut message = change_of(port.index)
+        .alias(alias)
+        .controller(bridge.index)
+        .build();
+    if port.accepts_advertisements.is_some() {
+        let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let families = vec![AfSpecUnspec::Inet6(vec![none])];
+        message
+            .attributes
+            .push(LinkAttribute::AfSpecUnspec(families));
+    }
+    netlink
+        .request(RouteNetlinkMessage::NewLink(message), 0)
+        .with_context(|| format!("make {} a port of bridge {}", port.name, bridge.name))
 }
 
 /// Deletes the link with `index`; one that is gone is no error. Takes the kernel some

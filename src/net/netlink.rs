@@ -189,6 +189,19 @@ impl Netlink {
         until_consistent(|| self.exchange(message.clone(), NLM_F_DUMP))
     }
 
+    /// As [`Netlink::dump`], of the objects only that agree with what `message` names: else
+    /// the kernel tells of all there are, as it does before 4.20.
+    ///
+    /// # Errors
+    /// As [`Netlink::dump`].
+    pub fn dump_of(&self, message: &RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+        let strict = |on| drop(self.0.socket.set_netlink_get_strict_chk(on));
+        strict(true);
+        let found = self.dump(message);
+        strict(false);
+        found
+    }
+
     /// The whole answer to one request.
     fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Answer> {
         let Connection {

@@ -3,9 +3,10 @@
 //! Keys are paths below `/proc/sys/net`, so that interface names may contain dots.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Error, Result};
 
@@ -35,6 +36,19 @@ pub fn read(key: &str) -> Result<Option<String>> {
 /// Code 5 naming the key and the cause; where `/proc/sys` is read-only, as on restricted
 /// hosts, what to do about it.
 pub fn set(key: &str, value: &str) -> Result<()> {
+    // Looking a name up in /proc/sys takes the longer the more namespaces there are.
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("{ROOT}/{key}"));
+    if let Ok(file) = opened
+        && let Ok(now) = text(&file)
+    {
+        // At the start: what is written behind what was read is lost.
+        if now == value || file.write_all_at(value.as_bytes(), 0).is_ok() {
+            return Ok(());
+        }
+    }
     let current = read(key)?;
     if current.as_ref().is_some_and(|current| current == value) {
         return Ok(());
@@ -53,6 +67,15 @@ pub fn set(key: &str, value: &str) -> Result<()> {
             _ => error.into(),
         })
         .with_context(|| coded(Code::Io, format!("write {value} to {path}")))
+}
+
+/// What an open sysctl holds.
+fn text(file: &File) -> std::io::Result<String> {
+    // More than any that is ever written has.
+    let mut bytes = [0; 256];
+    let length = file.read_at(&mut bytes, 0)?;
+    let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default());
+    Ok(text.trim().to_owned())
 }
 
 /// Makes the sysctl hold `value` if this kernel has it.

@@ -260,18 +260,24 @@ fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
     } else {
         &[("ipv6", "accept_dad", "0")]
     };
-    let always = [
-        // These make the kernel announce the addresses when the link comes up, or is given
-        // its hardware address once more.
-        ("ipv4", "arp_notify", "1"),
-        ("ipv6", "ndisc_notify", "1"),
-        // Without it a link that goes down for a moment loses its addresses.
-        ("ipv6", "keep_addr_on_down", "1"),
-    ];
+    // These make the kernel announce the addresses when the link comes up, or is given its
+    // hardware address once more.
+    let always = [("ipv4", "arp_notify", "1")];
+    let with_addresses: &[_] = if ipv6 {
+        &[
+            ("ipv6", "ndisc_notify", "1"),
+            // Without it a link that goes down for a moment loses its addresses.
+            ("ipv6", "keep_addr_on_down", "1"),
+        ]
+    } else {
+        // A link-local address follows from the hardware address: nobody has another.
+        &[]
+    };
     // Where the host is the router or IPAM has said it all, a router advertisement can only
     // be another container's (CVE-2020-10749).
     let accept_ra = (addressing.host_is_router || ipv6).then_some(("ipv6", "accept_ra", "0"));
-    for (family, key, value) in wanted.iter().chain(&always).chain(&accept_ra) {
+    let all = wanted.iter().chain(&always).chain(with_addresses);
+    for (family, key, value) in all.chain(&accept_ra) {
         let done = sysctl::set_if_present(&format!("{family}/conf/{ifname}/{key}"), value);
         if let Err(error) = done {
             log::warn(&format!("{error:#}"));

@@ -266,6 +266,70 @@ impl Report {
         dir
     }
 
+    /// Puts the plot in `dir` and the figures where README and `tests/bench/` have them.
+    ///
+    /// # Panics
+    /// When README has no place for them.
+    pub fn publish(&self, dir: &Path) {
+        const START: &str = "<!-- make bench BENCH_ARGS=--publish -->\n";
+        const END: &str = "<!-- end of figures -->";
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let plot = root.join("tests/bench/cost.svg");
+        fs::copy(dir.join("cost.svg"), plot).expect("copy the plot");
+        let readme = root.join("README.md");
+        let text = fs::read_to_string(&readme).expect("read README.md");
+        let (before, rest) = text.split_once(START).expect("where figures start");
+        let (_, after) = rest.split_once(END).expect("where figures end");
+        let text = format!("{before}{START}{}{END}{after}", self.figures());
+        fs::write(readme, text).expect("write README.md");
+    }
+
+    /// The table of README: what everybody takes, beside what, measured on what.
+    fn figures(&self) -> String {
+        let cells = |of: &dyn Fn(Contender) -> Option<f64>| {
+            let cell =
+                |who| of(who).map_or_else(|| "–".to_owned(), |figure| format!("{figure:.1}"));
+            Contender::ALL.map(cell).join(" | ")
+        };
+        let pair = |beside, of: fn(&Pair) -> &Sample| {
+            cells(&|who| Some(of(self.pairs.get(&(who, beside))?).median()))
+        };
+        let most = self.most();
+        #[expect(clippy::cast_precision_loss, reason = "some thousand KiB")]
+        let memory = cells(&|who| Some(self.memory.get(&who)?.0 as f64 / 1024.0));
+        let rows = [
+            ("ADD, ms".to_owned(), pair(None, |pair| &pair.add)),
+            ("DEL, ms".to_owned(), pair(None, |pair| &pair.del)),
+            (
+                "processor time of both, ms".to_owned(),
+                pair(None, |pair| &pair.cpu),
+            ),
+            (
+                format!("ADD beside {most} containers, ms"),
+                pair(Some(most), |pair| &pair.add),
+            ),
+            (
+                format!("DEL beside {most} containers, ms"),
+                pair(Some(most), |pair| &pair.del),
+            ),
+            (
+                "ADDs and DELs a second, 32 at a time".to_owned(),
+                cells(&|who| Some(self.operations.get(&who)?.median())),
+            ),
+            ("memory of the largest process, MiB".to_owned(), memory),
+        ];
+        let rows = rows.map(|(what, cells)| format!("| {what} | {cells} |"));
+        let rows = rows.join("\n");
+        let names = Contender::ALL.map(|who| who.to_string()).join(" | ");
+        let rule = " --- |".repeat(Contender::ALL.len());
+        let said = |(what, said): &(&str, String)| format!("{what}: {said}");
+        let setting: Vec<String> = self.setting.iter().map(said).collect();
+        format!(
+            "| | {names} |\n| --- |{rule}\n{rows}\n\n{}.\n",
+            setting.join("; ")
+        )
+    }
+
     /// Median milliseconds of ADD and DEL beside so many containers.
     fn curve(&self, who: Contender) -> Vec<(u16, f64, f64)> {
         self.pairs

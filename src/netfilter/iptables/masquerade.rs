@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use super::owned::{Kind, comment, is_owned, private_chain, remove_chain};
 use super::rule::{Rule, Script, Table};
 use super::tool::Family;
+use crate::netfilter::nftables::PrivateChain;
 use crate::netfilter::{Known, Owner};
 
 /// Nothing stands in front of the comment.
@@ -66,6 +67,16 @@ impl Rules {
     /// The chains without which there is nothing of the owner.
     pub fn chains(&self) -> [String; 1] {
         [self.chain.clone()]
+    }
+
+    /// The chain of the nft variant.
+    pub fn private_chain(&self, family: Family) -> PrivateChain<'_> {
+        PrivateChain {
+            family: family.nft(),
+            name: &self.chain,
+            entrance: POSTROUTING,
+            comment: &self.comment,
+        }
     }
 
     /// All rules, in the order in which they must stand.

@@ -7,6 +7,9 @@
 //! node, and for removing mappings that the runtime does not remember, whose ports must be
 //! looked up. Two processes then.
 //!
+//! What the tools of the nft variant have made is removed without them in the usual case: no
+//! process at all.
+//!
 //! No library serves the look-ups: those there are run one process for each question.
 
 mod firewall;
@@ -323,6 +326,14 @@ impl Iptables {
         self.tools_for(family, found, "look for rules of containers in", true)
     }
 
+    /// Removes the chain without a tool, in the usual case. Whatever it comes to: what is
+    /// there after it is for the tools.
+    fn remove_natively(chain: &nftables::PrivateChain<'_>, known: &Known) {
+        if let Err(error) = chain.remove(|net| known.is_own(net)) {
+            log::warn(&format!("remove chain {}: {error:#}", chain.name));
+        }
+    }
+
     fn port_map_rules(owner: &Owner, wanted: &PortMaps) -> Result<Vec<(Family, port_maps::Rules)>> {
         wanted
             .container
@@ -361,6 +372,7 @@ impl Backend for Iptables {
         }
         at_once(&families, |(family, addresses)| {
             let rules = masquerade::Rules::new(owner, *family, addresses);
+            Self::remove_natively(&rules.private_chain(*family), known);
             // Refused when a rule is gone already, or another attachment of the container
             // to this network still needs the chain.
             let usual = (!addresses.is_empty()).then(|| rules.remove());
@@ -441,8 +453,10 @@ impl Backend for Iptables {
         // The entries of two attachments can be the same.
         let remembered = known.mappings.as_ref().filter(|_| known.is_alone());
         let chains = port_maps::chains(owner);
-        let [_, old] = &chains;
+        let [chain, old] = &chains;
+        let comment = port_maps::comment_of(owner);
         at_once(&FAMILIES, |family| {
+            Self::remove_natively(&port_maps::private_chain(*family, chain, &comment), known);
             let usual = remembered.and_then(|maps| {
                 let mut containers = maps.container.iter();
                 let container = containers.find(|container| family_of(container) == *family)?;

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{ChildStdin, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -257,17 +257,15 @@ impl Tool {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()?;
-            let input = child.stdin.take();
+            let mut input = child.stdin.take();
+            if stdin.len() <= PIPE {
+                told(input.take(), stdin)?;
+                return child.wait_with_output();
+            }
             std::thread::scope(|scope| {
                 // A thread, because the tool may print before it has read everything.
-                let writer = std::thread::Builder::new().spawn_scoped(scope, move || {
-                    let written = input.map(|mut input| input.write_all(stdin.as_bytes()));
-                    match written.unwrap_or(Ok(())) {
-                        // A tool that has seen enough closes the pipe: its status counts.
-                        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-                        written => written,
-                    }
-                });
+                let writer =
+                    std::thread::Builder::new().spawn_scoped(scope, move || told(input, stdin));
                 let output = child.wait_with_output();
                 // A tool that was not told everything is content with less. (A panic has
                 // ended the process.)
@@ -276,6 +274,20 @@ impl Tool {
             })
         };
         run().with_context(|| format!("run {}", program.display()))
+    }
+}
+
+/// What a pipe takes at once, however little memory its user has left for pipes
+/// (`pipe(7)`).
+const PIPE: usize = 4096;
+
+/// Writes `text` to a tool that listens, and closes the pipe.
+fn told(input: Option<ChildStdin>, text: &str) -> std::io::Result<()> {
+    let written = input.map(|mut input| input.write_all(text.as_bytes()));
+    match written.unwrap_or(Ok(())) {
+        // A tool that has seen enough closes the pipe: its status counts.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 

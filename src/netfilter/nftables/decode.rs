@@ -2,7 +2,7 @@
 //! whoever added them. What we would not write ourselves is not understood.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, ip_mask_to_prefix};
 use netlink_packet_netfilter::nftables::MetaKey;
@@ -89,6 +89,28 @@ pub fn xt_comment(expressions: &[u8]) -> Option<String> {
         let end = info.iter().position(|byte| *byte == 0)?;
         Some(text(info.get(..end)?))
     })
+}
+
+/// Where a target `DNAT` of iptables among the expressions leads, if there is one; nowhere,
+/// `0.0.0.0`, where its data are of an unknown kind.
+pub fn xt_destination(family: Family, expressions: &[u8]) -> Option<IpAddr> {
+    /// `NFTA_TARGET_REV` and `NFTA_TARGET_INFO`: a `struct nf_nat_range` from revision 1 on,
+    /// which begins with flags and the first address.
+    const REVISION: u16 = 2;
+    const INFO: u16 = 3;
+    const FIRST: usize = 4;
+    let data = attributes(expressions).find_map(|(_, expression)| {
+        let data = attribute(expression, 2)?;
+        let is_one = attribute(expression, 1)? == b"target\0" && attribute(data, 1)? == b"DNAT\0";
+        is_one.then_some(data)
+    })?;
+    let address = || {
+        let is_known = number(attribute(data, REVISION)?)? > 0;
+        let length = if family == Family::Ip { 4 } else { 16 };
+        let info = attribute(data, INFO).filter(|_| is_known)?;
+        to_address(family, info.get(FIRST..FIRST + length)?)
+    };
+    Some(address().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
 }
 
 /// The first destination port that the expressions compare with, whatever else they do.

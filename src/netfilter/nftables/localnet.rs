@@ -30,7 +30,8 @@ use super::transaction::{Change, apply, rules, try_apply};
 use super::was_off::{self, Record};
 use crate::cni::invocation::Attachment;
 use crate::fsutil::Lock;
-use crate::net::{section, sysctl};
+use crate::net::netlink::Netlink;
+use crate::net::{link, section, sysctl};
 use crate::netfilter::Owner;
 use crate::netfilter::socket::Socket;
 
@@ -46,14 +47,20 @@ pub const SECTION: &str = "localnet";
 pub fn open(owner: &Owner, device: &str) -> Result<()> {
     let socket = Socket::open()?;
     let _alone = lock()?;
-    let key = sysctl_key(device);
-    if sysctl::read(&key)?.is_some_and(|value| value == "0") {
-        was_off::remember(device)?;
+    // The kernel tells faster than /proc/sys, where a name is looked up among those of all
+    // namespaces.
+    let link = link::by_name(&Netlink::open()?, device)?;
+    let link = link.with_context(|| format!("link {device} is gone"))?;
+    if !link.routes_localnet {
+        was_off::remember(&link)?;
     }
     let users = Elements::from([user(owner, device)]);
     // First, for not a moment may neighbours reach what listens on 127.0.0.1.
     ensure(&socket, &users).context("keep neighbours away from 127.0.0.1")?;
-    sysctl::set(&key, "1").context("let 127.0.0.1 reach the container")
+    if link.routes_localnet {
+        return Ok(());
+    }
+    sysctl::set(&sysctl_key(device), "1").context("let 127.0.0.1 reach the container")
 }
 
 /// The element of an attachment that needs it on the link `device`.

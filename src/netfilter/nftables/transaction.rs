@@ -250,6 +250,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// The value of `NFTA_RULE_EXPRESSIONS`.
+    pub fn expressions(&self) -> &[u8] {
+        &self.expressions
+    }
+
     /// What the rule says; `None` where part of it is not understood.
     pub fn statements(&self) -> Option<Vec<Statement>> {
         decode(self.family, &self.expressions)

@@ -11,8 +11,9 @@ use anyhow::{Context, Result};
 use super::localnet::SECTION;
 use crate::fsutil;
 use crate::log;
+use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
-use crate::net::{link, section};
+use crate::net::section;
 
 /// How the names of the files end.
 const ENDING: &str = ".was-off";
@@ -24,13 +25,11 @@ pub struct Record {
     pub device: Option<String>,
 }
 
-/// Remembers that the link `device` was off; the caller has the lock.
+/// Remembers that `link` was off; the caller has the lock.
 ///
 /// # Errors
-/// When there is no such link, or the file cannot be made.
-pub fn remember(device: &str) -> Result<()> {
-    let link = link::by_name(&Netlink::open()?, device)?;
-    let link = link.with_context(|| format!("link {device} is gone"))?;
+/// When the file cannot be made.
+pub fn remember(link: &Link) -> Result<()> {
     let file = format!("{}-{}{ENDING}", section::stem(SECTION)?, link.index);
     fsutil::create_new(&Path::new(section::DIR).join(file), 0o600, b"")?;
     Ok(())

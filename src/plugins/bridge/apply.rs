@@ -42,7 +42,7 @@ pub fn ensure_bridge(host: &Netlink, settings: &Settings, existing: Option<Link>
     let bridge =
         bridge.with_context(|| format!("bridge {name} was deleted while it was being set up"))?;
     vlan::ensure_filtering(host, settings, &bridge)?;
-    quietly(name, "accept_ra", "0");
+    ignore_advertisements(&bridge);
     let must_be_promiscuous = settings.promiscuous && !bridge.is_promiscuous;
     if !bridge.is_up || must_be_promiscuous {
         let mut change = link::change_of(bridge.index).up();
@@ -52,6 +52,13 @@ pub fn ensure_bridge(host: &Netlink, settings: &Settings, existing: Option<Link>
         link::change(host, change, &format!("set bridge {name} up"))?;
     }
     Ok(bridge)
+}
+
+/// Keeps a link from taking routes from router advertisements, where it does.
+fn ignore_advertisements(link: &Link) {
+    if link.accepts_advertisements != Some(false) {
+        quietly(&link.name, "accept_ra", "0");
+    }
 }
 
 /// The bridge called `name`, if there is one.
@@ -142,16 +149,9 @@ pub fn attach(
     pair: &Pair,
 ) -> Result<Link> {
     let port = &pair.host_end;
-    quietly(&port.name, "accept_ra", "0");
-    let change = link::change_of(port.index)
-        .alias(Identity::of(call).alias)
-        .controller(bridge.index)
-        .up();
-    let what = format!("make {} a port of bridge {}", port.name, bridge.name);
-    link::change(&sides.host, change, &what)?;
-    if settings.hairpin || settings.isolated {
-        link::set_bridge_port(&sides.host, port, settings.hairpin, settings.isolated)?;
-    }
+    ignore_advertisements(port);
+    link::make_bridge_port(&sides.host, port, bridge, Identity::of(call).alias)?;
+    link::set_bridge_port_up(&sides.host, port, settings.hairpin, settings.isolated)?;
     let vlans = vlan::memberships(settings);
     if !vlans.is_empty() {
         let keeps_default = settings.vlans.as_ref().is_some_and(|v| v.keeps_default);

@@ -9,9 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use ipnet::IpNet;
 
-use super::owned::{Kind, comment, is_owned, is_private, private_chain, remove_chain};
+use super::owned::{self, Kind, comment, is_owned, is_private, remove_chain};
 use super::rule::{Rule, Script, Table};
+use super::tool::Family;
 use crate::cni::error::{Code, coded, detailed};
+use crate::netfilter::nftables::PrivateChain;
 use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
 
 /// Private chains hold mappings.
@@ -65,8 +67,8 @@ impl Rules {
     /// Code 7 for a word that cannot be passed on to iptables.
     pub fn new(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Self> {
         let id = &owner.attachment.container_id;
-        let chain = private_chain(KIND.prefix, &owner.network, id);
-        let comment = comment(KIND.comment, &owner.network, id);
+        let chain = owned::private_chain(KIND.prefix, &owner.network, id);
+        let comment = comment_of(owner);
         let (key, conditions) = conditions(container, wanted)?;
         let (mark_chain, external) = match &wanted.mark {
             Mark::Bit(_) => (SETMARK, None),
@@ -297,7 +299,22 @@ pub fn mapped_to(table: &Table) -> impl Iterator<Item = IpAddr> {
 /// before 0.8 made beside it.
 pub fn chains(owner: &Owner) -> [String; 2] {
     [KIND.prefix, OLD_SNAT_PREFIX]
-        .map(|prefix| private_chain(prefix, &owner.network, &owner.attachment.container_id))
+        .map(|prefix| owned::private_chain(prefix, &owner.network, &owner.attachment.container_id))
+}
+
+/// The comment of what leads to the owner's chain.
+pub fn comment_of(owner: &Owner) -> String {
+    comment(KIND.comment, &owner.network, &owner.attachment.container_id)
+}
+
+/// The owner's `chain` of the nft variant.
+pub fn private_chain<'a>(family: Family, chain: &'a str, comment: &'a str) -> PrivateChain<'a> {
+    PrivateChain {
+        family: family.nft(),
+        name: chain,
+        entrance: DNAT,
+        comment,
+    }
 }
 
 /// Removes the owner's chain, and what leads into it if it was made for `container` as
@@ -307,7 +324,7 @@ pub fn chains(owner: &Owner) -> [String; 2] {
 /// As [`Rules::new`].
 pub fn removal(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Script> {
     let [chain, _] = chains(owner);
-    let comment = comment(KIND.comment, &owner.network, &owner.attachment.container_id);
+    let comment = comment_of(owner);
     let (_, conditions) = conditions(container, wanted)?;
     let mut script = Script::default();
     for entry in entry_rules(&chain, &comment, conditions, wanted) {
@@ -321,7 +338,7 @@ pub fn removal(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Scr
 /// Removes what `table` has of the owner. Its chain is that of all the container's
 /// attachments to the network: the mappings that lead to what is `known` as another's stay.
 pub fn remove(owner: &Owner, known: &Known, table: &Table) -> Script {
-    let comment = comment(KIND.comment, &owner.network, &owner.attachment.container_id);
+    let comment = comment_of(owner);
     let mut script = Script::default();
     let [chain, old] = chains(owner);
     let found = table
