@@ -5,8 +5,6 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::PortMaps;
-
 /// What is known of the addresses of an attachment whose rules are to go. Its container
 /// may have others to the same network, whose rules stay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,9 +13,6 @@ pub struct Known {
     pub own: Vec<IpNet>,
     /// Those of the other attachments.
     pub others: Others,
-    /// The port mappings that it has, if somebody remembers them: where they are not the
-    /// ones that are found, they do not count.
-    pub mappings: Option<PortMaps>,
 }
 
 /// The addresses of a container's other attachments.
@@ -38,7 +33,6 @@ impl Known {
     pub const NOTHING: Self = Self {
         own: Vec::new(),
         others: Others::Unknown,
-        mappings: None,
     };
 
     /// Its own addresses are known.
@@ -55,15 +49,6 @@ impl Known {
         Self {
             own: own.to_vec(),
             others: Others::Rest,
-            mappings: None,
-        }
-    }
-
-    /// Whether the container is known to have no other attachment.
-    pub fn is_alone(&self) -> bool {
-        match &self.others {
-            Others::These(others) => others.iter().all(IpAddr::is_loopback),
-            Others::Unknown | Others::Rest => false,
         }
     }
 
@@ -101,7 +86,6 @@ mod tests {
         let known = |others| Known {
             own: own.clone(),
             others,
-            mappings: None,
         };
         let these = || Others::These(vec!["10.9.0.3".parse().unwrap()]);
         for (address, found, others, spared) in [
@@ -122,10 +106,5 @@ mod tests {
             );
         }
         assert!(!Known::NOTHING.spares(net("10.9.0.2/32"), false));
-        let loopback = Others::These(vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()]);
-        assert!(known(loopback).is_alone() && known(Others::These(Vec::new())).is_alone());
-        for others in [these(), Others::Unknown, Others::Rest] {
-            assert!(!known(others).is_alone());
-        }
     }
 }

@@ -375,7 +375,6 @@ pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Sen
     let known = clean.is_some().then(|| Known {
         own: known_addresses(call, link.as_ref()),
         others: other_addresses(call),
-        mappings: None,
     });
     std::thread::scope(|scope| {
         // Deleting a link and deleting rules each wait for the kernel: let them wait at

@@ -217,31 +217,16 @@ impl Iptables {
         anyhow::anyhow!("find {name}-restore and {name}-save in PATH {path}")
     }
 
-    /// Removes what `plan` finds, in both variants. Where nobody needs to look, because it
-    /// is what there `usual`ly is, that script does it alone; all of it, or nothing if there
-    /// is less or more than that.
+    /// Removes what `plan` finds, in both variants.
     fn remove(
         &self,
         family: Family,
         chains: &[String],
-        usual: Option<Script>,
         plan: impl Fn(&Table) -> Script,
     ) -> Result<()> {
         let mut result = Ok(());
-        let mut usual = usual;
         for tool in self.tools(family, chains)? {
-            // A table of the old kind mostly has nothing of ours, but the kernel does not
-            // say.
-            let script = usual
-                .take()
-                .filter(|_| tool.variant != Variant::Legacy && family.has_nft_chain(chains));
-            let is_done = match script {
-                Some(script) => tool.restore(&script)?.is_ok(),
-                None => false,
-            };
-            if !is_done {
-                keep_first(&mut result, settle(&tool, |table| Ok(plan(table))));
-            }
+            keep_first(&mut result, settle(&tool, |table| Ok(plan(table))));
         }
         result
     }
@@ -373,10 +358,7 @@ impl Backend for Iptables {
         at_once(&families, |(family, addresses)| {
             let rules = masquerade::Rules::new(owner, *family, addresses);
             Self::remove_natively(&rules.private_chain(*family), known);
-            // Refused when a rule is gone already, or another attachment of the container
-            // to this network still needs the chain.
-            let usual = (!addresses.is_empty()).then(|| rules.remove());
-            self.remove(*family, &rules.chains(), usual, |table| {
+            self.remove(*family, &rules.chains(), |table| {
                 rules.remove_found(known, table)
             })
         })
@@ -398,7 +380,7 @@ impl Backend for Iptables {
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         at_once(&FAMILIES, |family| {
-            self.remove(*family, &[], None, |table| {
+            self.remove(*family, &[], |table| {
                 owned::collect(&masquerade::KIND, network, valid, table)
             })
         })
@@ -450,23 +432,12 @@ impl Backend for Iptables {
     }
 
     fn remove_port_maps(&self, owner: &Owner, known: &Known) -> Result<()> {
-        // The entries of two attachments can be the same.
-        let remembered = known.mappings.as_ref().filter(|_| known.is_alone());
         let chains = port_maps::chains(owner);
-        let [chain, old] = &chains;
+        let [chain, _] = &chains;
         let comment = port_maps::comment_of(owner);
         at_once(&FAMILIES, |family| {
             Self::remove_natively(&port_maps::private_chain(*family, chain, &comment), known);
-            let usual = remembered.and_then(|maps| {
-                let mut containers = maps.container.iter();
-                let container = containers.find(|container| family_of(container) == *family)?;
-                let is_all = !family.has_nft_chain(std::slice::from_ref(old));
-                // What is refused as a configuration was not made either.
-                port_maps::removal(owner, *container, maps)
-                    .ok()
-                    .filter(|_| is_all)
-            });
-            self.remove(*family, &chains, usual, |table| {
+            self.remove(*family, &chains, |table| {
                 port_maps::remove(owner, known, table)
             })
         })
@@ -492,7 +463,7 @@ impl Backend for Iptables {
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         at_once(&FAMILIES, |family| {
-            self.remove(*family, &[], None, |table| {
+            self.remove(*family, &[], |table| {
                 owned::collect(&port_maps::KIND, network, valid, table)
             })
         })

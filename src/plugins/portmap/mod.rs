@@ -65,9 +65,7 @@ impl Plugin for Portmap {
         let removed = step("remove port mappings", || {
             netfilter::with_both(|backend| backend.remove_port_maps(&owner, &known))
         });
-        if let Some(mappings) = &known.mappings {
-            step("forget connections", || forget_flows(mappings));
-        }
+        step("forget connections", || forget_flows(call));
         let closed = step("close the way from 127.0.0.1", || {
             localnet::close(&owner, leads_to_somebody)
         });
@@ -211,13 +209,23 @@ fn take_over(owner: &Owner, name: BackendName, wanted: &PortMaps) {
 
 /// Forgets connections through mappings that iptables has lost: its rules do not tell
 /// where they led, so that only what the runtime still knows helps. (The nftables backend
-/// does it by itself.)
-fn forget_flows(mappings: &PortMaps) {
-    let flows: Vec<_> = mappings
+/// does it by itself.) Nothing that is wrong here may get in the way of a DEL.
+fn forget_flows(call: &Call) {
+    let (Ok(settings), Ok(Some(result))) = (Settings::resolve(call), call.config.prev_result())
+    else {
+        return;
+    };
+    let Some(wanted) = wanted(call, &settings, &result) else {
+        return;
+    };
+    if !netfilter::choose(settings.backend).is_ok_and(|name| name == BackendName::Iptables) {
+        return;
+    }
+    let flows: Vec<_> = wanted
         .container
         .iter()
         .flat_map(|container| {
-            let mappings = mappings.mappings.iter();
+            let mappings = wanted.mappings.iter();
             mappings
                 .filter(|mapping| mapping.is_for(container.addr()))
                 .map(|mapping| (mapping.protocol, mapping.host_port, container.addr()))
@@ -229,15 +237,11 @@ fn forget_flows(mappings: &PortMaps) {
 /// What tells the attachment's mappings from those of the container's others. Nothing that
 /// is wrong here may get in the way of a DEL.
 fn known(call: &Call) -> Known {
-    let result = call.config.prev_result().ok().flatten().unwrap_or_default();
-    // Iptables alone needs to be told.
-    let mappings = Settings::resolve(call).ok().filter(|settings| {
-        netfilter::choose(settings.backend).is_ok_and(|name| name == BackendName::Iptables)
-    });
+    let result = call.config.prev_result().ok().flatten();
+    let own = result.map(|result| addresses(&result, &call.invocation.attachment.ifname));
     Known {
-        own: addresses(&result, &call.invocation.attachment.ifname),
+        own: own.unwrap_or_default(),
         others: veth::other_addresses(call),
-        mappings: mappings.and_then(|settings| wanted(call, &settings, &result)),
     }
 }
 

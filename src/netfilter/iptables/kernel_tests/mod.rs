@@ -117,15 +117,6 @@ fn dual() -> Masquerade {
     masquerade(&["10.9.0.2/24", "fd00:9::2/64"])
 }
 
-/// What is known of a container's only attachment, of which all is remembered.
-fn remembered(maps: &PortMaps) -> Known {
-    Known {
-        own: maps.container.clone(),
-        others: Others::These(vec!["127.0.0.1".parse().unwrap()]),
-        mappings: Some(maps.clone()),
-    }
-}
-
 fn port_maps(container: &[&str], ports: &[u16]) -> PortMaps {
     let mapping = |port: &u16| Mapping {
         protocol: Protocol::Tcp,

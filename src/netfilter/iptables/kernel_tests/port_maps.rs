@@ -82,40 +82,9 @@ fn two_attachments_of_a_container_to_one_network() {
     });
 }
 
-/// Where the rules are not those that the runtime remembers, they are looked for.
-#[test]
-fn what_is_remembered_may_be_wrong() {
-    on_both_variants(|node| {
-        let backend = &node.iptables;
-        let maps = dual_maps(&[8080, 8081]);
-        for (remembered_maps, spoilt) in [
-            (maps.clone(), "true"),
-            (dual_maps(&[8080]), "true"),
-            (dual_maps(&[8080, 8082]), "true"),
-            (port_maps(&["10.9.0.2/24"], &[8080, 8081]), "true"),
-            (maps.clone(), "iptables -t nat -F CNI-HOSTPORT-DNAT"),
-        ] {
-            backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
-            node.sh(spoilt);
-            backend
-                .remove_port_maps(&owner("c1"), &remembered(&remembered_maps))
-                .unwrap();
-            assert_eq!(node.private(), [""; 0], "{remembered_maps:?} {spoilt}");
-        }
-        // What an old version made beside it goes, too.
-        backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
-        let [_, old] = super::super::port_maps::chains(&owner("c1"));
-        node.sh(&format!("iptables -t nat -N {old}"));
-        backend
-            .remove_port_maps(&owner("c1"), &remembered(&maps))
-            .unwrap();
-        assert_eq!(node.private(), [""; 0]);
-    });
-}
-
 /// The same port of two addresses of the host: the two entries are one.
 #[test]
-fn what_is_remembered_is_not_all_of_a_container_with_two_attachments() {
+fn one_port_of_two_addresses_for_two_attachments() {
     on_both_variants(|node| {
         let backend = &node.iptables;
         let at = |host: &str, container: &str| {
@@ -134,8 +103,8 @@ fn what_is_remembered_is_not_all_of_a_container_with_two_attachments() {
         backend.ensure_port_maps(&owner("c1"), &first).unwrap();
         backend.ensure_port_maps(&other, &second).unwrap();
         let known = Known {
+            own: second.container.clone(),
             others: Others::These(vec![first.container[0].addr()]),
-            ..remembered(&second)
         };
         backend.remove_port_maps(&other, &known).unwrap();
         backend.check_port_maps(&owner("c1"), &first).unwrap();

@@ -60,10 +60,10 @@ fn two_owners_whose_names_make_one_word() {
         }
         let (_, maps) = &wanted[1];
         backend
-            .remove_port_maps(&second, &remembered(maps))
+            .remove_port_maps(&second, &Known::own(&maps.container))
             .unwrap();
         backend
-            .remove_masquerade(&second, &remembered(maps))
+            .remove_masquerade(&second, &Known::own(&maps.container))
             .unwrap();
         let left = |line: &&String| line.contains("name: \\\"netw\\\"") && line.contains("-j CNI-");
         assert_eq!(node.private().iter().filter(left).count(), 0);
@@ -73,9 +73,11 @@ fn two_owners_whose_names_make_one_word() {
         backend
             .check_masquerade(&first, &Masquerade { addresses })
             .unwrap();
-        backend.remove_port_maps(&first, &remembered(maps)).unwrap();
         backend
-            .remove_masquerade(&first, &remembered(maps))
+            .remove_port_maps(&first, &Known::own(&maps.container))
+            .unwrap();
+        backend
+            .remove_masquerade(&first, &Known::own(&maps.container))
             .unwrap();
         assert_eq!(node.private(), [""; 0]);
     });
@@ -507,7 +509,7 @@ fn processes() {
             (2, &|| backend.ensure_port_maps(&owner("c2"), &maps)),
             // The nft variant's, as they were made, are removed without the tools.
             (gone(4), &|| {
-                backend.remove_port_maps(&owner("c2"), &remembered(&maps))
+                backend.remove_port_maps(&owner("c2"), &Known::own(&maps.container))
             }),
             (2, &|| backend.ensure_masquerade(&owner("c2"), &dual())),
             (2, &|| backend.check_masquerade(&owner("c2"), &dual())),

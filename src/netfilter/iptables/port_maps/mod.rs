@@ -69,7 +69,13 @@ impl Rules {
         let id = &owner.attachment.container_id;
         let chain = owned::private_chain(KIND.prefix, &owner.network, id);
         let comment = comment_of(owner);
-        let (key, conditions) = conditions(container, wanted)?;
+        let (key, conditions) = match container {
+            IpNet::V4(_) => ("conditionsV4", &wanted.conditions_v4),
+            IpNet::V6(_) => ("conditionsV6", &wanted.conditions_v6),
+        };
+        for word in conditions {
+            check_word(key, word)?;
+        }
         let (mark_chain, external) = match &wanted.mark {
             Mark::Bit(_) => (SETMARK, None),
             Mark::Chain(name) => {
@@ -317,24 +323,6 @@ pub fn private_chain<'a>(family: Family, chain: &'a str, comment: &'a str) -> Pr
     }
 }
 
-/// Removes the owner's chain, and what leads into it if it was made for `container` as
-/// `wanted` says. Refused when that is not all that leads there, or some of it is gone.
-///
-/// # Errors
-/// As [`Rules::new`].
-pub fn removal(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Script> {
-    let [chain, _] = chains(owner);
-    let comment = comment_of(owner);
-    let (_, conditions) = conditions(container, wanted)?;
-    let mut script = Script::default();
-    for entry in entry_rules(&chain, &comment, conditions, wanted) {
-        script.delete(&entry);
-    }
-    script.flush_chain(&chain);
-    script.delete_chain(&chain);
-    Ok(script)
-}
-
 /// Removes what `table` has of the owner. Its chain is that of all the container's
 /// attachments to the network: the mappings that lead to what is `known` as another's stay.
 pub fn remove(owner: &Owner, known: &Known, table: &Table) -> Script {
@@ -366,18 +354,6 @@ pub fn remove(owner: &Owner, known: &Known, table: &Table) -> Script {
         }
     }
     script
-}
-
-/// The conditions of mappings to `container`, and their key in the configuration.
-fn conditions(container: IpNet, wanted: &PortMaps) -> Result<(&'static str, &[String])> {
-    let (key, conditions) = match container {
-        IpNet::V4(_) => ("conditionsV4", &wanted.conditions_v4),
-        IpNet::V6(_) => ("conditionsV6", &wanted.conditions_v6),
-    };
-    for word in conditions {
-        check_word(key, word)?;
-    }
-    Ok((key, conditions))
 }
 
 /// Refuses what would end the line, or the text, in which it stands.
