@@ -112,12 +112,6 @@ impl Upgrade {
         // The reference fails now and then where two of it make the first chains at once.
         self.node.netns("w0");
         assert!(self.cnitool("add", 0).ok && self.cnitool("del", 0).ok);
-        // Nor of who needs route_localnet: GC, which this network's version does not have, finds
-        // what a DEL of its left of that.
-        let gc = json!({
-            "cniVersion": "1.1.0", "name": "net", "type": "portmap", "cni.dev/valid-attachments": [],
-        });
-        self.node.plugin("portmap").run("GC", &gc).silent();
         self.node.sh("ip netns del w0");
         let (over, operations) = (AtomicBool::new(false), AtomicUsize::new(0));
         let work = |worker: usize| {
@@ -162,6 +156,12 @@ impl Upgrade {
         // The reference knows nothing of the index that we have beside the leases: our next
         // operation clears it.
         assert!(self.cnitool("add", 0).ok && self.cnitool("del", 0).ok);
+        // Nor of who needs route_localnet: GC, which this network's version does not have, finds
+        // what a DEL of its left of that.
+        let gc = json!({
+            "cniVersion": "1.1.0", "name": "net", "type": "portmap", "cni.dev/valid-attachments": [],
+        });
+        self.node.plugin("portmap").run("GC", &gc).silent();
         for worker in 0..WORKERS {
             self.node.sh(&format!("ip netns del w{worker}"));
         }
