@@ -581,7 +581,7 @@ const OF_PROBES: &[Fault] = &[
         "containers kept from the outside",
         "nft add table ip x && nft 'add chain ip x p { type filter hook postrouting priority 0; }' && \
          nft add rule ip x p oifname up0 ip ttl 63 drop",
-        "error: container c1: 192.0.2.9, the next hop through up0, answers the host and not 10.9.0.2",
+        "warning: container c1: 192.0.2.9, the next hop through up0, answers the host and not 10.9.0.2",
         "nft delete table ip x",
     ),
     probed(

@@ -71,7 +71,8 @@ pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
         errors
     } else {
         let (removed, kept) = (&mut document.removed, &mut document.kept);
-        collect(&chain, options.path(), extent, plan, removed, kept)?
+        collect(&chain, options.path(), extent, plan, removed, kept)
+            .unwrap_or_else(|error| vec![error])
     };
     if args.json {
         document.errors = errors.iter().map(ErrorObject::from_error).collect();

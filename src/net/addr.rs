@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -191,6 +191,8 @@ pub struct Neighbour {
     pub has_failed: bool,
     /// Whether an administrator has said so: nobody is asked.
     pub is_permanent: bool,
+    /// Whether ARP or ND have found it out, and would again.
+    pub is_found_out: bool,
 }
 
 /// The neighbours of all links (`ip neighbour show`).
@@ -217,11 +219,22 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
             _ => {}
         }
     }
+    let is_by_protocol = matches!(
+        message.header.state,
+        NeighbourState::Incomplete
+            | NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Failed
+    );
     Some(Neighbour {
         index: message.header.ifindex,
         ip: ip?,
         mac: hardware,
         has_failed: message.header.state == NeighbourState::Failed,
         is_permanent: message.header.state == NeighbourState::Permanent,
+        // Routing daemons enter what no protocol would bring back.
+        is_found_out: is_by_protocol && !message.header.flags.contains(NeighbourFlags::ExtLearned),
     })
 }

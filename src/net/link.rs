@@ -442,11 +442,7 @@ pub fn set_bridge_port_up(
             .set_port_kind(InfoPortKind::Bridge)
             .set_port_data(InfoPortData::BridgePort(flags));
     }
-    change(
-        netlink,
-        up,
-        &format!("set bridge port {} and its flags up", port.name),
-    )
+    change(netlink, up, &format!("set bridge port {} up", port.name))
 }
 
 /// Makes `port` a port of `bridge` that has no IPv6 address of its own (`ip link set dev …

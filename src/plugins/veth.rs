@@ -270,7 +270,8 @@ fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
             ("ipv6", "keep_addr_on_down", "1"),
         ]
     } else {
-        // A link-local address follows from the hardware address: nobody has another.
+        // A link-local address is usually made of the hardware address: nobody else's entry of it
+        // can be out of date.
         &[]
     };
     // Where the host is the router or IPAM has said it all, a router advertisement can only

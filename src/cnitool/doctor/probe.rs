@@ -122,9 +122,23 @@ fn gateway_of(view: &View<'_>, ip: IpAddr) -> Option<IpAddr> {
     gateways.find(|gateway| gateway.is_ipv4() == ip.is_ipv4())
 }
 
-/// Where a client on the host connects to, and the container's own address and port.
+/// Where a client on the host connects to, if one is to be served, and the container's own
+/// address and port.
 fn ends(facts: &Facts<'_>, view: &View<'_>, port: &Port<'_>) -> (Option<SocketAddr>, SocketAddr) {
+    let addresses = facts.survey.host.addresses.iter();
+    let mut addresses = addresses.map(|(_, address)| address.net.addr());
     let specific = port.mapping.host_ip.filter(|ip| !ip.is_unspecified());
+    // An address that is on another machine now.
+    let is_elsewhere =
+        specific.is_some_and(|ip| addresses.all(|own| own != ip) && !ip.is_loopback());
+    let conditions = if port.to.is_ipv4() {
+        "conditionsV4"
+    } else {
+        "conditionsV6"
+    };
+    let portmap = view.plugin("portmap");
+    let conditions = portmap.and_then(|plugin| plugin_member(&plugin.document, conditions));
+    let is_for_all = conditions.is_none_or(|words| words.as_array().is_none_or(Vec::is_empty));
     let own = || {
         let host = &facts.survey.host;
         let of_uplink = host.addresses_of(facts.uplink(port.to)?.index);
@@ -133,6 +147,7 @@ fn ends(facts: &Facts<'_>, view: &View<'_>, port: &Port<'_>) -> (Option<SocketAd
         Some(found.net.addr())
     };
     let host = specific.or_else(own).or_else(|| gateway_of(view, port.to));
+    let host = host.filter(|_| is_for_all && !is_elsewhere);
     (
         host.map(|ip| SocketAddr::new(ip, port.mapping.host_port)),
         SocketAddr::new(port.to, port.mapping.container_port),
@@ -222,11 +237,11 @@ fn make<'a>(
     let count = wanted.len();
     let (of_host, of_containers) = wanted.into_iter().partition(|(place, _)| place.is_none());
     let mut probes = Probes::default();
-    probes.send(of_containers)?;
-    probes.send(of_host)?;
+    probes.send(of_containers, doubts)?;
+    probes.send(of_host, doubts)?;
     if let Some(rest) = count.checked_sub(probes.answers.len()).filter(|n| *n > 0) {
         doubts.push(format!(
-            "{rest} of {count} probes were not sent: too many others got lost"
+            "{rest} of {count} probes were not sent: too many others got lost, or containers went away"
         ));
     }
     Ok(probes)
@@ -241,9 +256,10 @@ fn send_all(asked: Vec<(Place<'_>, Destination)>) -> Result<Answers<'_>> {
         while start.elapsed() < LATEST {
             let next = queue.lock().ok().and_then(|mut queue| queue.next());
             let Some((place, to)) = next else { break };
-            let answer = there(place, || Ok(send(to, PATIENCE)));
-            let answer = answer.unwrap_or_else(|error| Answer::Error(format!("{error:#}")));
-            if let Ok(mut answers) = answers.lock() {
+            // What a container is asked that has gone meanwhile is not sent.
+            if let Ok(answer) = there(place, || Ok(send(to, PATIENCE)))
+                && let Ok(mut answers) = answers.lock()
+            {
                 answers.insert((place, to), answer);
             }
         }
@@ -262,7 +278,7 @@ fn send_all(asked: Vec<(Place<'_>, Destination)>) -> Result<Answers<'_>> {
 fn forget(asked: &BTreeSet<IpAddr>) -> Result<()> {
     let netlink = Netlink::open()?;
     let mut known = addr::neighbours(&netlink)?;
-    known.retain(|neighbour| asked.contains(&neighbour.ip) && !neighbour.is_permanent);
+    known.retain(|neighbour| asked.contains(&neighbour.ip) && neighbour.is_found_out);
     for neighbour in known {
         addr::forget_neighbour(&netlink, neighbour.index, neighbour.ip)?;
     }
@@ -318,7 +334,11 @@ fn claim(message: &[u8]) -> Option<(IpAddr, String)> {
 
 impl<'a> Probes<'a> {
     /// Sends what is asked, and notes what comes of it.
-    fn send(&mut self, asked: Vec<(Place<'a>, Destination)>) -> Result<()> {
+    fn send(
+        &mut self,
+        asked: Vec<(Place<'a>, Destination)>,
+        doubts: &mut Vec<String>,
+    ) -> Result<()> {
         let mut places: BTreeMap<Place<'_>, BTreeSet<IpAddr>> = BTreeMap::new();
         for (place, to) in &asked {
             places.entry(*place).or_default().insert(to.address);
@@ -330,7 +350,10 @@ impl<'a> Probes<'a> {
                 forget(&addresses)?;
                 Ok(opened)
             });
-            ears.push((place, opened?));
+            match opened {
+                Ok(opened) => ears.push((place, opened)),
+                Err(error) => doubts.push(format!("{error:#}")),
+            }
         }
         self.answers.extend(send_all(asked)?);
         std::thread::sleep(SETTLE);
@@ -338,8 +361,10 @@ impl<'a> Probes<'a> {
             for (ip, mac) in opened.iter().flat_map(hear) {
                 self.owners.entry((place, ip)).or_default().insert(mac);
             }
-            let known = there(place, || addr::neighbours(&Netlink::open()?))?;
-            self.neighbours.insert(place, known);
+            match there(place, || addr::neighbours(&Netlink::open()?)) {
+                Ok(known) => drop(self.neighbours.insert(place, known)),
+                Err(error) => doubts.push(format!("{error:#}")),
+            }
         }
         Ok(())
     }
@@ -430,10 +455,10 @@ impl<'a> Probes<'a> {
             match self.answer(None, echo(hop)) {
                 Some(Answer::Some(_)) if self.is_lost(view.netns, echo(hop)) => {
                     let id = &view.attachment.container_id;
-                    findings.push(Finding::error(
+                    findings.push(Finding::warning(
                         name(view),
                         format!("{hop}, the next hop through {uplink}, answers the host and not {ip}"),
-                        "the container reaches no other network",
+                        "the container reaches no other network, or is kept from this one address on purpose",
                         format!("see where its packets end: cnitool trace {id} {hop}"),
                     ));
                 }

@@ -2,7 +2,7 @@
 //! (`tc`, tc(8)).
 //!
 //! Sizes are bytes, rates bytes per second. The options of `tbf`, `u32` and `mirred` are
-//! encoded here, after the kernel's `pkt_sched.h`, `pkt_cls.h` and `tc_mirred.h`.
+//! encoded here, those of `htb` in [`selection`], after the kernel's `pkt_sched.h`, `pkt_cls.h` and `tc_mirred.h`.
 
 pub mod selection;
 

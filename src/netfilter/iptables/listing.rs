@@ -20,13 +20,18 @@ impl Iptables {
             let of_nat = self.tools(family, &[]);
             let of_filter = self.filter().tools_for_passing(family);
             for (tools, read) in [(of_nat, owned as Read), (of_filter, passing)] {
-                let rules = tools.and_then(|tools| {
-                    let rules = tools.iter().map(|tool| Ok(read(family, &tool.counted()?)));
-                    rules.collect::<Result<Vec<_>>>()
-                });
-                match rules {
-                    Ok(rules) => listing.rules.extend(rules.into_iter().flatten()),
-                    Err(error) => listing.doubts.push(format!("{error:#}")),
+                let rules: Vec<Result<Vec<OwnedRule>>> = match tools {
+                    Ok(tools) => {
+                        let rules = tools.iter().map(|tool| Ok(read(family, &tool.counted()?)));
+                        rules.collect()
+                    }
+                    Err(error) => vec![Err(error)],
+                };
+                for rules in rules {
+                    match rules {
+                        Ok(rules) => listing.rules.extend(rules),
+                        Err(error) => listing.doubts.push(format!("{error:#}")),
+                    }
                 }
             }
         }

@@ -109,11 +109,16 @@ fn stale_rules(kind: &str, network: &str, valid: &[Attachment]) -> impl Fn(&Rule
 /// Containers' chains without rules to which nothing leads, because somebody flushed the
 /// table: `prefix` and a hash, which tells nobody whose they were. Nobody misses them.
 fn flushed<'a>(prefix: &'a str, table: &'a Table) -> impl Iterator<Item = &'a str> {
+    // By `-j`, or by the `-g` of an administrator.
     let used: BTreeSet<&str> = table
         .rules
         .iter()
-        .flat_map(|rule| [Some(rule.chain.as_str()), rule.jump()])
-        .flatten()
+        .flat_map(|rule| {
+            rule.args
+                .iter()
+                .map(AsRef::as_ref)
+                .chain([rule.chain.as_str()])
+        })
         .collect();
     let is_digit = |c: char| matches!(c, '0'..='9' | 'a'..='f');
     let is_of_kind = move |chain: &&str| {

@@ -259,8 +259,9 @@ impl Tool {
                 .spawn()?;
             let mut input = child.stdin.take();
             if stdin.len() <= PIPE {
-                told(input.take(), stdin)?;
-                return child.wait_with_output();
+                let written = told(input.take(), stdin);
+                let output = child.wait_with_output()?;
+                return written.map(|()| output);
             }
             std::thread::scope(|scope| {
                 // A thread, because the tool may print before it has read everything.

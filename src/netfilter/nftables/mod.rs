@@ -31,7 +31,7 @@ pub mod tracing;
 mod transaction;
 mod was_off;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -357,9 +357,12 @@ fn remove_port_maps(
     touched: impl Fn(Tag) -> bool,
 ) -> Result<()> {
     let removed = RefCell::new(Vec::new());
+    // Refused whenever anybody has changed anything meanwhile: then the rules go one by one.
+    let may_flush = Cell::new(true);
     clean(|socket| {
         removed.borrow_mut().clear();
-        let generation = generation(socket).ok().flatten();
+        let is_first = may_flush.replace(false);
+        let generation = generation(socket).ok().flatten().filter(|_| is_first);
         let registry = port_maps::Registry::read(socket)?;
         let mut changes = Vec::new();
         let mut all = Vec::new();
