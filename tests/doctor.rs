@@ -680,6 +680,35 @@ COMMIT
 COMMIT
 ";
 
+/// The host is not among those for whom such a port is.
+#[test]
+fn ports_that_are_not_for_everybody_are_no_fault() {
+    let lab = Lab::new(None, "nftables");
+    lab.node.sh(SERVE);
+    let list = json!({"cniVersion": "1.0.0", "name": "net2", "plugins": [
+        {"type": "bridge", "bridge": "br2", "isDefaultGateway": true,
+         "ipMasq": true, "ipMasqBackend": "nftables",
+         "ipam": {"type": "host-local", "subnet": "10.8.0.0/24"}},
+        {"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": true},
+         "conditionsV4": ["ip", "saddr", "203.0.113.0/24"]},
+    ]});
+    fs::write(lab.conf.join("20-net2.conflist"), list.to_string()).unwrap();
+    let netns = lab.node.netns("c3");
+    let caps =
+        json!({"portMappings": [{"hostPort": 8083, "containerPort": 80, "protocol": "tcp"}]});
+    let caps = caps.to_string();
+    let added = lab.cnitool(&["add", "net2", &netns, "--id", "c3", "--cap", &caps]);
+    assert!(added.ok, "{added:?}");
+    lab.node.sh(&SERVE.replace("c1 c2", "c3"));
+    assert!(
+        !lab.node
+            .succeeds("socat -u OPEN:/dev/null TCP:192.0.2.1:8083,connect-timeout=1 2>/dev/null")
+    );
+    lab.silent(&["doctor", "--probe"], "with a port for others");
+    lab.node
+        .sh("kill $(cat /run/pid-c1 /run/pid-c2 /run/pid-c3)");
+}
+
 #[test]
 fn the_rules_of_others_are_no_fault() {
     for backend in ["iptables-nft", "iptables-legacy"] {
