@@ -49,6 +49,7 @@ pub fn set(key: &str, value: &str) -> Result<()> {
             return Ok(());
         }
     }
+    // It may be only for reading here, and right already, or only for writing.
     let current = read(key)?;
     if current.as_ref().is_some_and(|current| current == value) {
         return Ok(());

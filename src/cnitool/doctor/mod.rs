@@ -130,20 +130,19 @@ pub fn run(options: &Options, args: &DoctorArgs) -> ExitCode {
 
 fn examine(options: &Options, args: &DoctorArgs) -> Result<ExitCode> {
     let survey = look(options)?;
-    let mut views = attachment::join(&survey);
-    if let Some(word) = &args.what {
-        let is_wanted = |view: &View<'_>| view.network == *word || is_meant(view, word);
-        let is_network = survey.directory.networks.iter().any(|n| n.name == *word);
-        anyhow::ensure!(
-            is_network || views.iter().any(is_wanted),
-            "there is no network and no container \"{word}\": `cnitool list` and `cnitool ps` tell which there are"
-        );
-    }
-    let mut facts = Facts::gather(&survey, std::mem::take(&mut views), options.path());
+    let views = attachment::join(&survey);
     let is_wanted = |view: &&View<'_>| {
         let word = args.what.as_ref();
         word.is_none_or(|word| view.network == *word || is_meant(view, word))
     };
+    if let Some(word) = &args.what {
+        let is_network = survey.directory.networks.iter().any(|n| n.name == *word);
+        anyhow::ensure!(
+            is_network || views.iter().any(|view| is_wanted(&view)),
+            "there is no network and no container \"{word}\": `cnitool list` and `cnitool ps` tell which there are"
+        );
+    }
+    let mut facts = Facts::gather(&survey, views, options.path());
     let mut findings = findings(&facts, args.what.as_deref(), is_wanted);
     if args.probe {
         let wanted: Vec<&View<'_>> = facts.views.iter().filter(is_wanted).collect();

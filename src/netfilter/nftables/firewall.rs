@@ -187,22 +187,13 @@ fn gate(socket: &Socket, base: BaseChain) -> Result<Option<Gate>> {
 }
 
 fn foreign_chain(place: Place) -> Chain {
-    Chain {
-        table: foreign_table(place.family, place.table),
-        name: place.chain.into(),
-        comment: None,
-        hook: None,
-    }
+    Chain::named(foreign_table(place.family, place.table), place.chain)
 }
 
 /// A table of somebody else's. The names of our own are constants: this one is kept until
 /// the process ends, which is soon.
 fn foreign_table(family: Family, name: String) -> Table {
-    Table {
-        family,
-        name: name.leak(),
-        comment: None,
-    }
+    Table::named(family, name.leak())
 }
 
 /// The chains that drop what the owner sends and that are not ours to change, in words:
@@ -336,12 +327,7 @@ fn stages() -> [Shared; 3] {
 }
 
 fn stage(name: &'static str) -> Chain {
-    Chain {
-        table: TABLE,
-        name: name.into(),
-        comment: None,
-        hook: None,
-    }
+    Chain::named(TABLE, name)
 }
 
 /// The rules of a bridge, each with the chain it is in.
@@ -431,12 +417,7 @@ pub fn close(socket: &Socket) -> Result<Vec<Vec<Change>>> {
 }
 
 fn close_table(socket: &Socket, table: Table) -> Result<Vec<Change>> {
-    let chain = |name| Chain {
-        table,
-        name,
-        comment: None,
-        hook: None,
-    };
+    let chain = |name| Chain::named(table, name);
     let found = rules(socket, &table, None)?;
     let jumps = found.iter().filter(|found| leads_to_us(found));
     let mut changes: Vec<Change> = jumps

@@ -769,12 +769,7 @@ fn a_chain_that_was_listed_is_flushed_only_as_it_was() {
     let socket = Socket::open().unwrap();
     let flush = |generation| {
         let [table, _] = port_maps::TABLES;
-        let chain = ruleset::Chain {
-            table,
-            name: "hostports".into(),
-            comment: None,
-            hook: None,
-        };
+        let chain = ruleset::Chain::named(table, "hostports");
         try_apply(&socket, &[Change::FlushListed(chain, generation)]).unwrap()
     };
     let listed = generation(&socket).unwrap().unwrap();

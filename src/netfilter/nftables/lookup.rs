@@ -54,11 +54,7 @@ pub fn has_rules(family: Family, table: &'static str, chain: &str) -> Result<boo
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(false);
     };
-    let table = Table {
-        family,
-        name: table,
-        comment: None,
-    };
+    let table = Table::named(family, table);
     Ok(look_up_chain(&socket, family, table.name, chain)?
         && !rules(&socket, &table, Some(chain))?.is_empty())
 }

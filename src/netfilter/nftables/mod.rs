@@ -306,11 +306,7 @@ pub fn has_rules_of(
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(false);
     };
-    let table = Table {
-        family,
-        name: table,
-        comment: None,
-    };
+    let table = Table::named(family, table);
     let is_about_them = |statement: &Statement| {
         matches!(statement, Statement::Address { is: true, net, .. }
             if addresses.iter().any(|address| IpNet::from(*address) == *net))

@@ -564,12 +564,7 @@ fn shared(table: Table, snat: bool) -> Vec<Shared> {
 }
 
 fn chain(table: Table, name: &'static str) -> Chain {
-    Chain {
-        table,
-        name: name.into(),
-        comment: None,
-        hook: None,
-    }
+    Chain::named(table, name)
 }
 
 fn hostport(mapping: &Mapping, container: IpAddr, conditions: &[Statement]) -> Vec<Statement> {

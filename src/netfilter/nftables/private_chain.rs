@@ -37,11 +37,7 @@ impl PrivateChain<'_> {
         let Some(socket) = Socket::open_if_any()? else {
             return Ok(());
         };
-        let table = Table {
-            family: self.family,
-            name: "nat",
-            comment: None,
-        };
+        let table = Table::named(self.family, "nat");
         let inside = rules(&socket, &table, Some(self.name))?;
         if inside.is_empty() {
             return Ok(());
@@ -60,12 +56,7 @@ impl PrivateChain<'_> {
         if !is_usual {
             return Ok(());
         }
-        let chain = Chain {
-            table,
-            name: self.name.to_owned().into(),
-            comment: None,
-            hook: None,
-        };
+        let chain = Chain::named(table, self.name.to_owned());
         let jumps = jumps.into_iter().map(|jump| jump.handle.clone());
         let mut changes: Vec<Change> = jumps
             .map(|handle| Change::DeleteRule(table, handle))

@@ -42,6 +42,17 @@ pub struct Table {
     pub comment: Option<&'static str>,
 }
 
+impl Table {
+    /// A table without a comment.
+    pub const fn named(family: Family, name: &'static str) -> Self {
+        Self {
+            family,
+            name,
+            comment: None,
+        }
+    }
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.family, self.name)
@@ -55,6 +66,18 @@ pub struct Chain {
     pub name: Cow<'static, str>,
     pub comment: Option<&'static str>,
     pub hook: Option<Hook>,
+}
+
+impl Chain {
+    /// A chain that rules lead to, without a comment.
+    pub fn named(table: Table, name: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            table,
+            name: name.into(),
+            comment: None,
+            hook: None,
+        }
+    }
 }
 
 impl fmt::Display for Chain {

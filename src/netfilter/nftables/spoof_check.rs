@@ -11,11 +11,7 @@ use crate::net::mac::Mac;
 use crate::netfilter::Owner;
 
 /// Names that other implementations know; ebtables uses them as well.
-pub const TABLE: Table = Table {
-    family: Family::Bridge,
-    name: "nat",
-    comment: None,
-};
+pub const TABLE: Table = Table::named(Family::Bridge, "nat");
 pub const PREROUTING: &str = "PREROUTING";
 const INTERFACE_PREFIX: &str = "cni-br-iface-";
 const MAC_SUFFIX: &str = "-mac";
@@ -179,10 +175,5 @@ fn jump_target(rule: &Found) -> Option<String> {
 
 /// A chain of the table.
 pub fn chain(name: &str) -> Chain {
-    Chain {
-        table: TABLE,
-        name: name.to_owned().into(),
-        comment: None,
-        hook: None,
-    }
+    Chain::named(TABLE, name.to_owned())
 }

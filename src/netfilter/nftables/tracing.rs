@@ -320,11 +320,7 @@ fn claim(comment: &str, tag: Option<Tag>) -> Option<Claim> {
 /// What makes the table of `family`: a table with an owner, the chains that choose the
 /// packets, and one at the end of each hook.
 fn changes(family: Family, wanted: &[Wanted]) -> Vec<(NetfilterMessage, u16)> {
-    let table = Table {
-        family,
-        name: TABLE,
-        comment: None,
-    };
+    let table = Table::named(family, TABLE);
     let new_table = NfTablesMessage::NewTable(TableMessage {
         attributes: vec![
             TableAttribute::Name(TABLE.to_owned()),
