@@ -1,7 +1,7 @@
 //! Links: look up, create, change, delete (`ip link`).
 
 use anyhow::{Context, Result};
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridge,
@@ -472,6 +472,30 @@ pub fn make_bridge_port(
     netlink
         .request(RouteNetlinkMessage::NewLink(message), 0)
         .with_context(|| format!("make {} a port of bridge {}", port.name, bridge.name))
+}
+
+/// Sets `link` up, and the kernel to announce its IPv4 addresses whenever it is given another
+/// hardware address (`ip link set dev … up`, sysctl `arp_notify`).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn set_up_with_arp_notify(netlink: &Netlink, link: &Link) -> Result<()> {
+    /// `IFLA_INET_CONF`, which nests attributes of which each is a sysctl's number.
+    const SYSCTLS: u16 = 1;
+    /// `IPV4_DEVCONF_ARP_NOTIFY`
+    const ARP_NOTIFY: u16 = 22;
+    let mut on = [0; 8];
+    DefaultNla::new(ARP_NOTIFY, 1_u32.to_ne_bytes().into()).emit(&mut on);
+    let sysctls = AfSpecInet::Other(DefaultNla::new(SYSCTLS | NLA_F_NESTED, on.into()));
+    let mut message = change_of(link.index).up().build();
+    message
+        .attributes
+        .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![
+            sysctls,
+        ])]));
+    netlink
+        .request(RouteNetlinkMessage::NewLink(message), 0)
+        .with_context(|| format!("set {} up in the container", link.name))
 }
 
 /// Deletes the link with `index`; one that is gone is no error. Takes the kernel some

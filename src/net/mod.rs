@@ -7,6 +7,7 @@ pub mod addr;
 pub mod bridge_vlan;
 pub mod link;
 pub mod mac;
+pub mod netconf;
 pub mod netlink;
 pub mod netns;
 pub mod route;

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -71,21 +72,31 @@ pub fn is_unanswered(error: &anyhow::Error) -> bool {
 }
 
 /// What the kernel said to one request, in one part or in many.
-#[derive(Debug, Default)]
-struct Answer {
-    found: Vec<RouteNetlinkMessage>,
+#[derive(Debug)]
+struct Answer<M = RouteNetlinkMessage> {
+    found: Vec<M>,
     /// Those of any part.
     flags: u16,
     /// Whether the kernel has said that this is all: nothing else counts as an answer.
     is_complete: bool,
 }
 
-impl Answer {
+impl<M> Default for Answer<M> {
+    fn default() -> Self {
+        Self {
+            found: Vec::new(),
+            flags: 0,
+            is_complete: false,
+        }
+    }
+}
+
+impl<M> Answer<M> {
     /// Takes in another part.
     ///
     /// # Errors
     /// [`Refused`] when it is a refusal.
-    fn add(&mut self, part: NetlinkMessage<RouteNetlinkMessage>) -> Result<()> {
+    fn add(&mut self, part: NetlinkMessage<M>) -> Result<()> {
         self.flags |= part.header.flags;
         match part.payload {
             NetlinkPayload::InnerMessage(message) => self.found.push(message),
@@ -172,7 +183,10 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Refused`] for anything but "no such device".
-    pub fn get(&self, message: RouteNetlinkMessage) -> Result<Option<RouteNetlinkMessage>> {
+    pub fn get<M: NetlinkSerializable + NetlinkDeserializable>(
+        &self,
+        message: M,
+    ) -> Result<Option<M>> {
         match self.exchange(message, NLM_F_ACK) {
             Ok(answer) => Ok(answer.found.into_iter().next()),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
@@ -203,14 +217,21 @@ impl Netlink {
     }
 
     /// The whole answer to one request.
-    fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Answer> {
+    fn exchange<M: NetlinkSerializable + NetlinkDeserializable>(
+        &self,
+        message: M,
+        flags: u16,
+    ) -> Result<Answer<M>> {
         let Connection {
             socket,
             sequence,
             buffer,
         } = &*self.0;
         sequence.set(sequence.get().wrapping_add(1));
-        let mut request = NetlinkMessage::from(message);
+        let mut request = NetlinkMessage::new(
+            NetlinkHeader::default(),
+            NetlinkPayload::InnerMessage(message),
+        );
         request.header.flags = NLM_F_REQUEST | flags;
         request.header.sequence_number = sequence.get();
         request.finalize();
@@ -223,7 +244,8 @@ impl Netlink {
             receive(socket, &mut buffer)?;
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
-                let part = NetlinkMessage::deserialize(rest).context("read a netlink answer")?;
+                let part =
+                    NetlinkMessage::<M>::deserialize(rest).context("read a netlink answer")?;
                 let length = usize::try_from(part.header.length)?.next_multiple_of(4);
                 rest = rest.get(length..).unwrap_or_default();
                 if part.header.sequence_number == sequence.get() {

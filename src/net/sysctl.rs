@@ -3,75 +3,154 @@
 //! Keys are paths below `/proc/sys/net`, so that interface names may contain dots.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Error, Result};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
 
+use super::netconf;
+use super::netlink::Netlink;
 use crate::cni::error::{Code, coded};
 
 /// Where the keys are paths.
 pub const ROOT: &str = "/proc/sys/net";
 
-/// What the sysctl holds, without white space around it; `None` where there is nothing
-/// to read: some, like `ipv4/route/flush`, can only be written.
+/// Those of one namespace, to be used inside it.
 ///
-/// # Errors
-/// Names the key and the cause; see [`is_absent`].
-pub fn read(key: &str) -> Result<Option<String>> {
-    let path = format!("{ROOT}/{key}");
-    match fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(text.trim().to_owned())),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("read {path}")),
+/// The first part of a key, such as `ipv6`, is looked up among the names of all namespaces
+/// that there are (`proc_sys_compare`), 1 µs for each: here that is done once.
+#[derive(Debug, Default)]
+pub struct Sysctls {
+    sections: Mutex<Vec<(String, OwnedFd)>>,
+}
+
+impl Sysctls {
+    fn open(&self, key: &str, how: OFlag) -> io::Result<File> {
+        let (section, rest) = key.split_once('/').unwrap_or((key, "."));
+        let mut sections = self.sections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, opened)) = sections.iter().find(|(name, _)| name == section) {
+            return Ok(open(opened, rest, how)?.into());
+        }
+        let path = format!("{ROOT}/{section}");
+        let opened = open(AT_FDCWD, &path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let file = open(&opened, rest, how)?;
+        sections.push((section.to_owned(), opened));
+        Ok(file.into())
+    }
+
+    /// Whether there are any below `section`.
+    pub fn has(&self, section: &str) -> bool {
+        self.open(section, OFlag::O_PATH).is_ok()
+    }
+
+    /// Which file `key` leads to.
+    ///
+    /// # Errors
+    /// See [`is_absent`].
+    pub fn leads_to(&self, key: &str) -> io::Result<PathBuf> {
+        let file = self.open(key, OFlag::O_PATH)?;
+        fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    }
+
+    /// What the sysctl holds, without white space around it; `None` where there is nothing
+    /// to read: some, like `ipv4/route/flush`, can only be written.
+    ///
+    /// # Errors
+    /// Names the key and the cause; see [`is_absent`].
+    pub fn read(&self, key: &str) -> Result<Option<String>> {
+        let mut text = String::new();
+        let read = self
+            .open(key, OFlag::O_RDONLY)
+            .and_then(|mut file| file.read_to_string(&mut text));
+        match read {
+            Ok(_) => Ok(Some(text.trim().to_owned())),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("read {ROOT}/{key}")),
+        }
+    }
+
+    /// Makes the sysctl hold `value`. One that does already is not written: read-only
+    /// `/proc/sys` is then no obstacle.
+    ///
+    /// # Errors
+    /// Code 5 naming the key and the cause; where `/proc/sys` is read-only, as on restricted
+    /// hosts, what to do about it.
+    pub fn set(&self, key: &str, value: &str) -> Result<()> {
+        if let Ok(file) = self.open(key, OFlag::O_RDWR)
+            && let Ok(now) = text(&file)
+        {
+            // At the start: what is written behind what was read is lost.
+            if now == value || file.write_all_at(value.as_bytes(), 0).is_ok() {
+                return Ok(());
+            }
+        }
+        // It may be only for reading here, and right already, or only for writing.
+        let current = self.read(key)?;
+        if current.as_ref().is_some_and(|current| current == value) {
+            return Ok(());
+        }
+        // Nothing is ever created there.
+        self.open(key, OFlag::O_WRONLY)
+            .and_then(|mut file| file.write_all(value.as_bytes()))
+            .map_err(|error| match error.kind() {
+                ErrorKind::ReadOnlyFilesystem => Error::new(error).context(format!(
+                    "it is \"{}\" and read-only here: set it beforehand, or let the plugin write /proc/sys",
+                    current.unwrap_or_default()
+                )),
+                _ => error.into(),
+            })
+            .with_context(|| coded(Code::Io, format!("write {value} to {ROOT}/{key}")))
+    }
+
+    /// Makes the sysctl hold `value` if this kernel has it.
+    ///
+    /// # Errors
+    /// As [`Sysctls::set`].
+    pub fn set_if_present(&self, key: &str, value: &str) -> Result<()> {
+        match self.set(key, value) {
+            Err(error) if is_absent(&error) => Ok(()),
+            done => done,
+        }
     }
 }
 
-/// Makes the sysctl hold `value`. One that does already is not written: read-only
-/// `/proc/sys` is then no obstacle.
+fn open(directory: impl AsFd, path: &str, how: OFlag) -> nix::Result<OwnedFd> {
+    openat(directory, path, how | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// As [`Sysctls::read`].
 ///
 /// # Errors
-/// Code 5 naming the key and the cause; where `/proc/sys` is read-only, as on restricted
-/// hosts, what to do about it.
+/// As there.
+pub fn read(key: &str) -> Result<Option<String>> {
+    Sysctls::default().read(key)
+}
+
+/// As [`Sysctls::set`].
+///
+/// # Errors
+/// As there.
 pub fn set(key: &str, value: &str) -> Result<()> {
-    // Looking a name up in /proc/sys takes the longer the more namespaces there are.
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(format!("{ROOT}/{key}"));
-    if let Ok(file) = opened
-        && let Ok(now) = text(&file)
-    {
-        // At the start: what is written behind what was read is lost.
-        if now == value || file.write_all_at(value.as_bytes(), 0).is_ok() {
-            return Ok(());
-        }
-    }
-    // It may be only for reading here, and right already, or only for writing.
-    let current = read(key)?;
-    if current.as_ref().is_some_and(|current| current == value) {
-        return Ok(());
-    }
-    let path = format!("{ROOT}/{key}");
-    // Nothing is ever created there.
-    OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(|error| match error.kind() {
-            ErrorKind::ReadOnlyFilesystem => Error::new(error).context(format!(
-                "it is \"{}\" and read-only here: set it beforehand, or let the plugin write /proc/sys",
-                current.unwrap_or_default()
-            )),
-            _ => error.into(),
-        })
-        .with_context(|| coded(Code::Io, format!("write {value} to {path}")))
+    Sysctls::default().set(key, value)
+}
+
+/// As [`Sysctls::set_if_present`].
+///
+/// # Errors
+/// As there.
+pub fn set_if_present(key: &str, value: &str) -> Result<()> {
+    Sysctls::default().set_if_present(key, value)
 }
 
 /// What an open sysctl holds.
-fn text(file: &File) -> std::io::Result<String> {
+fn text(file: &File) -> io::Result<String> {
     // More than any that is ever written has.
     let mut bytes = [0; 256];
     let length = file.read_at(&mut bytes, 0)?;
@@ -79,26 +158,18 @@ fn text(file: &File) -> std::io::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// Makes the sysctl hold `value` if this kernel has it.
-///
-/// # Errors
-/// As [`set`].
-pub fn set_if_present(key: &str, value: &str) -> Result<()> {
-    match set(key, value) {
-        Err(error) if is_absent(&error) => Ok(()),
-        done => done,
-    }
-}
-
 /// Lets the host forward packets of the families of `ips` between its links, which stays
 /// so.
 ///
 /// # Errors
 /// Names the sysctl.
-pub fn forward(ips: impl Iterator<Item = IpAddr>) -> Result<()> {
-    forwarding(ips)
-        .into_iter()
-        .try_for_each(|key| set(key, "1").context("let the host forward packets"))
+pub fn forward(host: &Netlink, ips: impl Iterator<Item = IpAddr>) -> Result<()> {
+    forwarding(ips).into_iter().try_for_each(|key| {
+        if netconf::forwards(host, key.starts_with("ipv4")) == Some(true) {
+            return Ok(());
+        }
+        set(key, "1").context("let the host forward packets")
+    })
 }
 
 /// What must be 1 for packets of the families of `ips` to be forwarded.
@@ -110,14 +181,9 @@ pub fn forwarding(ips: impl Iterator<Item = IpAddr>) -> BTreeSet<&'static str> {
     .collect()
 }
 
-/// Whether the namespace has IPv6 at all (`ipv6.disable=1` removes it).
-pub fn has_ipv6() -> bool {
-    fs::exists("/proc/sys/net/ipv6").unwrap_or(false)
-}
-
 /// Whether `error` says that there is no such sysctl, in this kernel or for this link.
 pub fn is_absent(error: &Error) -> bool {
     error
-        .downcast_ref::<std::io::Error>()
+        .downcast_ref::<io::Error>()
         .is_some_and(|error| error.kind() == ErrorKind::NotFound)
 }

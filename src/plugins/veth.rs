@@ -19,7 +19,8 @@ use crate::net::mac::Mac;
 use crate::net::netlink::{Changes, Netlink, errno, is_unanswered};
 use crate::net::netns::Netns;
 use crate::net::route::Route;
-use crate::net::{addr, route, sysctl};
+use crate::net::sysctl::{self, Sysctls};
+use crate::net::{addr, route};
 use crate::netfilter::{Known, Others};
 use crate::undo::Undo;
 
@@ -219,7 +220,7 @@ pub fn give_addresses(sides: &Sides, end: &Link, wanted: Addressing<'_>) -> Resu
                 .map_err(|error| explain_ipv6(error, &end.name, &ip.address))
                 .with_context(|| format!("configure {} in the container", end.name))?;
         }
-        set_up(&sides.container, end)
+        link::set_up_with_arp_notify(&sides.container, end)
     })?;
     if wanted.has_ipv6() && dad {
         step("wait for duplicate address detection", || {
@@ -255,19 +256,18 @@ pub fn set_up(container: &Netlink, end: &Link) -> Result<()> {
 /// Runs inside the container's namespace.
 fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
     let ipv6 = addressing.has_ipv6();
-    let wanted: &[(&str, &str, &str)] = if addressing.detect_duplicates {
-        &[("ipv6", "enhanced_dad", "1"), ("ipv6", "accept_dad", "1")]
+    let wanted: &[(&str, &str)] = if addressing.detect_duplicates {
+        &[("enhanced_dad", "1"), ("accept_dad", "1")]
     } else {
-        &[("ipv6", "accept_dad", "0")]
+        &[("accept_dad", "0")]
     };
-    // These make the kernel announce the addresses when the link comes up, or is given its
-    // hardware address once more.
-    let always = [("ipv4", "arp_notify", "1")];
     let with_addresses: &[_] = if ipv6 {
         &[
-            ("ipv6", "ndisc_notify", "1"),
+            // The kernel announces the addresses, too, whenever the link is given another
+            // hardware address.
+            ("ndisc_notify", "1"),
             // Without it a link that goes down for a moment loses its addresses.
-            ("ipv6", "keep_addr_on_down", "1"),
+            ("keep_addr_on_down", "1"),
         ]
     } else {
         // A link-local address is usually made of the hardware address: nobody else's entry of it
@@ -276,10 +276,10 @@ fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
     };
     // Where the host is the router or IPAM has said it all, a router advertisement can only
     // be another container's (CVE-2020-10749).
-    let accept_ra = (addressing.host_is_router || ipv6).then_some(("ipv6", "accept_ra", "0"));
-    let all = wanted.iter().chain(&always).chain(with_addresses);
-    for (family, key, value) in all.chain(&accept_ra) {
-        let done = sysctl::set_if_present(&format!("{family}/conf/{ifname}/{key}"), value);
+    let accept_ra = (addressing.host_is_router || ipv6).then_some(("accept_ra", "0"));
+    let sysctls = Sysctls::default();
+    for (key, value) in wanted.iter().chain(with_addresses).chain(&accept_ra) {
+        let done = sysctls.set_if_present(&format!("ipv6/conf/{ifname}/{key}"), value);
         if let Err(error) = done {
             log::warn(&format!("{error:#}"));
         }
@@ -287,7 +287,7 @@ fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
     if !ipv6 {
         return Ok(());
     }
-    if !sysctl::has_ipv6() {
+    if !sysctls.has("ipv6") {
         return Err(detailed(
             Code::Internal,
             "IPAM returned an IPv6 address, but this kernel has no IPv6",
@@ -295,7 +295,7 @@ fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
         ));
     }
     for link in ["lo", ifname] {
-        sysctl::set_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
+        sysctls.set_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
     }
     Ok(())
 }

@@ -119,7 +119,7 @@ pub fn ensure_gateways(
     if !changes.add.is_empty() {
         pin_mac(host, gateway)?;
     }
-    sysctl::forward(wanted.iter().map(IpNet::addr))
+    sysctl::forward(host, wanted.iter().map(IpNet::addr))
 }
 
 /// A bridge whose address was never set takes that of its lowest port, and changes it as

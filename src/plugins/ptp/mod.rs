@@ -63,7 +63,7 @@ impl Plugin for Ptp {
         step("lead the host to the container", || {
             lead_to_container(&sides.host, &pair.host_end, &plan)
         })?;
-        sysctl::forward(plan.ips.iter().map(|ip| ip.address.addr()))?;
+        sysctl::forward(&sides.host, plan.ips.iter().map(|ip| ip.address.addr()))?;
         if settings.masquerade {
             masquerade::add(call, settings.backend, &plan.ips, undo)?;
         }

@@ -1,8 +1,8 @@
 //! The tuning plugin's hands: everything it reads and changes in the container.
 
-use std::fs;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
@@ -14,7 +14,7 @@ use crate::log;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
-use crate::net::sysctl as kernel;
+use crate::net::sysctl::{self as kernel, Sysctls};
 use crate::undo::Undo;
 
 /// The container's namespace, and a socket in it. Clones share both.
@@ -22,6 +22,7 @@ use crate::undo::Undo;
 pub struct Container {
     netns: Rc<Netns>,
     netlink: Netlink,
+    sysctls: Arc<Sysctls>,
 }
 
 impl Container {
@@ -33,6 +34,7 @@ impl Container {
         Ok(Self {
             netlink: Netlink::open_in(&netns)?,
             netns: Rc::new(netns),
+            sysctls: Arc::default(),
         })
     }
 
@@ -64,8 +66,10 @@ impl Container {
         if sysctls.is_empty() {
             return Ok(Vec::new());
         }
+        let kernel = &self.sysctls;
+        let read = |sysctl| read_one(kernel, sysctl);
         self.netns
-            .inside(|| sysctls.iter().map(read_one).collect::<Result<_>>())
+            .inside(|| sysctls.iter().map(read).collect::<Result<_>>())
     }
 
     /// All of `sysctls` must be there, by what was `found`.
@@ -100,7 +104,7 @@ impl Container {
         if sysctls.is_empty() {
             return Ok(());
         }
-        let container = self.clone();
+        let (netns, kernel) = (Rc::clone(&self.netns), Arc::clone(&self.sysctls));
         let old: Vec<(String, String)> = sysctls
             .iter()
             .zip(before)
@@ -110,13 +114,15 @@ impl Container {
             })
             .collect();
         undo.push("restore sysctls", move || {
-            container.netns.inside(|| {
+            netns.inside(|| {
                 old.iter()
                     .rev()
-                    .try_for_each(|(path, value)| kernel::set(path, value))
+                    .try_for_each(|(path, value)| kernel.set(path, value))
             })
         });
-        self.netns.inside(|| sysctls.iter().try_for_each(write_one))
+        let kernel = &self.sysctls;
+        let write = |sysctl| write_one(kernel, sysctl);
+        self.netns.inside(|| sysctls.iter().try_for_each(write))
     }
 
     /// Makes one property of `link` what it should be.
@@ -150,8 +156,8 @@ impl Container {
     }
 }
 
-fn read_one(sysctl: &Sysctl) -> Result<Found> {
-    let found = refuse_links(sysctl).and_then(|()| kernel::read(&sysctl.path));
+fn read_one(kernel: &Sysctls, sysctl: &Sysctl) -> Result<Found> {
+    let found = refuse_links(kernel, sysctl).and_then(|()| kernel.read(&sysctl.path));
     match found {
         Ok(Some(value)) => Ok(Found::Value(value)),
         Ok(None) => Ok(Found::WriteOnly),
@@ -162,21 +168,24 @@ fn read_one(sysctl: &Sysctl) -> Result<Found> {
 }
 
 /// The path has no way out by its words; it must not have one by a symlink either.
-fn refuse_links(sysctl: &Sysctl) -> Result<()> {
+fn refuse_links(kernel: &Sysctls, sysctl: &Sysctl) -> Result<()> {
     let path = Path::new(kernel::ROOT).join(&sysctl.path);
-    let real = fs::canonicalize(&path).with_context(|| format!("look up {}", path.display()))?;
+    let real = kernel
+        .leads_to(&sysctl.path)
+        .with_context(|| format!("look up {}", path.display()))?;
     if real == path {
         return Ok(());
     }
     anyhow::bail!("{} leads to {}", path.display(), real.display())
 }
 
-fn write_one(sysctl: &Sysctl) -> Result<()> {
+fn write_one(kernel: &Sysctls, sysctl: &Sysctl) -> Result<()> {
     let Sysctl { key, path, value } = sysctl;
-    kernel::set(path, value)
+    kernel
+        .set(path, value)
         .with_context(|| coded(Code::Io, format!("set sysctl {key} to \"{value}\"")))?;
     // The kernel reads numbers in more than one notation and shows them in its own.
-    if let Ok(Some(now)) = kernel::read(path)
+    if let Ok(Some(now)) = kernel.read(path)
         && !same_value(&now, value)
     {
         log::warn(&format!(
