@@ -295,6 +295,58 @@ const OF_THE_CONTAINER: &[Fault] = &[
         "error: container c1 and container c2: both have hardware address",
     ),
     told(
+        "loopback interface down",
+        "ip -n c1 link set lo down",
+        "warning: container c1: its loopback interface lo is down",
+    ),
+    told(
+        "container that answers no ARP",
+        "nsenter --net=/run/netns/c1 sysctl -qw net.ipv4.conf.eth0.arp_ignore=8",
+        "error: container c1: net/ipv4/conf/eth0/arp_ignore is 8: it answers no ARP on eth0",
+    ),
+    told(
+        "another link is the way out",
+        "ip -n c1 link add x0 type veth peer name x1 && ip -n c1 link set x1 up && ip -n c1 link set x0 up && \
+         ip -n c1 addr add 172.31.0.2/24 dev x0 && ip -n c1 route add 128.0.0.0/1 via 172.31.0.9",
+        "error: container c1: its packets to the outside go via 172.31.0.9 through x0, by the route to 128.0.0.0/1, and not by the default route of eth0",
+    ),
+    told(
+        "another gateway is the way out",
+        "ip -n c1 route add 128.0.0.0/1 via 10.9.0.3",
+        "error: container c1: its packets to the outside go via 10.9.0.3 through eth0, by the route to 128.0.0.0/1",
+    ),
+    mended(
+        "policy rule for the container's address",
+        "ip -n c1 rule add from 10.9.0.2 lookup 99 && ip -n c1 route add blackhole default table 99",
+        "error: container c1: the kernel refuses packets to the outside",
+        "ip -n c1 rule del from 10.9.0.2 lookup 99; ip -n c1 route del blackhole default table 99",
+    ),
+    told(
+        "wrong permanent neighbour for another container",
+        "ip -n c1 neigh replace 10.9.0.3 lladdr 02:00:00:00:00:01 nud permanent dev eth0",
+        "error: container c1: 10.9.0.3 is set to 02:00:00:00:00:01 for good, and container c2 has",
+    ),
+    told(
+        "MTU too small for IPv6",
+        "ip -n c1 link set eth0 mtu 1000",
+        "error: container c1: MTU 1000 of eth0 is less than the 1280 that IPv6 needs",
+    ),
+    told(
+        "MTU less than the other end's",
+        "ip -n c1 link set eth0 mtu 1400",
+        "warning: container c1: MTU 1400 of eth0 is less than 1500 of END1, its other end",
+    ),
+    told(
+        "hardware address of the bridge",
+        "ip -n c1 link set eth0 address $(ip -br link show br1 | awk '{print $3}')",
+        "error: container c1: br1 has its hardware address",
+    ),
+    told(
+        "container's packets dropped by traffic control",
+        "tc -n c1 qdisc add dev eth0 root blackhole",
+        "error: container c1: traffic control drops everything that eth0 sends",
+    ),
+    told(
         "the host has the container's address",
         "ip addr add 10.9.0.2/32 dev up0",
         "error: container c1: its address 10.9.0.2 is also the host's, on up0",
@@ -401,6 +453,60 @@ const OF_THE_HOST: &[Fault] = &[
         "ip neigh replace 10.9.0.2 lladdr 02:00:00:00:00:01 nud permanent dev br1",
         "error: host: 10.9.0.2 is set to 02:00:00:00:00:01 for good, and container c1 has",
     ),
+    told(
+        "container that did not answer",
+        "ip neigh replace 10.9.0.2 nud failed dev br1",
+        "warning: host: 10.9.0.2 of container c1 did not answer",
+    ),
+    told(
+        "bridge port that withholds frames",
+        "bridge link set dev END1 learning off flood off mcast_flood off bcast_flood off locked on",
+        "warning: host end END1: its bridge port has bcast_flood off (container c1)",
+    ),
+    told(
+        "bridge that answers no ARP",
+        "sysctl -qw net.ipv4.conf.br1.arp_ignore=8",
+        "error: host: net/ipv4/conf/br1/arp_ignore is 8: it answers no ARP on br1",
+    ),
+    told(
+        "host's end choked",
+        "tc qdisc add dev END1 root tbf rate 8bit burst 10 latency 1ms",
+        "error: link END1: traffic control lets END1 send 1 bytes per second",
+    ),
+    mended(
+        "somebody else had the gateway's address first",
+        "ip -n c2 addr add fd00:9::1/64 dev eth0 nodad && ip addr del fd00:9::1/64 dev br1 && \
+         sysctl -qw net.ipv6.conf.br1.accept_dad=1 && ip addr add fd00:9::1/64 dev br1 && \
+         for i in $(seq 100); do ip addr show dev br1 | grep -q dadfailed && break; sleep 0.05; done",
+        "error: bridge br1: gateway fd00:9::1/64 is somebody else's too: duplicate address detection failed",
+        "ip -n c2 addr del fd00:9::1/64 dev eth0 && ip addr del fd00:9::1/64 dev br1 && ip addr add fd00:9::1/64 dev br1 nodad",
+    ),
+    mended(
+        "uplink down",
+        "ip link set up0 down",
+        "error: host: up0 is down, and there is no other way out",
+        "ip link set up0 up && ip addr add 2001:db8:1::1/64 dev up0 nodad && \
+         ip route add default via 192.0.2.9 && ip -6 route add default via 2001:db8:1::9",
+    ),
+    mended(
+        "host without a way out",
+        "ip route del default",
+        "warning: host: it has no route to other networks than those it is in, such as that of up0",
+        "ip route add default via 192.0.2.9",
+    ),
+    mended(
+        "nothing at the other end of the way out",
+        "ip link add d0 type veth peer name d1 && ip link set d0 up && ip addr add 203.0.113.1/24 dev d0 && \
+         ip route replace default via 203.0.113.9",
+        "error: host: its default route leads through d0, and nothing is at the other end of d0",
+        "ip route replace default via 192.0.2.9 && ip link del d0",
+    ),
+    // What was on the bridge is told once there is one.
+    told(
+        "bridge deleted",
+        "ip link del br1",
+        "error: bridge br1: it does not exist",
+    ),
 ];
 
 /// Leases, configurations, tables.
@@ -427,6 +533,11 @@ const OF_THE_NODE: &[Fault] = &[
         "for i in 4 5 6; do echo 'set aside' > /var/lib/cni/networks/net1/10.9.0.$i; done",
         "error: network net1: all 5 addresses of 10.9.0.1-10.9.0.6 are taken",
         "rm /var/lib/cni/networks/net1/10.9.0.[456]",
+    ),
+    told(
+        "lease overwritten",
+        r"printf '\377\000\033[31m' > /var/lib/cni/networks/net1/10.9.0.2",
+        "error: container c1: its address 10.9.0.2 has no lease",
     ),
     told(
         "lease cut off",
@@ -457,6 +568,45 @@ const OF_THE_NODE: &[Fault] = &[
         "mv BIN/portmap BIN/portmap.away",
         "error: network net1: plugin portmap is not in BIN",
         "mv BIN/portmap.away BIN/portmap",
+    ),
+    mended(
+        "plugin of another machine",
+        r"mv BIN/portmap BIN/portmap.away && printf '\177ELF\2\1\1\0\0\0\0\0\0\0\0\0\2\0\363\0' > BIN/portmap && chmod 755 BIN/portmap",
+        "error: network net1: plugin BIN/portmap is a program for another kind of machine",
+        "mv BIN/portmap.away BIN/portmap",
+    ),
+    told(
+        "plugin that cannot be executed",
+        "mv BIN/portmap BIN/portmap.away && cp /bin/true BIN/portmap && chmod 644 BIN/portmap",
+        "error: network net1: plugin BIN/portmap cannot be executed: permission denied",
+    ),
+    mended(
+        "subnet of two networks",
+        "sed 's/net1/net2/; s/br1/br2/' CONF/10-net1.conflist > CONF/20-net2.conflist",
+        "warning: networks net1 and net2: their subnets overlap: 10.9.0.0/29 and 10.9.0.0/29",
+        "rm CONF/20-net2.conflist",
+    ),
+    mended(
+        "subnet of the host",
+        "sed 's/net1/net2/; s/br1/br2/; s#10.9.0.0/29#192.0.2.0/24#; s/fd00:9:/fd00:8:/' CONF/10-net1.conflist > CONF/20-net2.conflist",
+        "warning: network net2: its subnet 192.0.2.0/24 overlaps the host's own route to 192.0.2.0/24 through up0",
+        "rm CONF/20-net2.conflist",
+    ),
+    mended(
+        "configuration gone",
+        "mv CONF/10-net1.conflist CONF/away",
+        "warning: directory CONF: it holds no network, and there are containers with one",
+        "mv CONF/away CONF/10-net1.conflist",
+    ),
+    told(
+        "result damaged",
+        "echo '{' > /var/lib/cni/results/net1-c9-eth0",
+        "error: file /var/lib/cni/results/net1-c9-eth0: it holds no usable result",
+    ),
+    told(
+        "read-only state",
+        "mount --bind /var/lib/cni /var/lib/cni && mount -o remount,ro,bind /var/lib/cni",
+        "error: directory /var/lib/cni: nothing can be written there: write to /var/lib/cni: EROFS",
     ),
     mended(
         "table of connections full",
@@ -516,6 +666,12 @@ const OF_THE_RULES: &[Fault] = &[
          nft insert rule ip cni_hostport hostports tcp dport 8081 dnat to 10.9.0.3:80 comment c2",
         "error: port 8081/tcp: it leads to container c2 and not to container c1",
         "nft delete table ip cni_hostport && nft -f /run/t",
+    ),
+    told(
+        "a flow to a container that is gone",
+        "conntrack -I -p udp -s 198.51.100.2 -d 192.0.2.1 --sport 4000 --dport 8081 --reply-src 10.9.0.5 \
+         --reply-dst 198.51.100.2 --reply-port-src 53 --reply-port-dst 4000 -t 300 2>&1",
+        "error: port 8081/udp: a flow that the kernel remembers leads to 10.9.0.5 and not to container c1",
     ),
     mended(
         "a process on a published port",

@@ -233,7 +233,10 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
         ip: ip?,
         mac: hardware,
         has_failed: message.header.state == NeighbourState::Failed,
-        is_permanent: message.header.state == NeighbourState::Permanent,
+        is_permanent: matches!(
+            message.header.state,
+            NeighbourState::Permanent | NeighbourState::Noarp
+        ),
         // Routing daemons enter what no protocol would bring back.
         is_found_out: is_by_protocol && !message.header.flags.contains(NeighbourFlags::ExtLearned),
     })

@@ -6,7 +6,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridge,
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, State, XdpAttached,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
@@ -44,6 +44,9 @@ pub struct Link {
     pub is_up: bool,
     /// Whether frames pass: operational state "up".
     pub is_running: bool,
+    /// Whether nothing is at its other end (`NO-CARRIER`), known at once: the operational state
+    /// follows after up to a second.
+    pub is_cut_off: bool,
     /// Whether an administrator made it promiscuous; a packet capture does not count.
     pub is_promiscuous: bool,
     /// Whether an administrator made it take all multicast frames.
@@ -56,6 +59,11 @@ pub struct Link {
     pub is_isolated: bool,
     /// Of a bridge port: why no frames pass, if none do.
     pub is_blocked: Option<&'static str>,
+    /// Of a bridge port: the settings that keep frames from it and that every port starts
+    /// without, with the value that ends that, in the words of `bridge link set`.
+    pub withholds: Vec<&'static str>,
+    /// Whether an XDP program sees its frames first.
+    pub has_xdp: bool,
     /// Whether it asks no neighbour for its hardware address (`IFF_NOARP`).
     pub is_without_arp: bool,
     /// Whether it takes routes from whoever advertises itself as a router (IPv6 sysctl
@@ -83,6 +91,7 @@ impl Link {
         let mut link = Self {
             index: message.header.index,
             is_up: flags.contains(LinkFlags::Up),
+            is_cut_off: !flags.contains(LinkFlags::LowerUp),
             is_without_arp: flags.contains(LinkFlags::Noarp),
             is_promiscuous: flags.contains(LinkFlags::Promisc),
             is_all_multicast: flags.contains(LinkFlags::Allmulti),
@@ -100,6 +109,10 @@ impl Link {
                 LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::OperState(state) => link.is_running = state == State::Up,
+                LinkAttribute::Xdp(xdp) => {
+                    let is_attached = |x: &LinkXdp| matches!(x, LinkXdp::Attached(how) if *how != XdpAttached::None);
+                    link.has_xdp = xdp.iter().any(is_attached);
+                }
                 LinkAttribute::AfSpecUnspec(families) => {
                     link.accepts_advertisements = accept_ra(&families);
                     link.routes_localnet = route_localnet(&families);
@@ -112,6 +125,7 @@ impl Link {
                                 link.hairpin = hairpin(&flags);
                                 link.is_isolated = flags.contains(&InfoBridgePort::Isolated(true));
                                 link.is_blocked = blocked(&flags);
+                                link.withholds = withheld(&flags);
                             }
                             LinkInfo::Data(InfoData::Bridge(data)) => {
                                 link.vlans = VlanFiltering::from_data(&data);
@@ -169,6 +183,19 @@ fn blocked(flags: &[InfoBridgePort]) -> Option<&'static str> {
         InfoBridgePort::State(BridgePortState::Blocking) => Some("blocking"),
         _ => None,
     })
+}
+
+/// The settings of a bridge port that keep frames from it, each as what ends that.
+fn withheld(flags: &[InfoBridgePort]) -> Vec<&'static str> {
+    let setting = |flag: &InfoBridgePort| match flag {
+        InfoBridgePort::Learning(false) => Some("learning on"),
+        InfoBridgePort::UnicastFlood(false) => Some("flood on"),
+        InfoBridgePort::MulticastFlood(false) => Some("mcast_flood on"),
+        InfoBridgePort::BroadcastFlood(false) => Some("bcast_flood on"),
+        InfoBridgePort::Locked(true) => Some("locked off"),
+        _ => None,
+    };
+    flags.iter().filter_map(setting).collect()
 }
 
 impl VlanFiltering {

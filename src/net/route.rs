@@ -165,13 +165,28 @@ fn message(index: u32, route: &Route) -> RouteMessage {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
-    let Some(message) = look_up(netlink, ip)? else {
+    match next_hop(netlink, ip, None)? {
+        None => Ok(None),
+        Some((index, _)) => Ok(link::by_index(netlink, index)?.map(|link| link.name)),
+    }
+}
+
+/// The index of the link through which packets of this host from `source` to `ip` leave,
+/// and the gateway there, if they need one (`ip route get IP from SOURCE`); `None` when there
+/// is no route, or one that forbids.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn next_hop(
+    netlink: &Netlink,
+    ip: IpAddr,
+    source: Option<IpAddr>,
+) -> Result<Option<(u32, Option<IpAddr>)>> {
+    let Some(message) = look_up(netlink, ip, source)? else {
         return Ok(None);
     };
-    match output(&message) {
-        None => Ok(None),
-        Some(index) => Ok(link::by_index(netlink, index)?.map(|link| link.name)),
-    }
+    let gateway = from_message(&message, ip).and_then(|route| route.gateway);
+    Ok(output(&message).map(|index| (index, gateway)))
 }
 
 /// Whether packets to `ip` are for this host, as `fib daddr type local` of nftables and
@@ -180,7 +195,7 @@ pub fn link_to(netlink: &Netlink, ip: IpAddr) -> Result<Option<String>> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn is_local(netlink: &Netlink, ip: IpAddr) -> Result<bool> {
-    let found = look_up(netlink, ip)?;
+    let found = look_up(netlink, ip, None)?;
     Ok(found.is_some_and(|message| message.header.kind == RouteType::Local))
 }
 
@@ -192,15 +207,21 @@ const NOWHERE: [Errno; 4] = [
     Errno::EINVAL,
 ];
 
-/// The route that a packet to `ip` would take; `None` where there is none, or one that
+/// The route that a packet from `source` to `ip` would take; `None` where there is none, or one that
 /// forbids (unreachable, prohibit, blackhole).
-fn look_up(netlink: &Netlink, ip: IpAddr) -> Result<Option<RouteMessage>> {
+fn look_up(netlink: &Netlink, ip: IpAddr, source: Option<IpAddr>) -> Result<Option<RouteMessage>> {
     let mut request = RouteMessage::default();
     request.header.address_family = family(ip);
     request.header.destination_prefix_length = IpNet::from(ip).max_prefix_len();
     request
         .attributes
         .push(RouteAttribute::Destination(ip.into()));
+    if let Some(source) = source {
+        request.header.source_prefix_length = IpNet::from(source).max_prefix_len();
+        request
+            .attributes
+            .push(RouteAttribute::Source(source.into()));
+    }
     let found = match netlink.get(RouteNetlinkMessage::GetRoute(request)) {
         Err(error) if errno(&error).is_some_and(|errno| NOWHERE.contains(&errno)) => None,
         found => found.with_context(|| format!("look up the route to {ip}"))?,

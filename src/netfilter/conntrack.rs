@@ -5,7 +5,7 @@
 //! that the kernel could see, so a client that keeps its port keeps its old way too,
 //! until the entry is deleted here. TCP clients notice and connect again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
@@ -61,6 +61,36 @@ pub fn forget_replaced(mappings: &[Mapping], container: &[IpNet]) {
     warn(forget(protocols, families, replaced));
 }
 
+/// The flows to published ports, each given with its address in the container, that somebody
+/// else answers: the port, and who does. Those that the host itself answers are left out, for
+/// a port may be published to some clients only.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn misled(published: &[(Mapping, IpAddr)]) -> Result<BTreeSet<(Mapping, IpAddr)>> {
+    let mut is_local = is_local_once();
+    let mut found = BTreeSet::new();
+    let protocols = published.iter().map(|(mapping, _)| mapping.protocol);
+    let families = published.iter().map(|(_, to)| *to);
+    each(protocols, families, |_, protocol, entry| {
+        let host = |mapping: &Mapping| mapping.host_ip.filter(|host| !host.is_unspecified());
+        let mut of_port = published.iter().filter(|(mapping, to)| {
+            (mapping.protocol, mapping.host_port) == (protocol, entry.port)
+                && entry.is_like(*to)
+                && host(mapping).is_none_or(|host| host == entry.destination)
+        });
+        if let Some((mapping, _)) = of_port.clone().next()
+            && of_port.all(|(_, to)| *to != entry.answered_by)
+            && entry.answered_by != entry.destination
+            && is_local(entry.destination)?
+        {
+            found.insert((*mapping, entry.answered_by));
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// Whether an address is this host's; each is looked up once.
 fn is_local_once() -> impl FnMut(IpAddr) -> Result<bool> {
     let mut socket = None;
@@ -104,23 +134,33 @@ fn forget(
     families: impl Iterator<Item = IpAddr>,
     mut unwanted: impl FnMut(Protocol, &Entry) -> Result<bool>,
 ) -> Result<()> {
-    let mut protocols: Vec<Protocol> = protocols.filter(|p| *p != Protocol::Tcp).collect();
-    protocols.sort_unstable();
-    protocols.dedup();
+    each(protocols, families, |socket, protocol, entry| {
+        if unwanted(protocol, &entry)? {
+            let is_ipv4 = entry.destination.is_ipv4();
+            let gone = socket.request(message(is_ipv4, entry.delete())).map(drop);
+            tolerate(gone, &[Errno::ENOENT]).context("delete a conntrack entry")?;
+        }
+        Ok(())
+    })
+}
+
+/// Does `work` with each entry, of all `protocols` whose flows have no end and of the families
+/// of the addresses `families`.
+fn each(
+    protocols: impl Iterator<Item = Protocol>,
+    families: impl Iterator<Item = IpAddr>,
+    mut work: impl FnMut(&Socket, Protocol, Entry) -> Result<()>,
+) -> Result<()> {
+    let protocols: BTreeSet<Protocol> = protocols.filter(|p| *p != Protocol::Tcp).collect();
     if protocols.is_empty() {
         return Ok(());
     }
-    let mut families: Vec<bool> = families.map(|address| address.is_ipv4()).collect();
-    families.sort_unstable();
-    families.dedup();
+    let families: BTreeSet<bool> = families.map(|address| address.is_ipv4()).collect();
     let socket = Socket::open()?;
     for is_ipv4 in families {
         for protocol in &protocols {
             for entry in list(&socket, is_ipv4, *protocol)? {
-                if unwanted(*protocol, &entry)? {
-                    let gone = socket.request(message(is_ipv4, entry.delete())).map(drop);
-                    tolerate(gone, &[Errno::ENOENT]).context("delete a conntrack entry")?;
-                }
+                work(&socket, *protocol, entry)?;
             }
         }
     }

@@ -154,7 +154,7 @@ pub enum Ingress {
 }
 
 /// One port of the host and where it leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mapping {
     /// The host's port is taken for this protocol only.
     pub protocol: Protocol,

@@ -95,6 +95,9 @@ fn alias_start(network: &str) -> String {
 
 /// Network and attachment as an alias of ours tells them; a long container id is cut.
 pub fn parse_alias(alias: &str) -> Option<(&str, &str, &str)> {
+    if alias.contains(char::is_control) {
+        return None;
+    }
     let names = alias.strip_prefix("cni network ")?;
     let (network, names) = names.split_once(" interface ")?;
     let (ifname, container_id) = names.split_once(" container ")?;

@@ -222,7 +222,13 @@ fn pools(directory: &Directory, memories: &[Memory], doubts: &mut Vec<String>) -
             }
             match pool::look(&config) {
                 Ok(pool) => drop(pools.insert(key, pool)),
-                Err(error) => doubts.push(format!("leases of network {}: {error:#}", network.name)),
+                Err(error) => {
+                    let doubt = format!("leases of network {}: {error:#}", network.name);
+                    // The network may be remembered many times.
+                    if !doubts.contains(&doubt) {
+                        doubts.push(doubt);
+                    }
+                }
             }
         }
     }
@@ -263,7 +269,7 @@ fn records(document: &Object) -> bool {
 }
 
 /// What the plugin is run with.
-fn config(network: &Network, plugin: &PluginConfiguration, capability_args: &Object) -> Config {
+pub fn config(network: &Network, plugin: &PluginConfiguration, capability_args: &Object) -> Config {
     let additions = Additions {
         capability_args: Some(capability_args),
         ..Additions::default()

@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::facts::{Facts, Inside, has_gateway_here, outside};
+use super::facts::{Facts, Inside, has_gateway_here, no_answers, outside};
 use super::{Finding, attach_again, ip, name};
 use crate::cni::result::Route;
 use crate::net::link::Link;
 use crate::net::route::MAIN_TABLE;
+use crate::runtime::network::plugin_member;
 use crate::survey::Namespace;
 use crate::survey::attachment::{State, View};
 use crate::survey::stack::Stack;
+
+/// Bytes.
+const LEAST_OF_IPV6: u32 = 1280;
 
 /// What is wrong there.
 pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
@@ -25,16 +29,21 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         let why = "the container is not attached to the network any more";
         return vec![Finding::error(name(view), what, why, attach_again(view))];
     };
-    let mut findings = Vec::new();
-    findings.extend(link_state(view, link));
+    let mut findings = link_state(view, link);
+    findings.extend(loopback(view, stack));
+    findings.extend(
+        facts
+            .inside_of(view)
+            .and_then(|inside| silent(view, inside, link)),
+    );
     findings.extend(addresses(facts, view, stack, link));
     findings.extend(duplicates(facts, view, link));
     findings.extend(mtu(facts, view, link));
     if link.is_up {
         findings.extend(routes(view, stack));
         if let Some(inside) = facts.inside_of(view) {
-            findings.extend(ways_out(view, stack, inside, link));
-            findings.extend(neighbours(view, inside, link));
+            findings.extend(ways_out(facts, view, stack, inside, link));
+            findings.extend(neighbours(facts, view, inside, link));
         }
     }
     findings
@@ -80,6 +89,33 @@ fn link_state(view: &View<'_>, link: &Link) -> Vec<Finding> {
     findings
 }
 
+/// A loopback interface that was up once: its address stays when it goes down.
+fn loopback(view: &View<'_>, stack: &Stack) -> Option<Finding> {
+    let lo = stack.link("lo").filter(|lo| !lo.is_up)?;
+    stack.addresses_of(lo.index).next()?;
+    Some(Finding::warning(
+        name(view),
+        "its loopback interface lo is down",
+        "its processes do not reach each other at 127.0.0.1, nor itself at its own addresses",
+        format!("{} link set lo up", ip(view)),
+    ))
+}
+
+/// The container answers nobody who asks for its address.
+fn silent(view: &View<'_>, inside: &Inside, link: &Link) -> Option<Finding> {
+    let has_ipv4 = view.addresses.iter().any(|net| net.addr().is_ipv4());
+    let key = no_answers(inside, &link.name).filter(|_| has_ipv4 && link.kind == "veth")?;
+    Some(Finding::error(
+        name(view),
+        format!("net/{key} is 8: it answers no ARP on {}", link.name),
+        "neither its gateway nor its neighbours find it",
+        format!(
+            "nsenter --net={} sysctl -w net/{key}=0",
+            view.netns.unwrap_or_default()
+        ),
+    ))
+}
+
 fn addresses(facts: &Facts<'_>, view: &View<'_>, stack: &Stack, link: &Link) -> Vec<Finding> {
     if !link.is_up {
         return Vec::new();
@@ -89,7 +125,21 @@ fn addresses(facts: &Facts<'_>, view: &View<'_>, stack: &Stack, link: &Link) -> 
     let key = format!("ipv6/conf/{ifname}/disable_ipv6");
     let inside = facts.inside_of(view);
     let is_off = inside.is_some_and(|inside| inside.sysctl(&key) == Some("1"));
-    if is_off && view.addresses.iter().any(|net| net.addr().is_ipv6()) {
+    let has_ipv6 = view.addresses.iter().any(|net| net.addr().is_ipv6());
+    // RFC 8200, section 5.
+    let is_too_narrow = link.mtu < LEAST_OF_IPV6;
+    if is_too_narrow && has_ipv6 {
+        let mtu = view.host_end.map_or(LEAST_OF_IPV6, |end| end.mtu);
+        findings.push(Finding::error(
+            name(view),
+            format!(
+                "MTU {} of {ifname} is less than the {LEAST_OF_IPV6} that IPv6 needs",
+                link.mtu
+            ),
+            "the container has lost its IPv6 addresses and routes",
+            format!("{ip} link set {ifname} mtu {mtu} && {}", put_back(view)),
+        ));
+    } else if is_off && has_ipv6 {
         let netns = view.netns.unwrap_or_default();
         findings.push(Finding::error(
             name(view),
@@ -102,7 +152,7 @@ fn addresses(facts: &Facts<'_>, view: &View<'_>, stack: &Stack, link: &Link) -> 
         ));
     }
     for net in &view.addresses {
-        if is_off && net.addr().is_ipv6() {
+        if (is_off || is_too_narrow) && net.addr().is_ipv6() {
             continue;
         }
         let mut own = stack.addresses_of(link.index);
@@ -218,6 +268,7 @@ fn duplicates(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
             ));
         }
     }
+    findings.extend(twin(facts, view, link));
     for (host_index, address) in &facts.survey.host.addresses {
         let ip = address.net.addr();
         if own.contains_key(&ip) {
@@ -232,6 +283,33 @@ fn duplicates(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// The bridge, or a port of it, has the container's hardware address: what is sent to that
+/// does not leave the host.
+fn twin(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Option<Finding> {
+    let bridge = view.bridge?;
+    let mut links = facts.survey.host.links.iter();
+    let twin = links.find(|other| {
+        (other.index == bridge.index || other.controller == Some(bridge.index))
+            && other.mac == link.mac
+            && !link.mac.is_empty()
+    })?;
+    let mend = if let Some(given) = given_mac(view) {
+        format!("{} link set {} address {given}", ip(view), link.name)
+    } else {
+        let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+        let mut made = record.map_or(&[][..], |r| &r.result.interfaces).iter();
+        let made = made.find(|i| i.name == twin.name && i.sandbox.is_empty());
+        let mac = made.map_or("MAC", |interface| &interface.mac);
+        format!("ip link set {} address {mac}", twin.name)
+    };
+    Some(Finding::error(
+        name(view),
+        format!("{} has its hardware address {} too", twin.name, link.mac),
+        "the host takes the frames for the container",
+        mend,
+    ))
 }
 
 /// The hardware address that the interface was given, where it has another now.
@@ -270,6 +348,17 @@ fn mtu(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
         ));
         return findings;
     }
+    if let Some(end) = view.host_end.filter(|end| is_narrower(view, link, end)) {
+        findings.push(Finding::warning(
+            name(view),
+            format!(
+                "MTU {} of {ifname} is less than {} of {}, its other end",
+                link.mtu, end.mtu, end.name
+            ),
+            "large packets for the container are lost without a word, those of UDP at least",
+            format!("{ip} link set {ifname} mtu {}", end.mtu),
+        ));
+    }
     let uplinks = view
         .addresses
         .iter()
@@ -290,6 +379,14 @@ fn mtu(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Whether the container's end takes less than its other end sends, and that is nobody's wish.
+fn is_narrower(view: &View<'_>, link: &Link, end: &Link) -> bool {
+    let is_tuned = view
+        .plugin("tuning")
+        .is_some_and(|tuning| plugin_member(&tuning.document, "mtu").is_some());
+    link.kind == "veth" && link.mtu < end.mtu && link.mtu >= LEAST_OF_IPV6 && !is_tuned
 }
 
 /// The routes that the result promises.
@@ -319,7 +416,13 @@ fn routes(view: &View<'_>, stack: &Stack) -> Vec<Finding> {
 }
 
 /// Whether a packet to the outside leaves by the interface, if it is the way out.
-fn ways_out(view: &View<'_>, stack: &Stack, inside: &Inside, link: &Link) -> Vec<Finding> {
+fn ways_out(
+    facts: &Facts<'_>,
+    view: &View<'_>,
+    stack: &Stack,
+    inside: &Inside,
+    link: &Link,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let ip = ip(view);
     for (kind, route) in inside
@@ -337,32 +440,122 @@ fn ways_out(view: &View<'_>, stack: &Stack, inside: &Inside, link: &Link) -> Vec
     if !findings.is_empty() {
         return findings;
     }
-    for (outside, through) in &inside.ways_out {
+    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let promised = record.map_or(&[][..], |record| &record.result.ips);
+    for (outside, hop) in &inside.ways_out {
         let is_default = |(index, route): &&(u32, crate::net::route::Route)| {
             *index == link.index
                 && route.dst.prefix_len() == 0
                 && route.dst.addr().is_ipv4() == outside.is_ipv4()
         };
-        let has_default = stack.routes.iter().any(|route| is_default(&route));
-        if has_default && through.is_none() {
-            let family = if outside.is_ipv4() { "" } else { " -6" };
-            findings.push(Finding::error(
-                name(view),
-                format!(
-                    "the kernel refuses packets to the outside, although there is a default route through {}",
-                    link.name
-                ),
-                "a policy rule forbids them, or sends them to a table without a way out",
-                format!("find the rule with `{ip}{family} rule`, and delete it"),
-            ));
+        let defaults = stack
+            .routes
+            .iter()
+            .filter(is_default)
+            .map(|(_, route)| route);
+        let is_foreign = |route: &crate::net::route::Route| {
+            !promised
+                .iter()
+                .any(|ip| ip.gateway.is_some() && ip.gateway == route.gateway)
+        };
+        let default = defaults.min_by_key(|route| (is_foreign(route), route.priority));
+        let Some(default) = default else { continue };
+        match hop {
+            None => {
+                let family = if outside.is_ipv4() { "" } else { " -6" };
+                findings.push(Finding::error(
+                    name(view),
+                    format!(
+                        "the kernel refuses packets to the outside, although there is a default route through {}",
+                        link.name
+                    ),
+                    "a policy rule forbids them, or sends them to a table without a way out",
+                    format!("find the rule with `{ip}{family} rule`, and delete it"),
+                ));
+            }
+            Some((index, gateway)) if *index != link.index || *gateway != default.gateway => {
+                findings.extend(astray(facts, view, stack, *outside, (*index, *gateway)));
+            }
+            Some(_) => {}
         }
     }
     findings
 }
 
+/// Packets to the outside go by another route than the default one through the interface.
+fn astray(
+    facts: &Facts<'_>,
+    view: &View<'_>,
+    stack: &Stack,
+    outside: IpAddr,
+    (index, gateway): (u32, Option<IpAddr>),
+) -> Option<Finding> {
+    let through = stack.by_index(index)?;
+    // The container may be attached to several networks.
+    let mut others = facts.views.iter().filter(|v| v.netns == view.netns);
+    if others.any(|v| v.link.is_some_and(|l| l.index == index) && !std::ptr::eq(v, view)) {
+        return None;
+    }
+    let taken = stack.routes.iter().filter(|(of, route)| {
+        *of == index && route.gateway == gateway && route.dst.contains(&outside)
+    });
+    let (_, taken) = taken.max_by_key(|(_, route)| route.dst.prefix_len())?;
+    let dst = match (taken.dst.prefix_len(), outside.is_ipv4()) {
+        (0, true) => "default".to_owned(),
+        _ => taken.dst.to_string(),
+    };
+    let via = gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
+    let table = Some(taken.table).filter(|table| *table != MAIN_TABLE);
+    let table = table.map(|t| format!(" table {t}")).unwrap_or_default();
+    Some(Finding::error(
+        name(view),
+        format!(
+            "its packets to the outside go{via} through {}, by the route to {dst}{table}, and not by the default route of {}",
+            through.name, view.attachment.ifname
+        ),
+        "they pass its network by",
+        format!(
+            "{} route del {dst}{via} dev {}{table}",
+            ip(view),
+            through.name
+        ),
+    ))
+}
+
+/// Other containers of the bridge, remembered wrong for good.
+fn wrong_peers(facts: &Facts<'_>, view: &View<'_>, inside: &Inside, link: &Link) -> Vec<Finding> {
+    let known = inside.neighbours.iter();
+    let known = known.filter(|n| n.index == link.index && n.is_permanent);
+    known
+        .filter_map(|neighbour| {
+            let mut peers = facts.views.iter().filter(|v| v.bridge == view.bridge);
+            let peer = peers.find(|v| addresses_of(v).contains_key(&neighbour.ip))?;
+            let mac = &peer.link?.mac;
+            (neighbour.mac != *mac).then(|| {
+                Finding::error(
+                    name(view),
+                    format!(
+                        "{} is set to {} for good, and {} has {mac}",
+                        neighbour.ip,
+                        neighbour.mac,
+                        name(peer)
+                    ),
+                    "what the container sends there reaches nobody",
+                    format!(
+                        "{} neighbour del {} dev {}",
+                        ip(view),
+                        neighbour.ip,
+                        link.name
+                    ),
+                )
+            })
+        })
+        .collect()
+}
+
 /// What the interface remembers of its gateway.
-fn neighbours(view: &View<'_>, inside: &Inside, link: &Link) -> Vec<Finding> {
-    let mut findings = Vec::new();
+fn neighbours(facts: &Facts<'_>, view: &View<'_>, inside: &Inside, link: &Link) -> Vec<Finding> {
+    let mut findings = wrong_peers(facts, view, inside, link);
     let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
     let ips = record.map_or(&[][..], |record| &record.result.ips);
     let here = super::facts::input(view);

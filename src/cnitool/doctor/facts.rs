@@ -2,19 +2,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use ipnet::IpNet;
+use nix::errno::Errno;
 use serde_json::Value;
 
+use crate::fsutil;
 use crate::net::addr::{self, Neighbour};
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
 use crate::net::route::{self, Forwarded, Route};
 use crate::net::sysctl;
-use crate::netfilter::Protocol;
+use crate::net::traffic::{self, Discipline};
+use crate::netfilter::conntrack;
 use crate::netfilter::nftables::forwarded::Firewall;
+use crate::netfilter::{Mapping, Protocol};
+use crate::runtime::cache;
 use crate::runtime::network::plugin_member;
 use crate::survey::Survey;
 use crate::survey::attachment::View;
@@ -31,7 +37,7 @@ pub fn outside(ip: IpAddr) -> IpAddr {
 }
 
 /// Sysctls of the host that are always read.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "ipv4/ip_forward",
     "ipv6/conf/all/forwarding",
     "bridge/bridge-nf-call-iptables",
@@ -41,6 +47,7 @@ const KEYS: [&str; 9] = [
     "ipv4/neigh/default/gc_thresh3",
     "ipv6/neigh/default/gc_thresh3",
     "ipv4/conf/all/rp_filter",
+    "ipv4/conf/all/arp_ignore",
 ];
 
 /// All of it.
@@ -60,6 +67,11 @@ pub struct Facts<'a> {
     pub listeners: BTreeSet<Listener>,
     /// The rules of everybody, where they could be read.
     pub firewall: Option<Firewall>,
+    /// Flows to published ports that others answer: the port, and who does.
+    pub misled: BTreeSet<(Mapping, IpAddr)>,
+    /// Directories of the plugins' and the runtimes' files in which nothing can be made, each
+    /// with the reason, and whether it is that they are mounted so.
+    pub unwritable: BTreeMap<PathBuf, (String, bool)>,
     /// The directories of plugins.
     pub plugins: Vec<PathBuf>,
     /// What could not be looked at, and why.
@@ -75,9 +87,11 @@ pub struct Inside {
     pub forbidding: Vec<(&'static str, Route)>,
     /// Sysctls that exist, by key.
     pub sysctls: BTreeMap<String, String>,
-    /// What a packet to the outside leaves through, of each family that is asked for;
-    /// `None` is nowhere.
-    pub ways_out: BTreeMap<IpAddr, Option<String>>,
+    /// What a packet to the outside leaves through, of each family that is asked for: the
+    /// index of the link, and the gateway. `None` is nowhere.
+    pub ways_out: BTreeMap<IpAddr, Option<(u32, Option<IpAddr>)>>,
+    /// What traffic control does, by the indices of links.
+    pub traffic: Vec<(u32, Discipline)>,
 }
 
 impl Inside {
@@ -130,6 +144,8 @@ impl<'a> Facts<'a> {
             ways: BTreeMap::new(),
             listeners: BTreeSet::new(),
             firewall: None,
+            misled: BTreeSet::new(),
+            unwritable: BTreeMap::new(),
             plugins: std::env::split_paths(path).collect(),
             doubts: Vec::new(),
         };
@@ -141,7 +157,12 @@ impl<'a> Facts<'a> {
 
     fn look(&mut self) -> Result<()> {
         let netlink = Netlink::open()?;
-        self.host = look_inside(&netlink, &self.host_keys(), &[])?;
+        let addresses = self.views.iter().flat_map(|view| &view.addresses);
+        let outsides: BTreeSet<IpAddr> = addresses.map(|net| outside(net.addr())).collect();
+        let outsides: Vec<IpAddr> = outsides.into_iter().collect();
+        self.host = look_inside(&netlink, &self.host_keys(), &outsides, &[])?;
+        self.unwritable = self.unwritable();
+        self.misled = self.misled()?;
         let mut ports = self.views.iter().flat_map(|view| &view.ports);
         let published: BTreeSet<u16> = ports.by_ref().map(|p| p.mapping.host_port).collect();
         self.firewall = Some(Firewall::read()?);
@@ -150,7 +171,7 @@ impl<'a> Facts<'a> {
             .retain(|listener| published.contains(&listener.port));
         forget_keepers(&mut self.listeners);
         for view in &self.views {
-            let addresses: Vec<IpAddr> = view.addresses.iter().map(ipnet::IpNet::addr).collect();
+            let addresses: Vec<IpAddr> = view.addresses.iter().map(IpNet::addr).collect();
             for ip in &addresses {
                 let way = self.way(&netlink, view, *ip)?;
                 self.ways.insert(*ip, way);
@@ -158,15 +179,17 @@ impl<'a> Facts<'a> {
             let (Some(path), Some(_)) = (view.netns, view.inside) else {
                 continue;
             };
-            let key = format!("ipv6/conf/{}/disable_ipv6", view.attachment.ifname);
+            let ifname = &view.attachment.ifname;
+            let keys = [
+                format!("ipv6/conf/{ifname}/disable_ipv6"),
+                format!("ipv4/conf/{ifname}/arp_ignore"),
+                "ipv4/conf/all/arp_ignore".to_owned(),
+            ];
+            let outsides: Vec<IpAddr> = addresses.iter().map(|ip| outside(*ip)).collect();
+            let own = addresses_of(view);
             let look = || {
                 let netns = Netns::open(path)?;
-                let mut found = look_inside(&Netlink::open_in(&netns)?, &[], &addresses)?;
-                let value = netns.inside(|| Ok(sysctl::read(&key).ok().flatten()))?;
-                found
-                    .sysctls
-                    .extend(value.map(|value| (key.clone(), value)));
-                Ok(found)
+                netns.inside(|| look_inside(&Netlink::open()?, &keys, &outsides, &own))
             };
             match look() {
                 Ok(found) => drop(self.inside.insert(path, found)),
@@ -194,12 +217,43 @@ impl<'a> Facts<'a> {
             for key in [
                 "ipv4/conf/{}/forwarding",
                 "ipv4/conf/{}/rp_filter",
+                "ipv4/conf/{}/arp_ignore",
                 "ipv6/conf/{}/disable_ipv6",
             ] {
                 keys.insert(key.replace("{}", name));
             }
         }
         keys.into_iter().collect()
+    }
+
+    /// The directories in which nothing can be made.
+    fn unwritable(&self) -> BTreeMap<PathBuf, (String, bool)> {
+        let pools = self
+            .survey
+            .pools
+            .iter()
+            .map(|pool| pool.directory.as_path());
+        let all = pools.chain([Path::new(cache::DEFAULT), Path::new("/run/cni")]);
+        let reason = |dir: &Path| {
+            let error = fsutil::check_writable(dir).err()?;
+            let is_mounted_so = error.root_cause().downcast_ref() == Some(&Errno::EROFS);
+            Some((dir.to_owned(), (format!("{error:#}"), is_mounted_so)))
+        };
+        all.filter_map(reason).collect()
+    }
+
+    /// The flows to ports of containers that are answered at an address of the containers'
+    /// networks which is not the port's.
+    fn misled(&self) -> Result<BTreeSet<(Mapping, IpAddr)>> {
+        let ports = || self.views.iter().flat_map(|view| &view.ports);
+        let published: Vec<(Mapping, IpAddr)> = ports().map(|p| (p.mapping, p.to)).collect();
+        let mut misled = conntrack::misled(&published)?;
+        misled.retain(|(_, ip)| {
+            let of_pools = self.survey.pools.iter().flat_map(|pool| &pool.sets);
+            let mut of_views = self.views.iter().flat_map(|view| &view.addresses);
+            of_views.any(|net| net.contains(ip)) || of_pools.into_iter().any(|s| s.contains(*ip))
+        });
+        Ok(misled)
     }
 
     fn way(&self, netlink: &Netlink, view: &View<'_>, ip: IpAddr) -> Result<Way> {
@@ -241,6 +295,12 @@ pub fn input<'a>(view: &View<'a>) -> Option<&'a Link> {
     view.bridge.or(view.host_end)
 }
 
+/// The sysctl that keeps a link from answering ARP, of the namespace that has been looked into.
+pub fn no_answers(inside: &Inside, link: &str) -> Option<String> {
+    let keys = ["all", link].map(|of| format!("ipv4/conf/{of}/arp_ignore"));
+    keys.into_iter().find(|key| inside.sysctl(key) == Some("8"))
+}
+
 /// Whether the host is to be the container's gateway.
 pub fn has_gateway_here(view: &View<'_>) -> bool {
     let wants = |key| {
@@ -253,20 +313,39 @@ pub fn has_gateway_here(view: &View<'_>) -> bool {
         || view.plugin("flannel").is_some()
 }
 
-fn look_inside(netlink: &Netlink, keys: &[String], addresses: &[IpAddr]) -> Result<Inside> {
+/// The addresses of the container's interface that it really has.
+fn addresses_of(view: &View<'_>) -> Vec<IpAddr> {
+    let (Some(stack), Some(link)) = (view.inside, view.link) else {
+        return Vec::new();
+    };
+    let is_there = |net: &&IpNet| stack.addresses_of(link.index).any(|a| a.net == **net);
+    let own = view.addresses.iter().filter(is_there);
+    own.map(IpNet::addr).collect()
+}
+
+/// Looks into the namespace that the calling thread and `netlink` are in. `outsides` are where
+/// packets from `sources` go to.
+fn look_inside(
+    netlink: &Netlink,
+    keys: &[String],
+    outsides: &[IpAddr],
+    sources: &[IpAddr],
+) -> Result<Inside> {
     let mut forbidding = route::list_forbidding(netlink, OUTSIDE.0)?;
     // A kernel without IPv6 has none to list.
     forbidding.extend(route::list_forbidding(netlink, OUTSIDE.1).unwrap_or_default());
-    let families: BTreeSet<IpAddr> = addresses.iter().map(|ip| outside(*ip)).collect();
-    let ways_out = families
-        .into_iter()
-        .map(|ip| Ok((ip, route::link_to(netlink, ip)?)));
+    let ways_out = outsides.iter().map(|ip| {
+        let source = sources.iter().find(|s| s.is_ipv4() == ip.is_ipv4());
+        Ok((*ip, route::next_hop(netlink, *ip, source.copied())?))
+    });
     let value = |key: &String| Some((key.clone(), sysctl::read(key).ok()??));
     Ok(Inside {
         neighbours: addr::neighbours(netlink)?,
         forbidding,
         sysctls: keys.iter().filter_map(value).collect(),
         ways_out: ways_out.collect::<Result<_>>()?,
+        // A kernel without traffic control has none to list.
+        traffic: traffic::disciplines(netlink).unwrap_or_default(),
     })
 }
 

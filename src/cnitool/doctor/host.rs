@@ -6,12 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use super::facts::{Facts, has_gateway_here, input, outside};
-use super::{Finding, attach_again, name};
+use super::facts::{Facts, has_gateway_here, input, no_answers, outside};
+use super::{Finding, attach_again, name, port, uplink};
 use crate::net::link::Link;
 use crate::net::route::{Forwarded, MAIN_TABLE};
-use crate::runtime::network::plugin_member;
-use crate::survey::attachment::{State, View, bridge_name};
+use crate::survey::attachment::{State, View};
 
 /// What is wrong there.
 pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
@@ -26,7 +25,7 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         return Vec::from_iter(is_veth.then_some(finding));
     };
     let mut findings = host_end(view, end);
-    findings.extend(port(view, end));
+    findings.extend(port::check(facts, view, end));
     findings.extend(bridge(facts, view));
     if findings.is_empty() && has_gateway_here(view) {
         findings.extend(gateways(facts, view));
@@ -34,13 +33,27 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
             findings.extend(routes_to(facts, view));
         }
         findings.extend(forwarding(facts, view));
+        findings.extend(uplink::check(facts, view));
         if findings.is_empty() {
             findings.extend(ways(facts, view));
         }
     }
     findings.extend(overlaps(facts, view));
     findings.extend(neighbours(facts, view));
+    findings.extend(input(view).and_then(|link| silent(facts, view, link)));
     findings
+}
+
+/// The host answers none of the container's questions for its gateway.
+fn silent(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Option<Finding> {
+    let is_asked = has_gateway_here(view) && view.addresses.iter().any(|n| n.addr().is_ipv4());
+    let key = no_answers(&facts.host, &link.name).filter(|_| is_asked)?;
+    Some(Finding::error(
+        "host",
+        format!("net/{key} is 8: it answers no ARP on {}", link.name),
+        "its containers do not find their gateway",
+        format!("sysctl -w net/{key}=0"),
+    ))
 }
 
 fn host_end(view: &View<'_>, end: &Link) -> Vec<Finding> {
@@ -59,53 +72,6 @@ fn host_end(view: &View<'_>, end: &Link) -> Vec<Finding> {
             format!("it does not use ARP ({})", name(view)),
             "the host cannot find the container",
             format!("ip link set {} arp on", end.name),
-        ));
-    }
-    findings
-}
-
-/// The host's end as a port of the bridge.
-fn port(view: &View<'_>, end: &Link) -> Vec<Finding> {
-    let Some(plugin) = view.plugin("bridge") else {
-        return Vec::new();
-    };
-    let wanted = bridge_name(plugin);
-    let object = format!("host end {}", end.name);
-    let is_wrong = view.bridge.is_none_or(|bridge| bridge.name != wanted);
-    if is_wrong {
-        let what = match view.bridge {
-            None => format!(
-                "it is in no bridge, and belongs into {wanted} ({})",
-                name(view)
-            ),
-            Some(other) => format!(
-                "it is in bridge {}, and belongs into {wanted} ({})",
-                other.name,
-                name(view)
-            ),
-        };
-        let why = "the container reaches neither its gateway nor its neighbours";
-        let mend = format!("ip link set {} master {wanted}", end.name);
-        return vec![Finding::error(object, what, why, mend)];
-    }
-    let mut findings = Vec::new();
-    // A port that is down is disabled too.
-    let is_alive = end.is_up && view.bridge.is_some_and(|bridge| bridge.is_up);
-    if let Some(state) = end.is_blocked.filter(|_| is_alive && end.is_running) {
-        findings.push(Finding::error(
-            &object,
-            format!("the bridge has it in state {state} ({})", name(view)),
-            "the bridge passes no frames of the container",
-            format!("wait for STP, or switch it off: ip link set {wanted} type bridge stp_state 0"),
-        ));
-    }
-    let wants = |key| plugin_member(&plugin.document, key) == Some(serde_json::Value::Bool(true));
-    if end.is_isolated && !wants("portIsolation") {
-        findings.push(Finding::warning(
-            &object,
-            format!("its bridge port is isolated ({})", name(view)),
-            "the container reaches no other isolated container of the bridge, and \"portIsolation\" is not set",
-            format!("bridge link set dev {} isolated off", end.name),
         ));
     }
     findings
@@ -163,7 +129,9 @@ fn gateways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         };
         // With VLANs it is on a link of its own.
         let mut addresses = host.addresses.iter();
-        if addresses.any(|(_, address)| address.net.addr() == gateway) {
+        if let Some((index, address)) = addresses.find(|(_, a)| a.net.addr() == gateway) {
+            let on = host.by_index(*index).map_or(&link.name, |on| &on.name);
+            findings.extend(address.is_duplicate.then(|| duplicate(address.net, on)));
             continue;
         }
         let length = match view.bridge {
@@ -183,6 +151,18 @@ fn gateways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Somebody else has said that the gateway's address is his.
+fn duplicate(net: IpNet, link: &str) -> Finding {
+    Finding::error(
+        format!("bridge {link}"),
+        format!("gateway {net} is somebody else's too: duplicate address detection failed"),
+        "the kernel does not use the address: its containers reach no other network",
+        format!(
+            "find the other with --probe, then: ip address del {net} dev {link} && ip address add {net} dev {link} nodad"
+        ),
+    )
 }
 
 /// What the host sends to the container goes there.
@@ -342,58 +322,71 @@ fn ways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
 
 /// Routes of the host into the containers' subnet that have nothing to do with them.
 fn overlaps(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
-    let Some(link) = view.bridge else {
-        return Vec::new();
-    };
+    let subnets = view.addresses.iter().map(IpNet::trunc);
+    let subnets = subnets.filter(|net| net.prefix_len() < net.max_prefix_len());
+    let bridge = view.bridge.into_iter();
+    bridge
+        .flat_map(|link| {
+            subnets
+                .clone()
+                .flat_map(|subnet| overlaps_of(facts, &view.network, subnet, Some(link)))
+        })
+        .collect()
+}
+
+/// Routes of the host into the `subnet` of a network that do not lead to its bridge `link`,
+/// which there may not be yet.
+pub fn overlaps_of(
+    facts: &Facts<'_>,
+    network: &str,
+    subnet: IpNet,
+    link: Option<&Link>,
+) -> Vec<Finding> {
     let host = &facts.survey.host;
+    let object = format!("network {network}");
     let mut findings = Vec::new();
-    for net in view
-        .addresses
-        .iter()
-        .filter(|net| net.prefix_len() < net.max_prefix_len())
-    {
-        let subnet = net.trunc();
-        for (index, route) in &host.routes {
-            let theirs = route.dst.trunc();
-            let is_other =
-                *index != link.index && route.table == MAIN_TABLE && theirs.prefix_len() > 0;
-            let through = host.by_index(*index).map_or("?", |link| &link.name);
-            // One for a container, as of another plugin, is on purpose.
-            let is_host_route = theirs.prefix_len() == theirs.max_prefix_len();
-            if !is_other
-                || !overlap(&subnet, &theirs)
-                || is_host_route
-                || is_above(facts, through, link)
-            {
-                continue;
-            }
-            let wins = match theirs.prefix_len().cmp(&subnet.prefix_len()) {
-                Ordering::Greater => {
-                    "containers with these addresses cannot be reached: the narrower route wins"
-                }
-                Ordering::Less => {
-                    "machines there that have containers' addresses cannot be reached: the narrower route wins"
-                }
-                Ordering::Equal => "packets go to the one or the other, by the routes' metric",
-            };
-            findings.push(Finding::warning(
-                format!("network {}", view.network),
-                format!("its subnet {subnet} overlaps the host's own route to {theirs} through {through}"),
-                wins,
-                "choose another subnet in the configuration, or remove the route: ip route del ".to_owned()
-                    + &format!("{theirs} dev {through}"),
-            ));
+    for (index, route) in &host.routes {
+        let theirs = route.dst.trunc();
+        let is_other = link.is_none_or(|link| link.index != *index)
+            && route.table == MAIN_TABLE
+            && theirs.prefix_len() > 0;
+        let through = host.by_index(*index).map_or("?", |link| &link.name);
+        // One for a container, as of another plugin, is on purpose.
+        let is_host_route = theirs.prefix_len() == theirs.max_prefix_len();
+        if !is_other
+            || !overlap(&subnet, &theirs)
+            || is_host_route
+            || link.is_some_and(|link| is_above(facts, through, link))
+        {
+            continue;
         }
-        for (kind, route) in &facts.host.forbidding {
-            let theirs = route.dst.trunc();
-            if theirs.prefix_len() > 0 && subnet.contains(&theirs) && theirs != subnet {
-                findings.push(Finding::error(
-                    format!("network {}", view.network),
-                    format!("a route of the host says {kind} for {theirs}, which is in its subnet {subnet}"),
-                    "containers with these addresses cannot be reached",
-                    format!("ip route del {kind} {theirs}"),
-                ));
+        let wins = match theirs.prefix_len().cmp(&subnet.prefix_len()) {
+            Ordering::Greater => {
+                "containers with these addresses cannot be reached: the narrower route wins"
             }
+            Ordering::Less => {
+                "machines there that have containers' addresses cannot be reached: the narrower route wins"
+            }
+            Ordering::Equal => "packets go to the one or the other, by the routes' metric",
+        };
+        findings.push(Finding::warning(
+            &object,
+            format!("its subnet {subnet} overlaps the host's own route to {theirs} through {through}"),
+            wins,
+            format!("choose another subnet in the configuration, or remove the route: ip route del {theirs} dev {through}"),
+        ));
+    }
+    for (kind, route) in &facts.host.forbidding {
+        let theirs = route.dst.trunc();
+        if theirs.prefix_len() > 0 && subnet.contains(&theirs) && theirs != subnet {
+            findings.push(Finding::error(
+                &object,
+                format!(
+                    "a route of the host says {kind} for {theirs}, which is in its subnet {subnet}"
+                ),
+                "containers with these addresses cannot be reached",
+                format!("ip route del {kind} {theirs}"),
+            ));
         }
     }
     findings
@@ -414,21 +407,36 @@ fn neighbours(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         .neighbours
         .iter()
         .filter(|n| n.index == end.index && is_own(n.ip));
-    let wrong = known.filter(|n| n.is_permanent && n.mac != link.mac);
-    wrong
-        .map(|neighbour| {
-            Finding::error(
-                "host",
-                format!(
-                    "{} is set to {} for good, and {} has {}",
-                    neighbour.ip,
-                    neighbour.mac,
-                    name(view),
-                    link.mac
-                ),
-                "what is sent to the container reaches nobody",
-                format!("ip neighbour del {} dev {}", neighbour.ip, end.name),
-            )
+    known
+        .filter_map(|neighbour| {
+            let forget = format!("ip neighbour del {} dev {}", neighbour.ip, end.name);
+            if neighbour.is_permanent && neighbour.mac != link.mac {
+                Some(Finding::error(
+                    "host",
+                    format!(
+                        "{} is set to {} for good, and {} has {}",
+                        neighbour.ip,
+                        neighbour.mac,
+                        name(view),
+                        link.mac
+                    ),
+                    "what is sent to the container reaches nobody",
+                    forget,
+                ))
+            } else if neighbour.has_failed && link.is_up {
+                Some(Finding::warning(
+                    "host",
+                    format!(
+                        "{} of {} did not answer when it was last asked who has it",
+                        neighbour.ip,
+                        name(view)
+                    ),
+                    "the container was not reached then",
+                    forget,
+                ))
+            } else {
+                None
+            }
         })
         .collect()
 }

@@ -95,7 +95,9 @@ pub fn check_pools(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
         let outside = pool
             .leases
             .iter()
-            .filter(|lease| matches!(lease.holder, Holder::Nobody) && !pool.sets.is_empty());
+            .filter(|lease| matches!(lease.holder, Holder::Nobody) && !pool.sets.is_empty())
+            // That has a finding of its own.
+            .filter(|lease| !is_used(facts, pool, lease.ip));
         let blank: Vec<String> = outside.map(|lease| lease.ip.to_string()).collect();
         if !blank.is_empty() && is_network(&pool.network) {
             findings.push(Finding::warning(
@@ -114,6 +116,12 @@ pub fn check_pools(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
         findings.extend(twice(facts));
     }
     findings
+}
+
+/// Whether a container has the address.
+fn is_used(facts: &Facts<'_>, pool: &Pool, ip: IpAddr) -> bool {
+    let mut views = facts.views.iter().filter(|v| v.network == pool.network);
+    views.any(|view| view.addresses.iter().any(|net| net.addr() == ip))
 }
 
 /// One address leased by two networks that share a bridge, or use one subnet.

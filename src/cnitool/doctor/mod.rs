@@ -12,9 +12,13 @@ mod container;
 mod facts;
 mod host;
 mod ipam;
+mod links;
 mod node;
+mod port;
 mod probe;
+mod program;
 mod rules;
+mod uplink;
 
 use std::process::ExitCode;
 
@@ -180,12 +184,36 @@ fn findings<'a>(
     for view in facts.views.iter().filter(is_wanted) {
         all.extend(container::check(facts, view));
         all.extend(host::check(facts, view));
+        all.extend(links::check(facts, view));
         all.extend(rules::check(facts, view));
+        all.extend(flows(facts, view));
         all.extend(ipam::check_view(facts, view));
     }
     all.extend(ipam::check_pools(facts, what));
     all.extend(node::check(facts, what));
     all
+}
+
+/// Connections to its ports that were made before they were its, and never end.
+fn flows(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let misled = facts.misled.iter().filter(|(mapping, ip)| {
+        let mut ports = view.ports.iter();
+        ports.any(|port| port.mapping == *mapping && port.to.is_ipv4() == ip.is_ipv4())
+    });
+    misled
+        .map(|(mapping, ip)| {
+            let protocol = mapping.protocol.as_str();
+            Finding::error(
+                format!("port {mapping}"),
+                format!("a flow that the kernel remembers leads to {ip} and not to {}", name(view)),
+                "its client, which keeps its own port, is not answered: rules see the first packet only",
+                format!(
+                    "conntrack -D -p {protocol} --orig-port-dst {} --reply-src {ip}",
+                    mapping.host_port
+                ),
+            )
+        })
+        .collect()
 }
 
 /// Each once, the worst first.

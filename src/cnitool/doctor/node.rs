@@ -1,11 +1,17 @@
 //! The node as a whole: configurations, plugins, tables that can be full.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use super::Finding;
 use super::facts::Facts;
+use super::host::overlaps_of;
+use super::{Finding, program};
+use crate::applets;
+use crate::cnitool::validate::neighbours;
 use crate::runtime::chain;
+use crate::runtime::directory::Broken;
 use crate::runtime::network::{Network, ipam, plugin_type};
+use crate::survey::attachment::bridge_name;
 
 /// What is wrong with it; `what` is the network or container that is meant.
 pub fn check(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
@@ -29,6 +35,7 @@ pub fn check(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
             Some(first) => findings.push(shadowed(network, first)),
             None => findings.extend(configuration(facts, network)),
         }
+        findings.extend(shared(facts, network));
     }
     if what.is_none() {
         for broken in &facts.survey.directory.broken {
@@ -43,8 +50,87 @@ pub fn check(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
             ));
         }
     }
+    findings.extend(none_configured(facts));
+    findings.extend(facts.survey.unknown.iter().map(unreadable));
+    findings.extend(unwritable(facts));
     findings.extend(connections(facts));
-    findings.extend(neighbours(facts));
+    findings.extend(known_neighbours(facts));
+    findings
+}
+
+/// Containers are attached, and to no network any more that there is.
+fn none_configured(facts: &Facts<'_>) -> Option<Finding> {
+    let directory = &facts.survey.directory;
+    let is_empty = directory.networks.is_empty() && directory.broken.is_empty();
+    let is_used = facts.views.iter().any(|view| view.memory.is_some());
+    (is_empty && is_used).then(|| {
+        let path = directory.path.display();
+        Finding::warning(
+            format!("directory {path}"),
+            "it holds no network, and there are containers with one",
+            "runtimes that look there add no container",
+            "put the configuration back there, or name another place with --conf",
+        )
+    })
+}
+
+/// A result that nothing can be made of.
+fn unreadable(broken: &Broken) -> Finding {
+    Finding::error(
+        format!("file {}", broken.file.display()),
+        format!("it holds no usable result: {:#}", broken.error),
+        "the runtime cannot delete the container that it belongs to, or reuse its ports and addresses",
+        format!("rm {}", broken.file.display()),
+    )
+}
+
+/// Where nothing can be recorded.
+fn unwritable(facts: &Facts<'_>) -> Vec<Finding> {
+    let all = facts.unwritable.iter();
+    all.map(|(directory, (why, is_mounted_so))| {
+        let path = directory.display();
+        let mend = if *is_mounted_so {
+            program::remount("rw", directory)
+        } else {
+            format!("make room, see: df -h {path}; df -i {path}")
+        };
+        Finding::error(
+            format!("directory {path}"),
+            format!("nothing can be written there: {why}"),
+            "containers can be neither added nor deleted",
+            mend,
+        )
+    })
+    .collect()
+}
+
+/// The subnets of a network that others use: networks, or what the host has routes to.
+fn shared(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
+    let directory = &facts.survey.directory;
+    let mut findings = Vec::new();
+    for (own, theirs, other) in neighbours::overlaps(network, directory) {
+        // Each pair once.
+        if network.name < other.name {
+            findings.push(Finding::warning(
+                format!("networks {} and {}", network.name, other.name),
+                format!("their subnets overlap: {} and {}", own.subnet, theirs.subnet),
+                "one address is given out twice, and packets for it reach now the one and now the other",
+                format!(
+                    "choose another subnet in {} or {}",
+                    network.file.display(),
+                    other.file.display()
+                ),
+            ));
+        }
+    }
+    // What containers have has been compared with them.
+    if facts.views.iter().all(|view| view.network != network.name)
+        && let Some(plugin) = network.plugins.iter().find(|p| p.plugin == "bridge")
+    {
+        let bridge = facts.survey.host.link(&bridge_name(plugin));
+        let subnets = neighbours::subnets(network).into_iter();
+        findings.extend(subnets.flat_map(|s| overlaps_of(facts, &network.name, s.subnet, bridge)));
+    }
     findings
 }
 
@@ -85,7 +171,10 @@ fn configuration(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
     }
     wanted.dedup();
     for plugin in wanted {
-        if chain::find(&plugin, &facts.plugins).is_err() {
+        let found = chain::find(&plugin, &facts.plugins);
+        if let Ok(file) = &found {
+            findings.extend(unusable(&object, &plugin, file));
+        } else {
             let places: Vec<String> = facts
                 .plugins
                 .iter()
@@ -103,6 +192,22 @@ fn configuration(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// A plugin that is there and does not run.
+fn unusable(object: &str, plugin: &str, file: &Path) -> Option<Finding> {
+    let directory = file.parent().unwrap_or(file).display();
+    let reinstall = match applets::find(plugin) {
+        Some(_) => format!("cnibox install {directory}"),
+        None => format!("install {plugin} in {directory} again, for this machine"),
+    };
+    let (what, mend) = program::flaw(file, &reinstall)?;
+    Some(Finding::error(
+        object,
+        format!("plugin {} {what}", file.display()),
+        "containers can be neither added nor deleted",
+        mend,
+    ))
 }
 
 /// The table of connections.
@@ -130,7 +235,7 @@ fn connections(facts: &Facts<'_>) -> Option<Finding> {
 }
 
 /// The tables of neighbours.
-fn neighbours(facts: &Facts<'_>) -> Vec<Finding> {
+fn known_neighbours(facts: &Facts<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (family, is_v4) in [("ipv4", true), ("ipv6", false)] {
         let key = format!("{family}/neigh/default/gc_thresh3");

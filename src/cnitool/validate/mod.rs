@@ -5,7 +5,7 @@
 //! (`Plugin::validate`); foreign plugins are looked up but never run.
 
 mod document;
-mod neighbours;
+pub mod neighbours;
 mod plugin;
 
 use std::fmt;

@@ -11,7 +11,7 @@ use crate::runtime::directory::Directory;
 use crate::runtime::network::{Network, ipam, plugin_member, plugin_type};
 
 /// Compares the network `name` in `file` with the others of the directory.
-pub fn inspect(file: &Path, name: &str, directory: &Directory) -> Vec<Finding> {
+pub(super) fn inspect(file: &Path, name: &str, directory: &Directory) -> Vec<Finding> {
     let mut findings = Vec::new();
     let first = directory.networks.iter().find(|n| n.name == name);
     if let Some(first) = first.filter(|first| !is_file(first, file)) {
@@ -22,24 +22,33 @@ pub fn inspect(file: &Path, name: &str, directory: &Directory) -> Vec<Finding> {
     let Some(own) = directory.networks.iter().find(|n| is_file(n, file)) else {
         return findings;
     };
-    for own in subnets(own) {
-        for other in directory.networks.iter().filter(|n| n.name != name) {
-            let theirs = subnets(other)
-                .into_iter()
-                .find(|theirs| own.overlaps(theirs));
-            if let Some(theirs) = theirs {
-                let message = format!(
-                    "{} overlaps {} of network \"{}\" in {}",
-                    own.subnet,
-                    theirs.subnet,
-                    other.name,
-                    theirs.file.display()
-                );
-                findings.push(Finding::warning(own.file, &own.path, message));
-            }
-        }
+    for (own, theirs, other) in overlaps(own, directory) {
+        let message = format!(
+            "{} overlaps {} of network \"{}\" in {}",
+            own.subnet,
+            theirs.subnet,
+            other.name,
+            theirs.file.display()
+        );
+        findings.push(Finding::warning(own.file, &own.path, message));
     }
     findings
+}
+
+/// The subnets of `own` that others use, each with theirs and their network.
+pub fn overlaps<'a>(
+    own: &'a Network,
+    directory: &'a Directory,
+) -> Vec<(Written<'a>, Written<'a>, &'a Network)> {
+    let mut found = Vec::new();
+    for other in directory.networks.iter().filter(|n| n.name != own.name) {
+        for own in subnets(own) {
+            let mut theirs = subnets(other).into_iter();
+            let theirs = theirs.find(|theirs| own.overlaps(theirs));
+            found.extend(theirs.map(|theirs| (own, theirs, other)));
+        }
+    }
+    found
 }
 
 /// Whether `network` was read from `file`, however its path is written.
@@ -48,10 +57,13 @@ fn is_file(network: &Network, file: &Path) -> bool {
 }
 
 /// A subnet from which host-local hands out addresses, and where it is written.
-struct Written<'a> {
+pub struct Written<'a> {
+    /// The file.
     file: &'a Path,
+    /// The key in it.
     path: String,
-    subnet: IpNet,
+    /// The subnet, without host bits.
+    pub subnet: IpNet,
 }
 
 impl Written<'_> {
@@ -61,7 +73,8 @@ impl Written<'_> {
     }
 }
 
-fn subnets(network: &Network) -> Vec<Written<'_>> {
+/// The subnets from which `network` hands out addresses.
+pub fn subnets(network: &Network) -> Vec<Written<'_>> {
     let mut found = Vec::new();
     for plugin in &network.plugins {
         let Some(ipam) = ipam(&plugin.document) else {

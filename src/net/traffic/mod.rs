@@ -179,25 +179,83 @@ pub fn limit_of(
     }))
 }
 
+/// What a queueing discipline does to everything that its link sends, as far as that can be
+/// too much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discipline {
+    /// Sends so many bytes per second at most (`tbf`).
+    Limits(u64),
+    /// Loses so many of a hundred packets, and may delay the others (`netem`).
+    Loses(u8),
+    /// Drops everything (`blackhole`).
+    Drops,
+}
+
+/// Those of all links, by the indices of these (`tc qdisc show`).
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn disciplines(netlink: &Netlink) -> Result<Vec<(u32, Discipline)>> {
+    let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    let found = netlink
+        .dump(&request)
+        .context("list queueing disciplines")?;
+    Ok(found
+        .iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewQueueDiscipline(message)
+                if message.header.parent == TcHandle::ROOT =>
+            {
+                let index = u32::try_from(message.header.index).ok()?;
+                Some((index, discipline(message)?))
+            }
+            _ => None,
+        })
+        .collect())
+}
+
+fn discipline(message: &TcMessage) -> Option<Discipline> {
+    /// Offset of the loss in `struct tc_netem_qopt`; all of 32 bits is everything.
+    const LOSS: usize = 8;
+    let kind = message.attributes.iter().find_map(|a| match a {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    })?;
+    match kind {
+        "blackhole" => Some(Discipline::Drops),
+        "tbf" => Some(Discipline::Limits(token_bucket(message)?.rate)),
+        "netem" => {
+            let options = options(message)?;
+            let loss = u32::from_ne_bytes(*options.get(LOSS..)?.first_chunk()?);
+            let hundredths = u64::from(loss) * 100 / u64::from(u32::MAX);
+            Some(Discipline::Loses(u8::try_from(hundredths).ok()?))
+        }
+        _ => None,
+    }
+}
+
 fn token_bucket(message: &TcMessage) -> Option<TokenBucket> {
     let is_tbf = |a: &TcAttribute| matches!(a, TcAttribute::Kind(kind) if kind == "tbf");
     if !message.attributes.iter().any(is_tbf) {
         return None;
     }
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            TcAttribute::Options(options) => match options.as_slice() {
-                [TcOption::Other(options)] => {
-                    let mut bytes = vec![0; options.value_len()];
-                    options.emit_value(&mut bytes);
-                    TokenBucket::from_options(&bytes)
-                }
-                _ => None,
-            },
+    TokenBucket::from_options(&options(message)?)
+}
+
+/// The options of a queueing discipline, as the kernel wrote them.
+fn options(message: &TcMessage) -> Option<Vec<u8>> {
+    let mut attributes = message.attributes.iter();
+    attributes.find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => match options.as_slice() {
+            [TcOption::Other(options)] => {
+                let mut bytes = vec![0; options.value_len()];
+                options.emit_value(&mut bytes);
+                Some(bytes)
+            }
             _ => None,
-        })
+        },
+        _ => None,
+    })
 }
 
 /// Leads everything that `from` receives to `to`, as if `to` were to send it (`tc qdisc

@@ -152,7 +152,7 @@ pub fn attach(
     ignore_advertisements(port);
     link::make_bridge_port(&sides.host, port, bridge, Identity::of(call).alias)?;
     link::set_bridge_port_up(&sides.host, port, settings.hairpin, settings.isolated)?;
-    let vlans = vlan::memberships(settings);
+    let vlans = vlan::memberships(settings.vlans.as_ref());
     if !vlans.is_empty() {
         let keeps_default = settings.vlans.as_ref().is_some_and(|v| v.keeps_default);
         vlan::join(&sides.host, bridge, port, &vlans, keeps_default)?;

@@ -218,7 +218,7 @@ fn compare_port(
         );
     }
     // More of them are the operator's business.
-    for (vlan, membership) in vlan::memberships(settings) {
+    for (vlan, membership) in vlan::memberships(settings.vlans.as_ref()) {
         let found = observed.vlans.get(&vlan);
         if found != Some(&membership) {
             differ(

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::vlan_gateway;
 use crate::cni::args;
-use crate::cni::config::DnsOverride;
+use crate::cni::config::{Config, DnsOverride};
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::invocation::check_ifname;
 use crate::cni::json::{self, Problem};
@@ -164,6 +164,14 @@ pub struct Vlans {
     pub trunk: BTreeSet<u16>,
     /// The port stays a member of the VLAN that the bridge gives every new port.
     pub keeps_default: bool,
+}
+
+/// The VLANs that `config` asks for; `None` leaves them to the bridge.
+///
+/// # Errors
+/// Code 7 for a configuration that cannot be read.
+pub fn vlans(config: &Config) -> Result<Option<Vlans>> {
+    Ok(config.read::<Wire>()?.vlans())
 }
 
 impl Settings {

@@ -18,6 +18,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::cni::collector::{Collector, Run};
+use crate::cni::config::Config;
 use crate::cni::delegate;
 use crate::cni::error::{Code, all, detailed, not_available};
 use crate::cni::invocation::Command;
@@ -27,6 +28,7 @@ use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Shape;
 use crate::journal::step;
+use crate::net::bridge_vlan::Vlans;
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 use crate::netfilter::nftables::{self, Nftables};
@@ -38,6 +40,17 @@ use crate::undo::Undo;
 use config::Settings;
 use plan::Plan;
 use rules::{Rules, Wanted};
+
+/// The VLANs that the port of a container must be a member of, as `config` says, and whether
+/// it keeps the bridge's default beside them; `None` where that is the bridge's to say.
+///
+/// # Errors
+/// Code 7 for a configuration that cannot be read.
+pub fn vlans(config: &Config) -> Result<Option<(Vlans, bool)>> {
+    let wanted = config::vlans(config)?;
+    let memberships = vlan::memberships(wanted.as_ref());
+    Ok(wanted.map(|wanted| (memberships, wanted.keeps_default)))
+}
 
 /// The applet.
 #[derive(Debug)]

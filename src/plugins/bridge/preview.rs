@@ -89,7 +89,7 @@ fn role(settings: &Settings) -> String {
             .filter(|(on, _)| *on)
             .map(|(_, word)| word),
     );
-    let vlans = vlan::memberships(settings);
+    let vlans = vlan::memberships(settings.vlans.as_ref());
     role.extend(vlans.iter().map(|(id, how)| format!(", VLAN {id} {how}")));
     role
 }

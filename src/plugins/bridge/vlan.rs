@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 
-use super::config::Settings;
+use super::config::{Settings, Vlans as Wanted};
 use crate::cni::error::{Code, detailed};
 use crate::net::bridge_vlan::{self, Membership, Vlans};
 use crate::net::link::{self, Link};
@@ -17,8 +17,8 @@ const DEFAULT_VLAN: u16 = 1;
 
 /// What the container's port must be a member of; nothing where the bridge's default will
 /// do.
-pub fn memberships(settings: &Settings) -> Vlans {
-    let Some(wanted) = &settings.vlans else {
+pub fn memberships(wanted: Option<&Wanted>) -> Vlans {
+    let Some(wanted) = wanted else {
         return Vlans::new();
     };
     if wanted.access.is_none() && wanted.trunk.is_empty() {
@@ -157,7 +157,7 @@ mod tests {
     fn of(mut config: Value) -> String {
         config["name"] = json!("n");
         let call = Call::to_add(&config.to_string(), "").unwrap();
-        let vlans = memberships(&Settings::resolve(&call).unwrap());
+        let vlans = memberships(Settings::resolve(&call).unwrap().vlans.as_ref());
         let words: Vec<String> = vlans
             .iter()
             .map(|(id, how)| format!("{id} {how}"))

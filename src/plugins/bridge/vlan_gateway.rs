@@ -183,7 +183,7 @@ fn find_unused(host: &Netlink, settings: &Settings, going: &[Link]) -> Result<Ve
     ports.retain(|port| going.iter().all(|link| link.index != port.index));
     let mut unused = Vec::new();
     let lonely = lonely(&ports);
-    let mut vlans = vlan::memberships(settings);
+    let mut vlans = vlan::memberships(settings.vlans.as_ref());
     // Where the network has its gateway, the port of that may be in no bridge.
     vlans.retain(|vlan, _| lonely.contains(vlan) || settings.gateway_vlan() == Some(*vlan));
     for vlan in vlans.into_keys() {

@@ -52,10 +52,16 @@ impl Owner {
     /// Whether this is a text for people, which no attachment can be called: how an
     /// operator sets an address aside. What is damaged is none.
     pub fn is_note(&self) -> bool {
-        let is_damaged = |c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER;
         self.ifname.is_none()
             && check_container_id(&self.container_id).is_err()
-            && !self.container_id.contains(is_damaged)
+            && !self.is_damaged()
+    }
+
+    /// Whether nobody can have written this.
+    pub fn is_damaged(&self) -> bool {
+        let is_wrong = |c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER;
+        let ifname = self.ifname.as_deref().unwrap_or_default();
+        self.container_id.contains(is_wrong) || ifname.contains(is_wrong)
     }
 
     /// The content of a lease file, byte for byte the reference's.

@@ -82,6 +82,7 @@ impl From<Option<Owner>> for Holder {
     fn from(owner: Option<Owner>) -> Self {
         match owner {
             None => Self::Nobody,
+            Some(owner) if owner.is_damaged() => Self::Nobody,
             Some(owner) if owner.is_note() => Self::Note(owner.container_id),
             Some(owner) => Self::Attachment(owner.container_id, owner.ifname),
         }

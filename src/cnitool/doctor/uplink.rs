@@ -1,0 +1,82 @@
+//! The host's own way to other networks, which is that of its containers.
+
+use std::net::IpAddr;
+
+use super::Finding;
+use super::facts::{Facts, has_gateway_here, outside};
+use crate::net::link::Link;
+use crate::survey::attachment::View;
+
+/// What is wrong with it, if the container's way out leads through the host.
+pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+    let Some(inside) = facts.inside_of(view).filter(|_| has_gateway_here(view)) else {
+        return Vec::new();
+    };
+    let families = inside.ways_out.iter().filter(|(_, hop)| hop.is_some());
+    families
+        .filter_map(|(outside, _)| way(facts, *outside))
+        .collect()
+}
+
+fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
+    const WHY: &str = "neither the host nor its containers reach other networks";
+    let family = if ip.is_ipv4() { "ip" } else { "ip -6" };
+    if facts.host.ways_out.get(&outside(ip)) != Some(&None) {
+        let (link, route) = facts.default_route(ip)?;
+        let to = if ip.is_ipv4() { "default" } else { "::/0" };
+        return (link.is_up && link.is_cut_off).then(|| {
+            Finding::error(
+                "host",
+                format!("its default route leads through {0}, and nothing is at the other end of {0}", link.name),
+                WHY,
+                format!("see to the cable, or to whatever is there; or remove the route: {family} route del {to} dev {} metric {}", link.name, route.priority),
+            )
+        });
+    }
+    let (link, _) = uplinks(facts, ip).min_by_key(|(_, address)| !address.is_ipv4())?;
+    let name = &link.name;
+    Some(if link.is_up {
+        Finding::warning(
+            "host",
+            format!(
+                "it has no route to other networks than those it is in, such as that of {name}"
+            ),
+            WHY,
+            format!(
+                "{family} route add default via GATEWAY dev {name}; if there is one: {family} route; {family} rule"
+            ),
+        )
+    } else {
+        Finding::error(
+            "host",
+            format!("{name} is down, and there is no other way out"),
+            WHY,
+            format!("ip link set {name} up && {family} route add default via GATEWAY dev {name}"),
+        )
+    })
+}
+
+/// Links that lead to others than containers, with an address that is good for that.
+fn uplinks<'a>(facts: &'a Facts<'_>, ip: IpAddr) -> impl Iterator<Item = (&'a Link, IpAddr)> {
+    /// Kinds of links that lead out of the node.
+    const OUTWARDS: [&str; 6] = ["", "veth", "vlan", "bond", "team", "macvlan"];
+    let host = &facts.survey.host;
+    let is_containers = |link: &Link| {
+        let mut views = facts.views.iter();
+        views.any(|view| view.host_end == Some(link) || view.others.contains(&link))
+    };
+    let addresses = host.addresses.iter().filter(move |(_, address)| {
+        let own = address.net.addr();
+        // Networks of unique local addresses (RFC 4193) often have no way out.
+        let is_local = matches!(own, IpAddr::V6(own) if own.is_unique_local());
+        address.is_global && own.is_ipv4() == ip.is_ipv4() && !is_local
+    });
+    addresses.filter_map(move |(index, address)| {
+        let link = host.by_index(*index)?;
+        let is_one = link.name != "lo"
+            && OUTWARDS.contains(&link.kind.as_str())
+            && link.controller.is_none()
+            && !is_containers(link);
+        is_one.then_some((link, address.net.addr()))
+    })
+}
