@@ -491,14 +491,14 @@ const OF_THE_HOST: &[Fault] = &[
     mended(
         "host without a way out",
         "ip route del default",
-        "warning: host: it has no route to other networks than those it is in, such as that of up0",
+        "warning: host: it has no route of IPv4 to other networks than those it is in, such as that of up0",
         "ip route add default via 192.0.2.9",
     ),
     mended(
         "nothing at the other end of the way out",
         "ip link add d0 type veth peer name d1 && ip link set d0 up && ip addr add 203.0.113.1/24 dev d0 && \
          ip route replace default via 203.0.113.9",
-        "error: host: its default route leads through d0, and nothing is at the other end of d0",
+        "error: host: its default route of IPv4 leads through d0, and nothing is at the other end of d0",
         "ip route replace default via 192.0.2.9 && ip link del d0",
     ),
     // What was on the bridge is told once there is one.
@@ -593,6 +593,12 @@ const OF_THE_NODE: &[Fault] = &[
         "rm CONF/20-net2.conflist",
     ),
     mended(
+        "resolvConf that is not there",
+        r#"sed -i.away 's|"type":"host-local"|"resolvConf":"/nowhere",&|' CONF/10-net1.conflist"#,
+        "error: network net1: resolvConf /nowhere does not exist",
+        "mv CONF/10-net1.conflist.away CONF/10-net1.conflist",
+    ),
+    mended(
         "configuration gone",
         "mv CONF/10-net1.conflist CONF/away",
         "warning: directory CONF: it holds no network, and there are containers with one",
@@ -602,6 +608,21 @@ const OF_THE_NODE: &[Fault] = &[
         "result damaged",
         "echo '{' > /var/lib/cni/results/net1-c9-eth0",
         "error: file /var/lib/cni/results/net1-c9-eth0: it holds no usable result",
+    ),
+    mended(
+        "result that is none",
+        "cp /var/lib/cni/results/net1-c1-eth0 /run/result && \
+         sed -i 's/\"ips\":\\[/\"ips\":5,\"x\":[/' /var/lib/cni/results/net1-c1-eth0",
+        "error: container c1: its result cannot be used: read the result cache",
+        "cp /run/result /var/lib/cni/results/net1-c1-eth0",
+    ),
+    mended(
+        "name server out of reach",
+        "cp /var/lib/cni/results/net1-c1-eth0 /run/result && ip -n c1 route add unreachable 192.0.2.53 table 9 && \
+         ip -n c1 rule add to 192.0.2.53 lookup 9 && \
+         sed -i 's/\"ips\":\\[/\"dns\":{\"nameservers\":[\"192.0.2.53\"]},&/' /var/lib/cni/results/net1-c1-eth0",
+        "warning: container c1: there is no route to 192.0.2.53, the name server of its result",
+        "cp /run/result /var/lib/cni/results/net1-c1-eth0; ip -n c1 rule del to 192.0.2.53 lookup 9",
     ),
     told(
         "read-only state",

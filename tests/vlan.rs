@@ -223,6 +223,54 @@ fn containers_of_one_vlan_talk_and_of_two_do_not() {
     lab.assert_clean();
 }
 
+/// `cnitool doctor`: the port's VLANs differ from the configuration's, and what it prints
+/// mends that.
+#[test]
+#[ignore = "needs bridge VLAN filtering: make test-vm"]
+fn a_port_in_another_vlan_is_told() {
+    let lab = Lab::new();
+    let conf = lab.node.dir.path().join("net.d");
+    std::fs::create_dir(&conf).unwrap();
+    let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [
+        with(routed(), json!({"vlanTrunk": [{"id": 300}]})),
+    ]});
+    std::fs::write(conf.join("10-net1.conflist"), list.to_string()).unwrap();
+    let netns = lab.node.netns("c1");
+    let result = lab.node.cnitool(&conf, &["add", "net1", &netns]).json();
+    let end = host_end(&result);
+    let doctor = || {
+        let found = lab.node.cnitool(&conf, &["doctor", "--json"]);
+        let found: Value = serde_json::from_str(&found.stdout).unwrap();
+        found["findings"].as_array().unwrap().clone()
+    };
+    assert_eq!(doctor(), Vec::<Value>::new());
+    for (fault, told) in [
+        (
+            format!("bridge vlan del dev {end} vid 100"),
+            "it is to be in VLAN 100 (pvid untagged), and is not in it",
+        ),
+        (
+            format!("bridge vlan add dev {end} vid 300 untagged"),
+            "it is to be in VLAN 300 (tagged), and is untagged",
+        ),
+        (
+            format!("bridge vlan add dev {end} vid 7"),
+            "it is in VLAN 7, and its network does not ask for that",
+        ),
+        (
+            "ip link set br1 type bridge vlan_filtering 0".to_owned(),
+            "it does not filter VLANs, and its network asks for them",
+        ),
+    ] {
+        lab.node.sh(&fault);
+        let found = doctor();
+        let what = found[0]["what"].as_str().unwrap();
+        assert!(what.starts_with(told), "{found:#?}");
+        lab.node.sh(found[0]["mend"].as_str().unwrap());
+        assert_eq!(doctor(), Vec::<Value>::new(), "{fault}");
+    }
+}
+
 #[test]
 #[ignore = "needs bridge VLAN filtering: make test-vm"]
 fn a_trunk_carries_tagged_frames_of_its_vlans_only() {

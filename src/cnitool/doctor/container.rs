@@ -24,12 +24,22 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     let Some(stack) = view.inside else {
         return Vec::from_iter(closed(facts, view));
     };
+    let mut findings = Vec::new();
+    if let Some(memory) = view.memory
+        && let Err(why) = &memory.record
+    {
+        let file = memory.file.display();
+        let what = format!("its result cannot be used: {why}");
+        let why = "the runtime can neither check it nor delete it as it was made";
+        findings.push(Finding::error(name(view), what, why, format!("rm {file}")));
+    }
     let Some(link) = view.link else {
         let what = format!("{} is gone", view.attachment.ifname);
         let why = "the container is not attached to the network any more";
-        return vec![Finding::error(name(view), what, why, attach_again(view))];
+        findings.push(Finding::error(name(view), what, why, attach_again(view)));
+        return findings;
     };
-    let mut findings = link_state(view, link);
+    findings.extend(link_state(view, link));
     findings.extend(loopback(view, stack));
     findings.extend(
         facts
@@ -44,6 +54,7 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         if let Some(inside) = facts.inside_of(view) {
             findings.extend(ways_out(facts, view, stack, inside, link));
             findings.extend(neighbours(facts, view, inside, link));
+            findings.extend(inside.lost_servers.iter().map(|server| lost(view, *server)));
         }
     }
     findings
@@ -480,6 +491,20 @@ fn ways_out(
         }
     }
     findings
+}
+
+/// A server of names that its result tells it to ask.
+fn lost(view: &View<'_>, server: IpAddr) -> Finding {
+    Finding::warning(
+        name(view),
+        format!("there is no route to {server}, the name server of its result"),
+        "names are not resolved in the container, or slowly",
+        format!(
+            "name another server in the configuration of {}, or add a route: {} route add {server} via GATEWAY",
+            view.network,
+            ip(view)
+        ),
+    )
 }
 
 /// Packets to the outside go by another route than the default one through the interface.

@@ -90,6 +90,8 @@ pub struct Inside {
     /// What a packet to the outside leaves through, of each family that is asked for: the
     /// index of the link, and the gateway. `None` is nowhere.
     pub ways_out: BTreeMap<IpAddr, Option<(u32, Option<IpAddr>)>>,
+    /// Of a container: the name servers of its result that it has no route to.
+    pub lost_servers: Vec<IpAddr>,
     /// What traffic control does, by the indices of links.
     pub traffic: Vec<(u32, Discipline)>,
 }
@@ -187,9 +189,16 @@ impl<'a> Facts<'a> {
             ];
             let outsides: Vec<IpAddr> = addresses.iter().map(|ip| outside(*ip)).collect();
             let own = addresses_of(view);
+            let servers = servers(view);
             let look = || {
                 let netns = Netns::open(path)?;
-                netns.inside(|| look_inside(&Netlink::open()?, &keys, &outsides, &own))
+                netns.inside(|| {
+                    let netlink = Netlink::open()?;
+                    let mut found = look_inside(&netlink, &keys, &outsides, &own)?;
+                    let is_lost = |ip: &&IpAddr| matches!(route::link_to(&netlink, **ip), Ok(None));
+                    found.lost_servers = servers.iter().filter(is_lost).copied().collect();
+                    Ok(found)
+                })
             };
             match look() {
                 Ok(found) => drop(self.inside.insert(path, found)),
@@ -323,6 +332,15 @@ fn addresses_of(view: &View<'_>) -> Vec<IpAddr> {
     own.map(IpNet::addr).collect()
 }
 
+/// The name servers that the result of the attachment tells.
+fn servers(view: &View<'_>) -> Vec<IpAddr> {
+    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let told = record.map_or(&[][..], |record| &record.result.dns.nameservers);
+    told.iter()
+        .filter_map(|server| server.parse().ok())
+        .collect()
+}
+
 /// Looks into the namespace that the calling thread and `netlink` are in. `outsides` are where
 /// packets from `sources` go to.
 fn look_inside(
@@ -346,6 +364,7 @@ fn look_inside(
         ways_out: ways_out.collect::<Result<_>>()?,
         // A kernel without traffic control has none to list.
         traffic: traffic::disciplines(netlink).unwrap_or_default(),
+        lost_servers: Vec::new(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! The node as a whole: configurations, plugins, tables that can be full.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::facts::Facts;
 use super::host::overlaps_of;
@@ -10,7 +10,7 @@ use crate::applets;
 use crate::cnitool::validate::neighbours;
 use crate::runtime::chain;
 use crate::runtime::directory::Broken;
-use crate::runtime::network::{Network, ipam, plugin_type};
+use crate::runtime::network::{Network, ipam, plugin_member, plugin_type};
 use crate::survey::attachment::bridge_name;
 
 /// What is wrong with it; `what` is the network or container that is meant.
@@ -166,7 +166,15 @@ fn configuration(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
     }
     let mut wanted = Vec::new();
     for plugin in &network.plugins {
-        let ipam = ipam(&plugin.document).and_then(|ipam| plugin_type(&ipam));
+        let ipam = ipam(&plugin.document);
+        let resolver = ipam.as_ref().and_then(|i| plugin_member(i, "resolvConf"));
+        let resolver = resolver.and_then(|file| Some(PathBuf::from(file.as_str()?)));
+        findings.extend(
+            resolver
+                .filter(|file| !file.as_os_str().is_empty() && !file.exists())
+                .map(|file| no_resolver(&object, network, &file)),
+        );
+        let ipam = ipam.and_then(|ipam| plugin_type(&ipam));
         wanted.extend([Some(plugin.plugin.clone()), ipam].into_iter().flatten());
     }
     wanted.dedup();
@@ -192,6 +200,16 @@ fn configuration(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// What containers are to have in their `resolv.conf` is nowhere.
+fn no_resolver(object: &str, network: &Network, file: &Path) -> Finding {
+    Finding::error(
+        object,
+        format!("resolvConf {} does not exist", file.display()),
+        "no container can be added",
+        format!("write it, or name another in {}", network.file.display()),
+    )
 }
 
 /// A plugin that is there and does not run.

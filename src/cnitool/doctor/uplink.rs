@@ -20,14 +20,18 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
 
 fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
     const WHY: &str = "neither the host nor its containers reach other networks";
-    let family = if ip.is_ipv4() { "ip" } else { "ip -6" };
+    let (family, word) = if ip.is_ipv4() {
+        ("ip", "IPv4")
+    } else {
+        ("ip -6", "IPv6")
+    };
     if facts.host.ways_out.get(&outside(ip)) != Some(&None) {
         let (link, route) = facts.default_route(ip)?;
         let to = if ip.is_ipv4() { "default" } else { "::/0" };
         return (link.is_up && link.is_cut_off).then(|| {
             Finding::error(
                 "host",
-                format!("its default route leads through {0}, and nothing is at the other end of {0}", link.name),
+                format!("its default route of {word} leads through {0}, and nothing is at the other end of {0}", link.name),
                 WHY,
                 format!("see to the cable, or to whatever is there; or remove the route: {family} route del {to} dev {} metric {}", link.name, route.priority),
             )
@@ -39,7 +43,7 @@ fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
         Finding::warning(
             "host",
             format!(
-                "it has no route to other networks than those it is in, such as that of {name}"
+                "it has no route of {word} to other networks than those it is in, such as that of {name}"
             ),
             WHY,
             format!(
