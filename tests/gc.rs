@@ -569,10 +569,11 @@ fn status_knows_where_things_are_written_down() {
     node.sh(
         "mkdir /run/full /run/ro && mount -t tmpfs -o size=8k tmpfs /run/full && \
          mount -t tmpfs -o ro tmpfs /run/ro && \
+         mkdir /run/names && mount -t tmpfs -o nr_inodes=2 tmpfs /run/names && touch /run/names/last && \
          ! head -c 100000 /dev/zero 2>/dev/null >/run/full/zeros",
     );
     let (ipam, tuning) = (node.plugin("host-local"), node.plugin("tuning"));
-    for dir in ["/run/full", "/run/ro/deep"] {
+    for dir in ["/run/full", "/run/names", "/run/ro/deep"] {
         let leases = json!({"type": "host-local", "subnet": "10.0.0.0/24", "dataDir": dir});
         unavailable(&ipam, &config(json!({"ipam": leases})), dir);
         let backups = json!({"mtu": 1400, "dataDir": dir});

@@ -265,7 +265,12 @@ fn options(message: &TcMessage) -> Option<Vec<u8>> {
 /// `EEXIST` when somebody already does something with what `from` receives; nothing is
 /// changed then. Also when the kernel refuses, for one that lacks `sch_ingress`, `cls_u32` or `act_mirred`.
 pub fn redirect(netlink: &Netlink, from: &Link, to: &Link) -> Result<()> {
-    let what = || format!("lead what {} receives to {}", from.name, to.name);
+    let what = || {
+        format!(
+            "lead what {} receives to {} (kernel modules sch_ingress, cls_u32, act_mirred)",
+            from.name, to.name
+        )
+    };
     let mut ingress = message(from, "ingress", Vec::new())?;
     ingress.header.parent = TcHandle::INGRESS;
     ingress.header.handle = INGRESS_HANDLE;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, agree, coded};
+use crate::cni::error::{Code, agree, coded, not_available};
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Interface};
@@ -23,6 +23,7 @@ use crate::cni::version::Version;
 use crate::journal::step;
 use crate::net::link::{self, Link};
 use crate::net::netlink::{self, Netlink};
+use crate::net::netns::Netns;
 use crate::net::traffic::{self, selection};
 use crate::plugins::host_end;
 use crate::plugins::veth::Sides;
@@ -124,7 +125,11 @@ impl Plugin for Bandwidth {
     }
 
     fn status(&self, call: &Call) -> Result<()> {
-        Settings::resolve(call).map(drop)
+        let settings = Settings::resolve(call)?;
+        if !settings.any() {
+            return Ok(());
+        }
+        try_out(&settings).map_err(|error| not_available(&error))
     }
 
     fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
@@ -155,6 +160,25 @@ impl Plugin for Bandwidth {
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::validate(root, document)
     }
+}
+
+/// Limits `lo` of a namespace that goes at once: takes of the kernel what ADD takes, and has it
+/// load the modules that it has.
+fn try_out(settings: &Settings) -> Result<()> {
+    const IFB: &str = "ifb";
+    let scratch = Netlink::open_in(&Netns::throwaway()?)?;
+    let find = |name| link::by_name(&scratch, name)?.context("it has no links");
+    let lo = find("lo")?;
+    if let Some(limit) = &settings.ingress {
+        traffic::limit(&scratch, &lo, limit.bucket, limit.selection.as_ref())?;
+    }
+    if let Some(limit) = &settings.egress {
+        link::create_ifb(&scratch, IFB, lo.mtu)?;
+        let ifb = find(IFB)?;
+        traffic::limit(&scratch, &ifb, limit.bucket, limit.selection.as_ref())?;
+        traffic::redirect(&scratch, &lo, &ifb)?;
+    }
+    Ok(())
 }
 
 /// This plugin limits what others made: there must be others before it.
