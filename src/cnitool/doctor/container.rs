@@ -515,7 +515,12 @@ fn astray(
     outside: IpAddr,
     (index, gateway): (u32, Option<IpAddr>),
 ) -> Option<Finding> {
+    /// Of links into a tunnel, which a container makes to have its packets go there.
+    const TUNNELS: [&str; 6] = ["tun", "wireguard", "ipip", "gre", "vti", "xfrm"];
     let through = stack.by_index(index)?;
+    if TUNNELS.contains(&through.kind.as_str()) {
+        return None;
+    }
     // The container may be attached to several networks.
     let mut others = facts.views.iter().filter(|v| v.netns == view.netns);
     if others.any(|v| v.link.is_some_and(|l| l.index == index) && !std::ptr::eq(v, view)) {

@@ -203,7 +203,7 @@ fn routes_to(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
 }
 
 /// Whether the link called `name` is a VLAN of the bridge `link`, or another of its ports.
-fn is_above(facts: &Facts<'_>, name: &str, link: &Link) -> bool {
+pub fn is_above(facts: &Facts<'_>, name: &str, link: &Link) -> bool {
     let found = facts.survey.host.link(name);
     found.is_some_and(|found| {
         found.peer == Some(link.index)

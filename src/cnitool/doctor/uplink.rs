@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::Finding;
 use super::facts::{Facts, has_gateway_here, outside};
+use super::host::is_above;
 use crate::net::link::Link;
 use crate::survey::attachment::View;
 
@@ -37,37 +38,40 @@ fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
             )
         });
     }
-    let (link, _) = uplinks(facts, ip).min_by_key(|(_, address)| !address.is_ipv4())?;
+    let link = uplinks(facts, ip).next()?;
     let name = &link.name;
-    Some(if link.is_up {
-        Finding::warning(
-            "host",
-            format!(
-                "it has no route of {word} to other networks than those it is in, such as that of {name}"
-            ),
-            WHY,
-            format!(
-                "{family} route add default via GATEWAY dev {name}; if there is one: {family} route; {family} rule"
-            ),
-        )
-    } else {
-        Finding::error(
+    if !link.is_up {
+        return Some(Finding::error(
             "host",
             format!("{name} is down, and there is no other way out"),
             WHY,
             format!("ip link set {name} up && {family} route add default via GATEWAY dev {name}"),
+        ));
+    }
+    // A node in a namespace may be on purpose without one.
+    let is_meant = link.kind != "veth" || facts.survey.host.default_routes().next().is_some();
+    is_meant.then(|| {
+        Finding::warning(
+            "host",
+            format!("it has no route of {word} to other networks than those it is in, such as that of {name}"),
+            WHY,
+            format!("{family} route add default via GATEWAY dev {name}; if there is one: {family} route; {family} rule"),
         )
     })
 }
 
 /// Links that lead to others than containers, with an address that is good for that.
-fn uplinks<'a>(facts: &'a Facts<'_>, ip: IpAddr) -> impl Iterator<Item = (&'a Link, IpAddr)> {
+fn uplinks<'a>(facts: &'a Facts<'_>, ip: IpAddr) -> impl Iterator<Item = &'a Link> {
     /// Kinds of links that lead out of the node.
     const OUTWARDS: [&str; 6] = ["", "veth", "vlan", "bond", "team", "macvlan"];
     let host = &facts.survey.host;
     let is_containers = |link: &Link| {
         let mut views = facts.views.iter();
-        views.any(|view| view.host_end == Some(link) || view.others.contains(&link))
+        views.any(|view| {
+            view.host_end == Some(link)
+                || view.others.contains(&link)
+                || view.bridge.is_some_and(|b| is_above(facts, &link.name, b))
+        })
     };
     let addresses = host.addresses.iter().filter(move |(_, address)| {
         let own = address.net.addr();
@@ -75,12 +79,12 @@ fn uplinks<'a>(facts: &'a Facts<'_>, ip: IpAddr) -> impl Iterator<Item = (&'a Li
         let is_local = matches!(own, IpAddr::V6(own) if own.is_unique_local());
         address.is_global && own.is_ipv4() == ip.is_ipv4() && !is_local
     });
-    addresses.filter_map(move |(index, address)| {
+    addresses.filter_map(move |(index, _)| {
         let link = host.by_index(*index)?;
         let is_one = link.name != "lo"
             && OUTWARDS.contains(&link.kind.as_str())
             && link.controller.is_none()
             && !is_containers(link);
-        is_one.then_some((link, address.net.addr()))
+        is_one.then_some(link)
     })
 }
