@@ -42,6 +42,21 @@ impl Attributes {
         self.end(start);
     }
 
+    /// Bytes that are no attribute.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.0.extend(bytes);
+    }
+
+    /// How many bytes there are.
+    pub fn length(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The bytes that are there.
+    pub fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
     /// All of them, as they are sent.
     pub fn finish(self) -> Vec<u8> {
         self.0

@@ -26,6 +26,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::attributes::Attributes;
 use super::lingering;
 use crate::net::netlink::{Refused, errno, refused};
 
@@ -34,6 +35,13 @@ const RECEIVE: usize = 32 * 1024;
 
 /// How often a dump that raced with a change is repeated before it is an error.
 const DUMP_TRIES: u32 = 100;
+
+/// `struct nlmsghdr`, with which every message begins, and where it has the length, the flags
+/// and the sequence number.
+const NETLINK_HEADER: usize = 16;
+const LENGTH: usize = 0;
+const FLAGS: usize = 6;
+const SEQUENCE: usize = 8;
 
 /// `struct nfgenmsg`, which precedes the attributes of every message.
 const HEADER: usize = 4;
@@ -53,6 +61,90 @@ pub struct Socket {
 pub struct BatchRefused {
     pub message: Option<usize>,
     pub cause: Refused,
+}
+
+/// Changes of a subsystem that are written where they will be sent from. The crates' types
+/// take longer for thousands of them than the kernel.
+#[derive(Debug)]
+pub struct Batch {
+    subsystem: NetfilterSubsystem,
+    messages: Attributes,
+    /// Where the last of them begins, and how many there are.
+    last: usize,
+    count: u32,
+}
+
+impl Batch {
+    /// One without changes.
+    pub fn new(subsystem: NetfilterSubsystem) -> Self {
+        let mut batch = Self {
+            subsystem,
+            messages: Attributes::default(),
+            last: 0,
+            count: 0,
+        };
+        batch.control(&ControlMessage::BatchBegin);
+        batch
+    }
+
+    /// Adds the change `kind` of an object of `family` (`NFPROTO_…`), with attributes that
+    /// `fill` adds behind what is there; nothing where it answers `None`.
+    pub fn add(
+        &mut self,
+        kind: u8,
+        flags: u16,
+        family: u8,
+        fill: impl FnOnce(&mut Attributes) -> Option<()>,
+    ) -> Option<()> {
+        self.count += 1;
+        let kind = u16::from_be_bytes([self.subsystem.into(), kind]);
+        self.write(kind, flags, [family, 0, 0, 0], fill)
+    }
+
+    /// Adds what is said of all changes.
+    fn control(&mut self, message: &ControlMessage) {
+        let kind = u8::from(message.message_type()).into();
+        let about = [0, 0, 0, self.subsystem.into()];
+        self.write(kind, 0, about, |_| Some(()));
+    }
+
+    /// Adds a message.
+    fn write(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        about: [u8; HEADER],
+        fill: impl FnOnce(&mut Attributes) -> Option<()>,
+    ) -> Option<()> {
+        let flags = (NLM_F_REQUEST | flags).to_ne_bytes();
+        let mut header = [0; NETLINK_HEADER + HEADER];
+        let parts: [(usize, &[u8]); 3] = [
+            (FLAGS - 2, &kind.to_ne_bytes()),
+            (FLAGS, &flags),
+            (NETLINK_HEADER, &about),
+        ];
+        for (at, part) in parts {
+            put(&mut header, at, part);
+        }
+        let start = self.messages.length();
+        self.messages.raw(&header);
+        fill(&mut self.messages)?;
+        let length = u32::try_from(self.messages.length() - start).ok()?;
+        put(
+            self.messages.as_mut(),
+            start + LENGTH,
+            &length.to_ne_bytes(),
+        );
+        self.last = start;
+        Some(())
+    }
+}
+
+/// Puts `part` at its place.
+fn put(bytes: &mut [u8], at: usize, part: &[u8]) {
+    if let Some(place) = bytes.get_mut(at..at + part.len()) {
+        place.copy_from_slice(part);
+    }
 }
 
 /// An answer as it came: its attributes are read by who knows their meaning. Rules hold
@@ -212,6 +304,38 @@ impl Socket {
         }
         messages.push(control(ControlMessage::BatchEnd));
         let first = self.send(messages)?;
+        self.committed(first, count)
+    }
+
+    /// As [`Socket::batch`], whatever has changed.
+    ///
+    /// # Errors
+    /// As [`Socket::batch`].
+    pub fn commit(&self, mut batch: Batch) -> Result<std::result::Result<(), BatchRefused>> {
+        let last = batch.last;
+        batch.control(&ControlMessage::BatchEnd);
+        let mut bytes = batch.messages.finish();
+        let first = self.sequence.get().wrapping_add(1);
+        let mut start = 0;
+        while let Some(length) = bytes.get(start..start + FLAGS - 2) {
+            let length = u32::from_ne_bytes(length.try_into()?);
+            let sequence = self.sequence.get().wrapping_add(1);
+            self.sequence.set(sequence);
+            put(&mut bytes, start + SEQUENCE, &sequence.to_ne_bytes());
+            if start == last
+                && let Some([low, high]) = bytes.get_mut(start + FLAGS..start + FLAGS + 2)
+            {
+                let flags = u16::from_ne_bytes([*low, *high]) | NLM_F_ACK;
+                [*low, *high] = flags.to_ne_bytes();
+            }
+            start += usize::try_from(length)?.max(NETLINK_HEADER);
+        }
+        self.send_bytes(&bytes)?;
+        self.committed(first, batch.count)
+    }
+
+    /// What the kernel said to a batch of so many changes, whose `first` message is its beginning.
+    fn committed(&self, first: u32, count: u32) -> Result<std::result::Result<(), BatchRefused>> {
         let mut failure = None;
         let end = self.receive(|answer| {
             let place = answer.header.sequence_number.wrapping_sub(first);
@@ -284,10 +408,15 @@ impl Socket {
             bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
             message.serialize(bytes.get_mut(start..).unwrap_or_default());
         }
-        self.make_room(bytes.len());
-        let sent = self.socket.send(&bytes, 0);
-        sent.with_context(|| format!("send {} bytes to netfilter", bytes.len()))?;
+        self.send_bytes(&bytes)?;
         Ok(first)
+    }
+
+    fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
+        self.make_room(bytes.len());
+        let sent = self.socket.send(bytes, 0);
+        sent.with_context(|| format!("send {} bytes to netfilter", bytes.len()))?;
+        Ok(())
     }
 
     /// Makes the send buffer hold a message of `bytes`: a batch cannot be split.

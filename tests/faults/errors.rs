@@ -267,7 +267,8 @@ fn del_of_bridge() {
     at_every_call("nftables", "bridge", "DEL");
 }
 
-/// Invariant: as with nftables, when programs cannot be run.
+/// Invariant: as with nftables, when what is for programs fails: beside a container that is
+/// alive none of the nft variant is run, but there is a thread for one of the families.
 #[test]
 fn bridge_with_iptables() {
     for command in ["ADD", "DEL"] {

@@ -281,7 +281,7 @@ fn programs_run_for_a_container() {
     on_every_backend(|lab| {
         let expected = match lab.backend {
             "nftables" => [("c0", "add", 0), ("c1", "add", 0), ("c1", "del", 0)],
-            "iptables-nft" => [("c0", "add", 6), ("c1", "add", 4), ("c1", "del", 0)],
+            "iptables-nft" => [("c0", "add", 6), ("c1", "add", 0), ("c1", "del", 0)],
             _ => [("c0", "add", 8), ("c1", "add", 4), ("c1", "del", 8)],
         };
         for (name, command, programs) in expected {

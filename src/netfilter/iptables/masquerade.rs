@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::owned::{Kind, comment, is_owned, private_chain, remove_chain};
 use super::rule::{Rule, Script, Table};
 use super::tool::Family;
-use crate::netfilter::nftables::PrivateChain;
+use crate::netfilter::nftables::{Addition, PrivateChain};
 use crate::netfilter::{Known, Owner};
 
 /// Nothing stands in front of the comment.
@@ -94,17 +94,19 @@ impl Rules {
 
     /// Adds everything. Refused when the container's chain is there already. Exemptions are
     /// inserted: whatever else happens to the chain, they stand in front.
+    pub fn addition(&self) -> Addition<'_> {
+        Addition {
+            needed: Vec::new(),
+            chain: &self.chain,
+            appended: [&self.masquerade].into_iter().chain(&self.jumps).collect(),
+            listed: None,
+            inserted: self.exempt.iter().rev().collect(),
+        }
+    }
+
+    /// As [`Rules::addition`], for the tools.
     pub fn add(&self) -> Script {
-        let mut script = Script::default();
-        script.create_chain(&self.chain);
-        script.append(&self.masquerade);
-        for rule in self.exempt.iter().rev() {
-            script.insert(rule);
-        }
-        for rule in &self.jumps {
-            script.append(rule);
-        }
-        script
+        Script::adding(&self.addition())
     }
 
     /// Adds what is missing in `table`. Whatever else the chain holds stays: another

@@ -7,8 +7,8 @@
 //! node, and for removing mappings that the runtime does not remember, whose ports must be
 //! looked up. Two processes then.
 //!
-//! What the tools of the nft variant have made is removed without them in the usual case: no
-//! process at all.
+//! What the tools of the nft variant would make is added, and what they have made removed,
+//! without them in the usual case: no process at all.
 //!
 //! No library serves the look-ups: those there are run one process for each question.
 
@@ -41,7 +41,8 @@ use crate::log;
 use crate::net::link;
 use crate::net::netlink::Netlink;
 use owned::Kind;
-use rule::{Rule, Script, Table, TableName};
+pub use rule::Rule;
+use rule::{Script, Table, TableName};
 use tool::{Family, Refusal, Tool, Variant};
 
 /// How long to wait for whoever else changes the tables, in seconds.
@@ -338,7 +339,7 @@ impl Backend for Iptables {
             let rules = masquerade::Rules::new(owner, *family, addresses);
             let tool = self.usual_tool(*family)?;
             // Refused for the second attachment of a container to the same network.
-            if tool.restore(&rules.add())?.is_ok() {
+            if tool.add(&rules.addition())?.is_ok() {
                 return Ok(());
             }
             let _alone = tool.exclude_others()?;
@@ -392,8 +393,15 @@ impl Backend for Iptables {
         let made = at_once(&rules, |(family, rules)| {
             let tool = self.usual_tool(*family)?;
             let mut found = Vec::new();
+            let add = || {
+                if rules.has_conditions() {
+                    tool.restore(&rules.add())
+                } else {
+                    tool.add(&rules.addition())
+                }
+            };
             if tool.may_have(port_maps::DNAT)
-                && let Ok(listed) = tool.restore(&rules.add())?
+                && let Ok(listed) = add()?
             {
                 found = rules.conflicts(&listed);
                 // The others' mappings are in chains of their own. When these cannot be

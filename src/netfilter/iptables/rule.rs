@@ -8,14 +8,19 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
+use crate::netfilter::nftables::Addition;
+
 /// One rule: a chain and the arguments behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
+    /// Its name.
     pub chain: String,
+    /// As `iptables-save` has them.
     pub args: Vec<Cow<'static, str>>,
 }
 
 impl Rule {
+    /// The rule of `chain` with these arguments.
     pub fn new<A: AsRef<str>>(chain: &str, args: impl IntoIterator<Item = A>) -> Self {
         Self {
             chain: chain.to_owned(),
@@ -171,6 +176,25 @@ impl Script {
             table,
             ..Self::default()
         }
+    }
+
+    /// One that does this, and prints the chain that is to be listed.
+    pub fn adding(addition: &Addition<'_>) -> Self {
+        let mut script = Self::default();
+        for rule in &addition.needed {
+            script.assert(rule);
+        }
+        script.create_chain(addition.chain);
+        for rule in &addition.appended {
+            script.append(rule);
+        }
+        if let Some(chain) = addition.listed {
+            script.list_chain(chain);
+        }
+        for rule in &addition.inserted {
+            script.insert(rule);
+        }
+        script
     }
 
     /// Fails unless the rule exists.

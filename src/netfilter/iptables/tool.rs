@@ -1,5 +1,6 @@
 //! Running `iptables-save` and `iptables-restore`.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use super::rule::{Rule, Script, Table, TableName};
 use crate::cni::error::{Code, detailed};
 use crate::fsutil::Lock;
 use crate::net::section;
-use crate::netfilter::nftables;
+use crate::netfilter::nftables::{self, Addition};
 
 /// Address families, each with tools and tables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -238,6 +239,22 @@ impl Tool {
             ));
         }
         Ok(Err(Refusal(stderr)))
+    }
+
+    /// As [`Tool::restore`] of the [`Script`] that is `adding` it, without a process in the
+    /// usual case of the nft variant.
+    ///
+    /// # Errors
+    /// As [`Tool::restore`].
+    pub fn add(&self, added: &Addition<'_>) -> Result<std::result::Result<Table, Refusal>> {
+        if self.variant == Variant::Nft
+            // What is wrong, the tool will say.
+            && let Ok(Some(rules)) = added.make(self.family.nft())
+        {
+            let chains = BTreeSet::new();
+            return Ok(Ok(Table { chains, rules }));
+        }
+        self.restore(&Script::adding(added))
     }
 
     fn run(&self, program: &Path, args: &[&str], stdin: &str) -> Result<Output> {

@@ -93,6 +93,19 @@ impl Encoder {
         }
     }
 
+    /// None yet, for a table of `family`, behind what is in `list`.
+    pub fn behind(family: Family, list: Attributes) -> Self {
+        Self {
+            list,
+            ..Self::new(family)
+        }
+    }
+
+    /// The list with all of them.
+    pub fn into_list(self) -> Attributes {
+        self.list
+    }
+
     /// All of them, as a rule has them.
     pub fn finish(self) -> Vec<u8> {
         self.list.finish()
@@ -291,7 +304,8 @@ fn nfproto(address: IpAddr) -> u8 {
     if address.is_ipv4() { IPV4 } else { IPV6 }
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+/// The address as packets have it.
+pub fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().into(),
         IpAddr::V6(address) => address.octets().into(),

@@ -5,6 +5,7 @@
 //! it must know of them (a repeated one replaces its rules instead of doubling them) it
 //! asks a registry of our own, in that transaction. DEL finds its rules by their comment.
 
+mod addition;
 mod condition;
 mod decode;
 mod expression;
@@ -30,6 +31,7 @@ mod spoof_check;
 pub mod tracing;
 mod transaction;
 mod was_off;
+mod xtables;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -38,6 +40,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 use ipnet::IpNet;
 
+pub use self::addition::Addition;
 pub use self::condition::UNDERSTOOD;
 pub use self::identity::Tag;
 pub use self::lookup::{chains, has_chain, has_rules, is_usable};

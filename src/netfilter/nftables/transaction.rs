@@ -31,7 +31,7 @@ const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// `NFTA_RULE_EXPRESSIONS`.
-const EXPRESSIONS: u16 = 4;
+pub const EXPRESSIONS: u16 = 4;
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,11 +5,12 @@
 )]
 
 mod masquerade;
+mod native;
 mod port_maps;
 mod reference;
 mod together;
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
 use super::*;
@@ -57,6 +58,26 @@ impl Node {
             .unwrap();
         assert!(output.status.success(), "{command}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The backend, in the nft variant with tools that do nothing but fail: nobody runs them.
+    fn without_tools(&self) -> Iptables {
+        if self.variant == "legacy" {
+            return self.iptables.clone();
+        }
+        let dir = self.bin.path().join("none");
+        if !dir.exists() {
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("xtables-nft"), "#!/bin/sh\nexit 1\n").unwrap();
+            let executable = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(dir.join("xtables-nft"), executable).unwrap();
+            for command in ["iptables", "ip6tables"] {
+                for suffix in ["-save", "-restore"] {
+                    symlink("xtables-nft", dir.join(format!("{command}{suffix}"))).unwrap();
+                }
+            }
+        }
+        Iptables::new(dir.into())
     }
 
     fn path(&self) -> String {

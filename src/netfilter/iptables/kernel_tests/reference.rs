@@ -60,7 +60,7 @@ fn the_reference_and_we_masquerade_alike() {
             .remove_masquerade(&owner("c1"), &Known::own(&dual().addresses))
             .unwrap();
         assert_eq!(node.private(), [""; 0]);
-        node.iptables
+        node.without_tools()
             .ensure_masquerade(&owner("c1"), &dual())
             .unwrap();
         assert_eq!(node.private(), theirs);
@@ -73,7 +73,7 @@ fn the_reference_and_we_masquerade_alike() {
 fn the_reference_and_we_map_ports_alike() {
     on_both_variants(|node| {
         node.sh("mkdir -p /run/netns && ip netns add c1");
-        let config = json!({
+        let mut config = json!({
             "cniVersion": "1.0.0", "name": "net1", "type": "portmap",
             "capabilities": {"portMappings": true},
             "conditionsV4": ["!", "-d", "192.0.2.1"],
@@ -96,7 +96,7 @@ fn the_reference_and_we_map_ports_alike() {
             host_port,
             container_port,
         };
-        let maps = PortMaps {
+        let mut maps = PortMaps {
             mappings: vec![
                 mapping(Protocol::Tcp, None, 8080, 80),
                 mapping(Protocol::Udp, None, 53, 5353),
@@ -106,26 +106,38 @@ fn the_reference_and_we_map_ports_alike() {
             conditions_v4: vec!["!".into(), "-d".into(), "192.0.2.1".into()],
             ..dual_maps(&[])
         };
-        reference(node, "portmap", "ADD", &config);
-        let theirs = node.saved();
-        node.iptables.check_port_maps(&owner("c1"), &maps).unwrap();
-        node.iptables
-            .remove_port_maps(&owner("c1"), &Known::NOTHING)
-            .unwrap();
-        assert_eq!(node.private(), [""; 0]);
-        node.sh("iptables -t nat -F; iptables -t nat -X; ip6tables -t nat -F; ip6tables -t nat -X");
-        node.iptables.ensure_port_maps(&owner("c1"), &maps).unwrap();
-        assert_eq!(node.saved(), theirs);
-        // That version compares both families with the rules of one of them, and does not
-        // find its own either: ask for IPv4 alone.
-        let mut v4 = config.clone();
-        v4["prevResult"]["ips"].as_array_mut().unwrap().pop();
-        let only_v4 = tempfile::tempdir().unwrap();
-        let tool = format!("{SBIN}/iptables-{}", node.variant);
-        symlink(tool, only_v4.path().join("iptables")).unwrap();
-        let path = only_v4.path().to_str().unwrap();
-        call_reference(node, path, "portmap", "CHECK", &v4);
-        reference(node, "portmap", "DEL", &config);
-        assert_eq!(node.private(), [""; 0]);
+        for has_conditions in [true, false] {
+            if !has_conditions {
+                config.as_object_mut().unwrap().remove("conditionsV4");
+                maps.conditions_v4.clear();
+            }
+            reference(node, "portmap", "ADD", &config);
+            let theirs = node.saved();
+            node.iptables.check_port_maps(&owner("c1"), &maps).unwrap();
+            node.iptables
+                .remove_port_maps(&owner("c1"), &Known::NOTHING)
+                .unwrap();
+            assert_eq!(node.private(), [""; 0]);
+            if has_conditions {
+                let flush = "iptables -t nat -F; iptables -t nat -X; ip6tables -t nat -F; ip6tables -t nat -X";
+                node.sh(flush);
+                node.iptables.ensure_port_maps(&owner("c1"), &maps).unwrap();
+            } else {
+                let backend = node.without_tools();
+                backend.ensure_port_maps(&owner("c1"), &maps).unwrap();
+            }
+            assert_eq!(node.saved(), theirs);
+            // That version compares both families with the rules of one of them, and does not
+            // find its own either: ask for IPv4 alone.
+            let mut v4 = config.clone();
+            v4["prevResult"]["ips"].as_array_mut().unwrap().pop();
+            let only_v4 = tempfile::tempdir().unwrap();
+            let tool = format!("{SBIN}/iptables-{}", node.variant);
+            symlink(tool, only_v4.path().join("iptables")).unwrap();
+            let path = only_v4.path().to_str().unwrap();
+            call_reference(node, path, "portmap", "CHECK", &v4);
+            reference(node, "portmap", "DEL", &config);
+            assert_eq!(node.private(), [""; 0]);
+        }
     });
 }

@@ -13,7 +13,7 @@ use super::owned::{self, Kind, comment, is_owned, is_private, remove_chain};
 use super::rule::{Rule, Script, Table};
 use super::tool::Family;
 use crate::cni::error::{Code, coded, detailed};
-use crate::netfilter::nftables::PrivateChain;
+use crate::netfilter::nftables::{Addition, PrivateChain};
 use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
 
 /// Private chains hold mappings.
@@ -133,16 +133,25 @@ impl Rules {
 
     /// Adds what is the container's own and prints the other entries. Refused when
     /// something shared is missing, or the container's chain is there already.
-    pub fn add(&self) -> Script {
-        let mut script = Script::default();
-        for rule in self.jumps.iter().chain(&self.marks) {
-            script.assert(rule);
+    pub fn addition(&self) -> Addition<'_> {
+        Addition {
+            needed: self.jumps.iter().chain(&self.marks).collect(),
+            chain: &self.chain,
+            appended: self.mappings.iter().collect(),
+            // Who had the ports; where nobody wants to know, nothing is looked at.
+            listed: Some(DNAT).filter(|_| !self.ports.is_empty()),
+            inserted: self.entering().collect(),
         }
-        script.create_chain(&self.chain);
-        self.fill(&mut script);
-        script.list_chain(DNAT);
-        self.enter(&mut script);
-        script
+    }
+
+    /// As [`Rules::addition`], for the tools.
+    pub fn add(&self) -> Script {
+        Script::adding(&self.addition())
+    }
+
+    /// Whether there are words of the operator's in the rules, which only the tools read.
+    pub fn has_conditions(&self) -> bool {
+        self.conditions.is_some()
     }
 
     /// Adds what is missing in `table`, and replaces what leads to this address. Mappings
@@ -204,11 +213,12 @@ impl Rules {
         } else {
             script.create_chain(&self.chain);
         }
-        self.fill(&mut script);
-        for rule in kept {
+        for rule in self.mappings.iter().chain(kept) {
             script.append(rule);
         }
-        self.enter(&mut script);
+        for rule in self.entering() {
+            script.insert(rule);
+        }
         Ok(script)
     }
 
@@ -224,17 +234,9 @@ impl Rules {
         }
     }
 
-    fn fill(&self, script: &mut Script) {
-        for rule in &self.mappings {
-            script.append(rule);
-        }
-    }
-
-    /// In front of older ones, so that the newest owner of a port has it.
-    fn enter(&self, script: &mut Script) {
-        for rule in self.entries.iter().rev() {
-            script.insert(rule);
-        }
+    /// Rules to be inserted in front of older ones, so that the newest owner of a port has it.
+    fn entering(&self) -> impl Iterator<Item = &Rule> {
+        self.entries.iter().rev()
     }
 }
 
