@@ -62,7 +62,8 @@ test-e2e: test-packages e2e-packages nextest build
 ## install work on files and processes, and show the same on any kernel.
 test-vm: test-packages vm-packages nextest build
 	@mkdir -p $(TARGET_DIR)/vm
-	$(CARGO) nextest archive --locked $(foreach test,$(VM_TESTS),--test $(test)) --archive-file $(TARGET_DIR)/vm/tests.tar.zst
+	$(CARGO) nextest list --locked $(foreach test,$(VM_TESTS),--test $(test)) --list-type binaries-only --message-format json >$(TARGET_DIR)/vm/binaries.json
+	$(CARGO) metadata --locked --format-version 1 >$(TARGET_DIR)/vm/metadata.json
 	sh tests/vm/boot.sh $(abspath $(TARGET_DIR))/vm $(abspath $(BINARY))
 VM_TESTS := vlan bridge ptp loopback portmap tuning bandwidth firewall flannel static gc security restricted conf
 

@@ -1,23 +1,34 @@
 #!/bin/sh
-# guest.sh DIR NEXTEST: inside the virtual machine that boot.sh starts. Runs the tests in
-# DIR/tests.tar.zst with DIR/cnibox; leaves their output and exit status in DIR/out.
+# guest.sh DIR NEXTEST: inside the virtual machine that boot.sh starts. Runs the tests that
+# DIR/binaries.json lists with DIR/cnibox; leaves their output and exit status in DIR/out.
 set -eu
-dir=$1 nextest=$2
+dir=$1 nextest=$2 stage=${3:-}
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-# The guest's disk is a slow one: what runs often is copied to memory.
-mount -t tmpfs tmpfs /mnt
-mkdir /mnt/bin /mnt/lib
+
+# The host's files once more, which this kernel keeps in memory once it has read them: where
+# virtme-ng mounts them, each program that starts is read anew. They become the root.
+if [ "$stage" = "" ]; then
+    # What nodes of Kubernetes have loaded, and what the programs of iptables would look for in
+    # /lib/modules, which is not this kernel's there.
+    modprobe -a br_netfilter nf_conntrack ip_tables iptable_filter iptable_nat ip6_tables ip6table_filter ip6table_nat
+    exec unshare --mount sh "$0" "$dir" "$nextest" root
+fi
+if [ "$stage" = root ]; then
+    here=$PWD
+    mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=524288 host /mnt
+    for place in /mnt /run /var/lib; do mount -t tmpfs tmpfs "/mnt$place"; done
+    for place in /proc /sys /dev "$dir/out"; do mount --rbind "$place" "/mnt$place"; done
+    cd /mnt
+    mount --move . /
+    # shellcheck disable=SC2016 # for the inner shell
+    exec chroot . sh -c 'cd "$1" && exec sh tests/vm/guest.sh "$2" "$3" run' sh "$here" "$dir" "$nextest"
+fi
+
 cp "$dir/cnibox" "$nextest" /mnt
-for tool in sh ip ping bridge tcpdump nft; do
-    file=$(command -v "$tool")
-    cp -L "$file" /mnt/bin
-    # shellcheck disable=SC2046 # a list of files
-    cp -L $(ldd "$file" | grep -o '/[^ ]*') /mnt/lib
-done
-export PATH=/mnt/bin:$PATH LD_LIBRARY_PATH=/mnt/lib
 status=0
-CNIBOX=/mnt/cnibox NEXTEST_HIDE_PROGRESS_BAR=1 /mnt/cargo-nextest nextest run \
-    --archive-file "$dir/tests.tar.zst" --extract-to /mnt --workspace-remap "$PWD" \
+# Without double spawn: nextest would start itself for each test, and that takes a while here.
+TMPDIR=/mnt CNIBOX=/mnt/cnibox NEXTEST_HIDE_PROGRESS_BAR=1 NEXTEST_DOUBLE_SPAWN=0 \
+    /mnt/cargo-nextest nextest run --binaries-metadata "$dir/binaries.json" --cargo-metadata "$dir/metadata.json" \
     --profile vm --run-ignored all --color never >"$dir/out/log" 2>&1 || status=$?
 uname -sr >>"$dir/out/log"
 echo "$status" >"$dir/out/status"
