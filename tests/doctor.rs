@@ -6,6 +6,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
+    clippy::print_stderr,
     reason = "a test that cannot do its work says so by panicking; doors are for the product"
 )]
 
@@ -13,7 +14,7 @@ mod common;
 
 use std::fs;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::network::Network;
@@ -80,7 +81,13 @@ impl Lab {
     /// Answers the line that told it, or what went wrong.
     fn suffer(&self, fault: &Fault) -> Result<String, String> {
         let fill = |text: &str| {
+            let other = match self.backend.as_str() {
+                "iptables-nft" => "iptables-legacy",
+                _ => "iptables-nft",
+            };
             text.replace("END1", &self.end)
+                .replace("IPT", &self.backend)
+                .replace("OTHER", other)
                 .replace("CONF", self.conf.to_str().unwrap())
                 .replace("BIN", self.node.bin.to_str().unwrap())
         };
@@ -132,7 +139,8 @@ impl Lab {
                 }
                 done_already.push(mend);
                 // Behind the system's: a plugin is called `bridge` too.
-                let path = format!("/usr/sbin:/usr/bin:/sbin:/bin:{}", self.node.bin.display());
+                let (tools, bin) = (&self.path, self.node.bin.display());
+                let path = format!("{tools}:/usr/sbin:/usr/bin:/sbin:/bin:{bin}");
                 let mut command = Command::new("sh");
                 command
                     .args(["-c", mend])
@@ -153,7 +161,7 @@ impl Lab {
 struct Fault {
     name: &'static str,
     /// What does it. `END1` is the host's end of container c1, `CONF` the directory of
-    /// configurations.
+    /// configurations, `IPT` the node's variant of iptables and `OTHER` the other one.
     inject: &'static str,
     /// What `doctor` prints.
     line: &'static str,
@@ -660,6 +668,21 @@ const OF_THE_RULES: &[Fault] = &[
         "error: port 8081/tcp: no rule leads it to container c1",
     ),
     told(
+        "the way to port maps flushed",
+        "nft flush chain ip cni_hostport prerouting",
+        "error: port 8081/udp: no chain leads what comes from outside to chain hostports, which has its rule for container c1",
+    ),
+    told(
+        "the way to port maps flushed for the host",
+        "nft flush chain ip6 cni_hostport output",
+        "error: port 8081/tcp: no chain leads what the host itself sends there to chain hostports",
+    ),
+    told(
+        "the way to masquerading flushed",
+        "nft flush chain inet cni_plugins_masquerade postrouting",
+        "error: container c1: no packet comes to the rule that masquerades 10.9.0.2",
+    ),
+    told(
         "a rule that drops the subnet",
         "nft add table inet fw && nft 'add chain inet fw f { type filter hook forward priority 0; }' && \
          nft add rule inet fw f ip saddr 10.9.0.0/29 drop",
@@ -706,6 +729,184 @@ const OF_THE_RULES: &[Fault] = &[
 #[test]
 fn faults_of_the_rules_are_told_and_mended() {
     suffer_all(&Lab::new(None, "nftables"), OF_THE_RULES, "3-rules");
+}
+
+/// Rules of others, at every hook.
+const OF_OTHERS: &[Fault] = &[
+    told(
+        "what lets pass only what answers",
+        "iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT && iptables-nft -A FORWARD -i br1 -j DROP",
+        "of chain ip filter FORWARD drops what container c1 sends to the outside (10.9.0.2)",
+    ),
+    told(
+        "a set of addresses that are dropped",
+        "iptables-nft -F FORWARD && nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 0; }; \
+         add set inet fw s { type ipv4_addr; flags interval; elements = { 10.8.0.0-10.8.255.255, 10.9.0.0/30 }; }; \
+         add rule inet fw f ip saddr @s drop'",
+        "of chain inet fw f drops what container c1 sends to the outside (10.9.0.2)",
+    ),
+    told(
+        "a verdict for an address and a port",
+        "nft add rule inet fw f ip daddr . tcp dport vmap '{ 10.9.0.2 . 80 : drop, 10.9.0.7 . 80 : accept }'",
+        "of chain inet fw f drops what comes for the published ports of container c1 (10.9.0.2)",
+    ),
+    mended(
+        "a policy, and verdicts by state",
+        "nft 'add chain inet fw p { type filter hook forward priority 5; policy drop; }' && \
+         nft add rule inet fw p ct state vmap '{ established : accept, related : accept, invalid : drop }'",
+        "error: host: the policy of chain inet fw p drops what container c1 sends to the outside (10.9.0.2)",
+        "nft delete chain inet fw p",
+    ),
+    told(
+        "a policy before routing",
+        "nft 'add chain inet fw y { type filter hook prerouting priority 5; policy drop; }' && nft add rule inet fw y iifname up0 accept",
+        "error: host: the policy of chain inet fw y drops what container c1 sends to the outside (10.9.0.2)",
+    ),
+    told(
+        "dropped before it is routed",
+        "nft 'add chain inet fw r { type filter hook prerouting priority raw; }' && nft add rule inet fw r iif br1 drop",
+        "of chain inet fw r drops what container c1 sends to the outside (10.9.0.2)",
+    ),
+    told(
+        "dropped as it comes for a published port",
+        "nft add rule inet fw r iifname up0 tcp dport 8081 drop",
+        "of chain inet fw r drops what comes for the published ports of container c1 (10.9.0.2)",
+    ),
+    told(
+        "the container's port closed",
+        "nft add rule inet fw f ip daddr 10.9.0.2 tcp dport 80-90 drop",
+        "of chain inet fw f drops what comes for the published ports of container c1 (10.9.0.2)",
+    ),
+    told(
+        "dropped after it is routed",
+        "nft 'add chain inet fw o { type filter hook postrouting priority 0; }' && nft add rule inet fw o oifname up* ip saddr 10.9.0.0/29 drop",
+        "of chain inet fw o drops what container c1 sends to the outside (10.9.0.2)",
+    ),
+    told(
+        "dropped as it comes from the bridge",
+        "nft 'add table bridge fw; add chain bridge fw i { type filter hook input priority 0; }' && nft add rule bridge fw i iifname END1 drop",
+        "of chain bridge fw i drops what container c1 sends to the outside (10.9.0.2)",
+    ),
+    told(
+        "dropped between neighbours",
+        "nft 'add chain bridge fw f { type filter hook forward priority 0; }' && nft add rule bridge fw f ip saddr 10.9.0.2 drop",
+        "of chain bridge fw f drops what container c1 sends to others on br1 (10.9.0.2)",
+    ),
+    told(
+        "frames between neighbours taken through the rules for packets",
+        "sysctl -qw net.bridge.bridge-nf-call-iptables=1 && nft add rule inet fw f iifname br1 oifname br1 drop",
+        "drops what container c1 sends to others on br1, as net.bridge.bridge-nf-call-iptables is 1 (10.9.0.2)",
+    ),
+    mended(
+        "dropped as it comes from the device",
+        "nft \"add table netdev fw; add chain netdev fw i { type filter hook ingress device END1 priority 0; policy drop; }\"",
+        "error: host: the policy of chain netdev fw i drops what container c1 sends to the outside (10.9.0.2)",
+        "nft delete chain netdev fw i",
+    ),
+    told(
+        "dropped as it goes to the device",
+        "nft \"add chain netdev fw e { type filter hook egress device END1 priority 0; }\" && nft add rule netdev fw e ip daddr 10.9.0.2 counter drop",
+        "of chain netdev fw e drops what comes for the published ports of container c1 (10.9.0.2)",
+    ),
+    told(
+        "dropped in the container",
+        "ip netns exec c1 iptables-nft -A INPUT -m conntrack --ctstate NEW -j DROP",
+        "of chain ip filter INPUT drops what comes for the published ports of container c1 (10.9.0.2)",
+    ),
+    told(
+        "policy DROP in the container",
+        "ip netns exec c1 iptables-nft -P OUTPUT DROP",
+        "warning: container c1: inside, the policy of chain ip filter OUTPUT drops what container c1 sends to the outside",
+    ),
+    told(
+        "a published port led elsewhere",
+        "nft 'add table ip x; add chain ip x p { type nat hook prerouting priority -150; }; add rule ip x p tcp dport 8081 dnat to 192.0.2.7:99'",
+        "error: port 8081/tcp: the rule with handle 2 of chain ip x p leads what comes from outside to 192.0.2.7, and not to container c1",
+    ),
+    told(
+        "a published port led elsewhere on the host",
+        "nft 'add chain ip x o { type nat hook output priority -150; }; add rule ip x o udp dport 8081 redirect to :99'",
+        "of chain ip x o leads what the host itself sends there to the host itself, and not to container c1",
+    ),
+    mended(
+        "another source than the host's",
+        "nft 'add chain ip x s { type nat hook postrouting priority 50; }; add rule ip x s ip saddr 10.9.0.0/29 snat to 203.0.113.9'",
+        "of chain ip x s gives what container c1 sends to the outside (10.9.0.2) the address 203.0.113.9",
+        "nft delete table ip x",
+    ),
+];
+
+#[test]
+fn rules_of_others_are_told_at_every_hook() {
+    suffer_all(&Lab::new(None, "nftables"), OF_OTHERS, "6-others");
+}
+
+/// On a node of one variant of iptables.
+const OF_IPTABLES: &[Fault] = &[
+    mended(
+        "policy DROP of iptables",
+        "IPT -P FORWARD DROP",
+        "filter FORWARD drops what container c1 sends to the outside (10.9.0.2)",
+        "IPT -P FORWARD ACCEPT",
+    ),
+    told(
+        "a rule of iptables that drops what comes for a container",
+        "IPT -A FORWARD -p tcp -j ACCEPT && IPT -A FORWARD -d 10.9.0.0/24 -p udp -m multiport --dports 50:60 -j DROP",
+        "filter FORWARD drops what comes for the published ports of container c1 (10.9.0.2)",
+    ),
+    told(
+        "a rule of table raw",
+        "IPT -t raw -A PREROUTING -i up0 -m addrtype --dst-type LOCAL -p tcp --dport 8081 -j DROP",
+        "raw PREROUTING drops what comes for the published ports of container c1 (10.9.0.2)",
+    ),
+    told(
+        "the way to CNI-HOSTPORT-DNAT flushed",
+        "IPT -t nat -F PREROUTING",
+        "error: port 8081/tcp: no chain leads what comes from outside to chain CNI-HOSTPORT-DNAT, which has its rule for container c1",
+    ),
+    told(
+        "another DNAT in front",
+        "IPT -t nat -I PREROUTING -p tcp --dport 8081 -j DNAT --to-destination 192.0.2.7:99",
+        "nat PREROUTING leads what comes from outside to 192.0.2.7, and not to container c1",
+    ),
+    told(
+        "another SNAT in front",
+        "IPT -t nat -I POSTROUTING -s 10.9.0.2 -j SNAT --to-source 203.0.113.9",
+        "nat POSTROUTING gives what container c1 sends to the outside (10.9.0.2) the address 203.0.113.9",
+    ),
+    told(
+        "no masquerading for the subnet",
+        "IPT -t nat -I POSTROUTING -s 10.9.0.0/29 -j ACCEPT",
+        "nat POSTROUTING lets what container c1 sends to the outside (10.9.0.2) pass before it is masqueraded",
+    ),
+    mended(
+        "both variants of iptables",
+        "OTHER -A FORWARD -j ACCEPT",
+        "warning: host: both variants of iptables have rules: iptables-legacy ",
+        "OTHER -F FORWARD",
+    ),
+];
+
+#[test]
+fn faults_of_both_variants_of_iptables_are_told_and_mended() {
+    for backend in ["iptables-nft", "iptables-legacy"] {
+        let test = || {
+            let mut lab = Lab::new(None, backend);
+            // Where both are in use, both can be looked at.
+            lab.network.path += ":/usr/sbin";
+            suffer_all(&lab, OF_IPTABLES, backend);
+        };
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+    }
+}
+
+#[test]
+fn a_table_that_cannot_be_read_is_a_doubt() {
+    let lab = Lab::new(None, "nftables");
+    lab.node.sh("iptables-legacy -P FORWARD DROP");
+    let output = lab.cnitool(&["doctor"]);
+    assert_eq!(output.code, Some(2), "{output:?}");
+    assert!(output.stderr.contains("iptables-legacy-save"), "{output:?}");
 }
 
 #[test]
@@ -789,7 +990,15 @@ fn packets_show_what_nothing_else_does() {
 fn suffer_all(lab: &Lab, faults: &[Fault], table: &str) {
     let mut rows = Vec::new();
     let mut failures = Vec::new();
+    let filters_frames = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists();
     for fault in faults {
+        if fault.inject.contains("bridge-nf-call") && !filters_frames {
+            eprintln!(
+                "not tried: {}, for which this kernel lacks br_netfilter",
+                fault.name
+            );
+            continue;
+        }
         match lab.suffer(fault) {
             Ok(line) => rows.push([fault.name.to_owned(), line]),
             Err(failure) => failures.push(failure),
@@ -864,6 +1073,31 @@ COMMIT
 COMMIT
 ";
 
+/// What a careful operator has on a healthy node: only what is known may pass, marks, and
+/// nothing with a source that is not the host's.
+const HARDENED: &str = "nft 'add table inet hard; \
+     add set inet hard bogons { type ipv4_addr; flags interval; elements = { 198.51.100.0/24, 203.0.113.0/24, 240.0.0.0/4 }; }; \
+     add set inet hard open { type ifname . inet_service; elements = { up0 . 80, up0 . 53 }; }; \
+     add set inet hard ranges { type ipv4_addr . inet_service; flags interval; elements = { 10.9.0.0/24 . 1-100 }; }; \
+     add chain inet hard early { type filter hook prerouting priority raw; }; \
+     add rule inet hard early iifname up0 ip saddr @bogons drop; \
+     add rule inet hard early fib saddr . iif oif missing drop; \
+     add chain inet hard marks { type filter hook prerouting priority mangle; }; \
+     add rule inet hard marks iifname { br1, up0 } meta mark set 0x7; \
+     add chain inet hard forward { type filter hook forward priority -5; policy drop; }; \
+     add rule inet hard forward ct state established,related accept; \
+     add rule inet hard forward meta mark != 0x7 drop; \
+     add rule inet hard forward ip saddr 10.9.0.0/29 limit rate over 9000/second drop; \
+     add rule inet hard forward iifname br1 accept; \
+     add rule inet hard forward meta l4proto { tcp, udp } iifname . th dport != @open drop; \
+     add rule inet hard forward ip protocol tcp ip daddr . tcp dport != @ranges drop; \
+     add rule inet hard forward oifname br1 accept; \
+     add chain inet hard out { type nat hook postrouting priority 90; }; \
+     add rule inet hard out oifname up0 masquerade; \
+     add table netdev hard; \
+     add chain netdev hard e { type filter hook egress device up0 priority 0; }; \
+     add rule netdev hard e ip saddr != 192.0.2.1 drop'";
+
 /// The host is not among those for whom such a port is.
 #[test]
 fn ports_that_are_not_for_everybody_are_no_fault() {
@@ -909,13 +1143,13 @@ fn the_rules_of_others_are_no_fault() {
                  nft add rule inet netavark FORWARD ct state invalid drop && \
                  nft add rule inet netavark FORWARD ip daddr 10.88.0.0/16 drop",
             );
-            // What a map of verdicts says is not followed.
             lab.node.sh(
                 "nft 'add table inet host; add chain inet host ways; \
                  add rule inet host ways iifname vmap { br1 : accept, up0 : accept }; \
                  add chain inet host forward { type filter hook forward priority 10; policy drop; }; \
                  add rule inet host forward ct state vmap { established : accept, untracked : accept, new : jump ways }'",
             );
+            lab.node.sh(HARDENED);
             lab.healthy(backend);
             // Who publishes a port may keep it from others.
             lab.node.sh(&format!(

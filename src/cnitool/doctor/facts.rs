@@ -18,22 +18,30 @@ use crate::net::route::{self, Forwarded, Route};
 use crate::net::sysctl;
 use crate::net::traffic::{self, Discipline};
 use crate::netfilter::conntrack;
-use crate::netfilter::nftables::forwarded::Firewall;
+use crate::netfilter::nftables::walk::Firewall;
 use crate::netfilter::{Mapping, Protocol};
 use crate::runtime::cache;
 use crate::runtime::network::plugin_member;
 use crate::survey::Survey;
 use crate::survey::attachment::View;
 
-/// Addresses that nobody has (RFC 5737, RFC 3849): they stand for the world outside.
-const OUTSIDE: (IpAddr, IpAddr) = (
-    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1)),
-);
+/// Addresses that stand for the world outside: those that nobody has (RFC 5737, RFC 3849), and
+/// others far from them.
+pub const OUTSIDE: [(IpAddr, IpAddr); 2] = [
+    (
+        IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1)),
+    ),
+    (
+        IpAddr::V4(Ipv4Addr::new(77, 2, 3, 4)),
+        IpAddr::V6(Ipv6Addr::new(0x2600, 0, 0, 0, 0, 0, 0, 1)),
+    ),
+];
 
-/// The world outside, for the family of `ip`.
+/// The world outside, for the family of `ip`: an address that nobody has.
 pub fn outside(ip: IpAddr) -> IpAddr {
-    if ip.is_ipv4() { OUTSIDE.0 } else { OUTSIDE.1 }
+    let [(v4, v6), _] = OUTSIDE;
+    if ip.is_ipv4() { v4 } else { v6 }
 }
 
 /// Sysctls of the host that are always read.
@@ -94,6 +102,8 @@ pub struct Inside {
     pub lost_servers: Vec<IpAddr>,
     /// What traffic control does, by the indices of links.
     pub traffic: Vec<(u32, Discipline)>,
+    /// Of a container: its rules, where they could be read.
+    pub firewall: Option<Firewall>,
 }
 
 impl Inside {
@@ -167,7 +177,7 @@ impl<'a> Facts<'a> {
         self.misled = self.misled()?;
         let mut ports = self.views.iter().flat_map(|view| &view.ports);
         let published: BTreeSet<u16> = ports.by_ref().map(|p| p.mapping.host_port).collect();
-        self.firewall = Some(Firewall::read()?);
+        self.firewall = Some(Firewall::read(&mut self.doubts)?);
         self.listeners = listeners();
         self.listeners
             .retain(|listener| published.contains(&listener.port));
@@ -197,6 +207,8 @@ impl<'a> Facts<'a> {
                     let mut found = look_inside(&netlink, &keys, &outsides, &own)?;
                     let is_lost = |ip: &&IpAddr| matches!(route::link_to(&netlink, **ip), Ok(None));
                     found.lost_servers = servers.iter().filter(is_lost).copied().collect();
+                    // What tools it has is its own matter.
+                    found.firewall = Firewall::read(&mut Vec::new()).ok();
                     Ok(found)
                 })
             };
@@ -297,7 +309,7 @@ impl<'a> Facts<'a> {
 }
 
 /// One address of each family.
-const OUTSIDE_FAMILIES: [IpAddr; 2] = [OUTSIDE.0, OUTSIDE.1];
+const OUTSIDE_FAMILIES: [IpAddr; 2] = [OUTSIDE[0].0, OUTSIDE[0].1];
 
 /// The link of the host by which the packets of a container come in.
 pub fn input<'a>(view: &View<'a>) -> Option<&'a Link> {
@@ -349,9 +361,9 @@ fn look_inside(
     outsides: &[IpAddr],
     sources: &[IpAddr],
 ) -> Result<Inside> {
-    let mut forbidding = route::list_forbidding(netlink, OUTSIDE.0)?;
+    let mut forbidding = route::list_forbidding(netlink, OUTSIDE[0].0)?;
     // A kernel without IPv6 has none to list.
-    forbidding.extend(route::list_forbidding(netlink, OUTSIDE.1).unwrap_or_default());
+    forbidding.extend(route::list_forbidding(netlink, OUTSIDE[0].1).unwrap_or_default());
     let ways_out = outsides.iter().map(|ip| {
         let source = sources.iter().find(|s| s.is_ipv4() == ip.is_ipv4());
         Ok((*ip, route::next_hop(netlink, *ip, source.copied())?))
@@ -365,6 +377,7 @@ fn look_inside(
         // A kernel without traffic control has none to list.
         traffic: traffic::disciplines(netlink).unwrap_or_default(),
         lost_servers: Vec::new(),
+        firewall: None,
     })
 }
 

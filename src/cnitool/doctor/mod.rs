@@ -14,6 +14,7 @@ mod host;
 mod ipam;
 mod links;
 mod node;
+mod packets;
 mod port;
 mod probe;
 mod program;
@@ -30,6 +31,7 @@ use self::facts::Facts;
 use super::see::{is_meant, look, print, print_json, short};
 use super::table::{self, Tone, paint};
 use super::{Options, output};
+use crate::runtime::network::plugin_member;
 use crate::survey::attachment::{self, View};
 
 /// The exit status for "could not look".
@@ -191,6 +193,7 @@ fn findings<'a>(
     }
     all.extend(ipam::check_pools(facts, what));
     all.extend(node::check(facts, what));
+    all.extend(packets::variants(facts));
     all
 }
 
@@ -267,6 +270,21 @@ fn ip(view: &View<'_>) -> String {
         Some(name) => format!("ip -n {name}"),
         None => format!("nsenter --net={path} ip"),
     }
+}
+
+/// The start of a command that is run in the container's namespace.
+fn inside(view: &View<'_>) -> String {
+    let start = ip(view).replacen("ip -n", "ip netns exec", 1);
+    start.strip_suffix(" ip").unwrap_or(&start).to_owned()
+}
+
+/// Whether the attachment's configuration keeps its container from its neighbours.
+fn is_kept_apart(view: &View<'_>) -> bool {
+    let is_set = |name, key| {
+        let plugin = view.plugin(name);
+        plugin.is_some_and(|p| plugin_member(&p.document, key).is_some_and(|v| v != false))
+    };
+    is_set("bridge", "portIsolation") || is_set("firewall", "ingressPolicy")
 }
 
 /// The advice for what only the plugins can put right.

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 
 use super::facts::{Facts, has_gateway_here, input, listeners, outside};
-use super::{Finding, Severity, ip, name};
+use super::{Finding, Severity, inside, is_kept_apart, name};
 use crate::cnitool::packet::destination::Destination;
 use crate::cnitool::packet::send::{Answer, send};
 use crate::net::addr::{self, Neighbour};
@@ -170,13 +170,6 @@ type Member<'v, 'a> = (&'v View<'a>, IpAddr);
 /// Pairs of neighbours on one bridge that are to reach each other, in a ring: the first,
 /// the second, and the second's address.
 fn pairs<'v, 'a>(views: &[&'v View<'a>]) -> Vec<(&'v View<'a>, &'v View<'a>, IpAddr)> {
-    let is_kept_apart = |view: &View<'_>| {
-        let is_isolated = |name, key| {
-            let plugin = view.plugin(name);
-            plugin.is_some_and(|p| plugin_member(&p.document, key).is_some_and(|v| v != false))
-        };
-        is_isolated("bridge", "portIsolation") || is_isolated("firewall", "ingressPolicy")
-    };
     let mut rings: BTreeMap<(&str, u32, bool), Vec<Member<'_, '_>>> = BTreeMap::new();
     for view in views.iter().copied().filter(|view| !is_kept_apart(view)) {
         let Some(bridge) = view.bridge else { continue };
@@ -524,7 +517,7 @@ impl<'a> Probes<'a> {
                 ),
                 "the container reaches nobody, and nobody reaches it",
                 format!(
-                    "see what drops it: bridge -d link show dev {port}; tc -s qdisc show dev {port}; nft list ruleset; {}; tcpdump -ni {bridge}",
+                    "see what drops it: bridge -d link show dev {port}; tc -s qdisc show dev {port}; nft list ruleset; {} nft list ruleset; tcpdump -ni {bridge}",
                     inside(view)
                 ),
             ))
@@ -534,7 +527,7 @@ impl<'a> Probes<'a> {
                 format!("{ip} gives the host no answer, and gets one from it"),
                 "something drops the packets for it, maybe on purpose",
                 format!(
-                    "look at the rules inside: {}; and the bridge's: nft list ruleset bridge",
+                    "look at the rules inside: {} nft list ruleset; and the bridge's: nft list ruleset bridge",
                     inside(view)
                 ),
             ))
@@ -616,7 +609,7 @@ impl<'a> Probes<'a> {
                 format!("connections from the host to {own} in {} {how}", name(view)),
                 why,
                 format!(
-                    "look at the rules inside: {}; and the host's: nft list ruleset",
+                    "look at the rules inside: {} nft list ruleset; and the host's: nft list ruleset",
                     inside(view)
                 ),
             ));
@@ -645,13 +638,6 @@ impl<'a> Probes<'a> {
 /// How one asks who has an address.
 fn asking(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "ARP" } else { "ND" }
-}
-
-/// The command that shows the rules in the container.
-fn inside(view: &View<'_>) -> String {
-    let start = ip(view).replacen("ip -n", "ip netns exec", 1);
-    let start = start.strip_suffix(" ip").unwrap_or(&start);
-    format!("{start} nft list ruleset")
 }
 
 /// Whether a process in the container takes what comes for its port.

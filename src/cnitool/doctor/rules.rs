@@ -4,10 +4,9 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::facts::{Facts, Listener, input, outside};
-use super::{Finding, name};
+use super::facts::{Facts, Listener};
+use super::{Finding, name, packets};
 use crate::netfilter::listing::Purpose;
-use crate::netfilter::nftables::forwarded::Packet;
 use crate::netfilter::{Mapping, Protocol};
 use crate::runtime::network::plugin_member;
 use crate::survey::attachment::{State, View, unmapped};
@@ -25,7 +24,7 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     }
     findings.extend(taken(view));
     findings.extend(listeners(facts, view));
-    findings.extend(drops(facts, view));
+    findings.extend(packets::check(facts, view));
     findings
 }
 
@@ -124,67 +123,4 @@ fn is_hidden(listener: &Listener, mapping: Mapping, to: IpAddr) -> bool {
         && !listener.ip.is_loopback()
         && (listener.ip.is_unspecified() || listener.ip.is_ipv4() == to.is_ipv4())
         && host.is_none_or(|host| listener.ip.is_unspecified() || listener.ip == host)
-}
-
-/// Rules of others that drop what the host forwards: from the container to the outside, and
-/// to its published ports.
-fn drops(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
-    let (Some(firewall), Some(link)) = (&facts.firewall, input(view)) else {
-        return Vec::new();
-    };
-    let mut findings = Vec::new();
-    for ip in view.addresses.iter().map(ipnet::IpNet::addr) {
-        let Some(uplink) = facts.uplink(ip) else {
-            continue;
-        };
-        let out = Packet {
-            input: &link.name,
-            output: &uplink.name,
-            source: ip,
-            destination: outside(ip),
-        };
-        let back = Packet {
-            input: &uplink.name,
-            output: &link.name,
-            source: outside(ip),
-            destination: ip,
-        };
-        let is_published = view.ports.iter().any(|port| port.to == ip);
-        let ways = [
-            (
-                Some(out),
-                format!("what {} sends to the outside", name(view)),
-            ),
-            (
-                Some(back).filter(|_| is_published),
-                format!("what comes for the published ports of {}", name(view)),
-            ),
-        ];
-        for (packet, what) in ways {
-            let Some(dropped) = packet.and_then(|packet| firewall.drops(&packet)) else {
-                continue;
-            };
-            let chain = &dropped.chain;
-            let (by, mend) = match dropped.rule {
-                Some(rule) => (
-                    format!("rule with handle {rule} of chain {chain}"),
-                    format!("nft -a list chain {chain} && nft delete rule {chain} handle {rule}"),
-                ),
-                None => (
-                    format!("policy of chain {chain}"),
-                    format!(
-                        "nft insert rule {chain} iifname {0} accept && nft insert rule {chain} oifname {0} accept",
-                        link.name
-                    ),
-                ),
-            };
-            findings.push(Finding::error(
-                "host",
-                format!("the {by} drops {what} ({ip})"),
-                "no connection is made",
-                mend,
-            ));
-        }
-    }
-    findings
 }

@@ -15,6 +15,7 @@
 mod firewall;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod legacy;
 pub mod listing;
 mod masquerade;
 mod owned;

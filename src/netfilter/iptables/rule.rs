@@ -13,9 +13,9 @@ use crate::netfilter::nftables::Addition;
 /// One rule: a chain and the arguments behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// Its name.
+    /// Where it stands.
     pub chain: String,
-    /// As `iptables-save` has them.
+    /// What is behind that, as `iptables-save` has it.
     pub args: Vec<Cow<'static, str>>,
 }
 

@@ -216,6 +216,19 @@ impl Tool {
         Ok(text.lines().filter_map(Rule::parse_counted).collect())
     }
 
+    /// What the tool prints of all its tables, chains with their policies first.
+    ///
+    /// # Errors
+    /// When the tool cannot be run, or does not tell.
+    pub fn text(&self) -> Result<String> {
+        let output = self.run(&self.save, &[], "")?;
+        if !output.status.success() {
+            let refusal = Refusal(String::from_utf8_lossy(&output.stderr).into_owned());
+            return Err(refusal.during("read", self));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Does all of `script` or nothing; answers what it prints.
     ///
     /// # Errors

@@ -451,6 +451,6 @@ fn to_address(family: Family, octets: &[u8]) -> Option<IpAddr> {
     match family {
         Family::Ip => Some(IpAddr::from(<[u8; 4]>::try_from(octets).ok()?)),
         Family::Ip6 => Some(IpAddr::from(<[u8; 16]>::try_from(octets).ok()?)),
-        Family::Inet | Family::Bridge => None,
+        Family::Inet | Family::Bridge | Family::Netdev => None,
     }
 }

@@ -122,7 +122,7 @@ fn sets(table: Table) -> Vec<Set> {
     match table.family {
         Family::Ip => vec![v4],
         Family::Ip6 => vec![v6],
-        Family::Inet | Family::Bridge => vec![v4, v6],
+        Family::Inet | Family::Bridge | Family::Netdev => vec![v4, v6],
     }
 }
 
@@ -148,7 +148,7 @@ fn gates(socket: &Socket, addresses: &[IpAddr]) -> Result<(Vec<Gate>, Vec<Gate>)
     let is_seen = |family| match family {
         Family::Ip => addresses.iter().any(IpAddr::is_ipv4),
         Family::Ip6 => addresses.iter().any(IpAddr::is_ipv6),
-        Family::Inet | Family::Bridge => true,
+        Family::Inet | Family::Bridge | Family::Netdev => true,
     };
     let mut gates = Vec::new();
     for family in [Family::Inet, Family::Ip, Family::Ip6] {

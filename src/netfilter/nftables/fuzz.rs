@@ -1,11 +1,16 @@
 //! What holds for every rule that the kernel may answer with.
 
+use std::net::IpAddr;
+
 use super::decode::{decode, decode_known};
 use super::expression::encode;
 use super::identity::{self, Tag};
+use super::judge::judge;
 use super::port_maps;
 use super::ruleset::{Family, Statement};
 use super::transaction::Found;
+use super::walk::Packet;
+use crate::netfilter::Protocol;
 
 /// The attributes of a rule: what is understood of it is written as it is read, whose it
 /// is stays the same, and only rules with our tag are ever anybody's to remove.
@@ -26,6 +31,10 @@ pub fn rule(answer: &[u8]) {
         drop(decode_known(family, answer));
         assert_identity(found.comment.as_deref(), found.tag.as_ref());
     }
+    let [from, to] = [[10, 9, 0, 2], [192, 0, 2, 9]].map(IpAddr::from);
+    let mut packet = Packet::new(from, to, &[]);
+    packet.port = Some((Protocol::Tcp, 80));
+    drop(judge(answer, "filter", &[], &mut packet));
     let (comment, tag) = identity::parse(answer);
     assert_identity(comment.as_deref(), tag.as_ref());
 }

@@ -10,16 +10,17 @@ mod condition;
 mod decode;
 mod expression;
 mod firewall;
-pub mod forwarded;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod guard;
 mod identity;
+pub mod judge;
 #[cfg(test)]
 mod kernel_tests;
 pub mod listing;
 pub mod localnet;
 mod lookup;
+mod lookups;
 mod masquerade;
 mod port_maps;
 mod private_chain;
@@ -30,6 +31,7 @@ mod shared;
 mod spoof_check;
 pub mod tracing;
 mod transaction;
+pub mod walk;
 mod was_off;
 mod xtables;
 

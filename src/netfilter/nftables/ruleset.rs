@@ -21,6 +21,8 @@ pub enum Family {
     Inet,
     /// Frames that a bridge passes on.
     Bridge,
+    /// What devices receive and send.
+    Netdev,
 }
 
 impl fmt::Display for Family {
@@ -30,6 +32,7 @@ impl fmt::Display for Family {
             Self::Ip6 => "ip6",
             Self::Inet => "inet",
             Self::Bridge => "bridge",
+            Self::Netdev => "netdev",
         })
     }
 }

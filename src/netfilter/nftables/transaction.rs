@@ -235,6 +235,7 @@ pub fn with_family(family: Family, message: NfTablesMessage) -> NetfilterMessage
         Family::Ip6 => NetfilterProtoFamily::IPv6,
         Family::Inet => NetfilterProtoFamily::Inet,
         Family::Bridge => NetfilterProtoFamily::Bridge,
+        Family::Netdev => NetfilterProtoFamily::NetDev,
     };
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
