@@ -477,7 +477,9 @@ pub fn check_writable(dir: &Path) -> Result<()> {
     // Some file systems do not count, and say that there is room for nothing at all.
     let is_full = (system.blocks() > 0 && system.blocks_free() == 0)
         || (system.files() > 0 && system.files_free() == 0);
-    anyhow::ensure!(!is_full, "{}: its file system is full", context());
+    if is_full {
+        return Err(Errno::ENOSPC).with_context(context);
+    }
     Ok(())
 }
 

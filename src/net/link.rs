@@ -522,7 +522,7 @@ pub fn set_up_with_arp_notify(netlink: &Netlink, link: &Link) -> Result<()> {
         ])]));
     netlink
         .request(RouteNetlinkMessage::NewLink(message), 0)
-        .with_context(|| format!("set {} up in the container", link.name))
+        .with_context(|| format!("set {} up", link.name))
 }
 
 /// Deletes the link with `index`; one that is gone is no error. Takes the kernel some

@@ -356,7 +356,7 @@ impl<'a> Places<'a> {
         }
         let peer = view.link.and_then(|link| survey.host.peer_of(link));
         view.host_end = peer.or(view.host_end).or_else(|| {
-            let result = &view.memory?.record.as_ref().ok()?.result;
+            let result = &view.record()?.result;
             let names = result.interfaces.iter().filter(|i| i.sandbox.is_empty());
             let mut links = names.filter_map(|interface| survey.host.link(&interface.name));
             links.find(|link| link.kind == "veth")
@@ -366,7 +366,7 @@ impl<'a> Places<'a> {
 }
 
 fn addresses(view: &View<'_>) -> Vec<IpNet> {
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     if let Some(record) = record {
         return result_addresses(&view.attachment.ifname, record);
     }
@@ -395,7 +395,7 @@ fn result_addresses(ifname: &str, record: &crate::runtime::cache::Record) -> Vec
 }
 
 fn added(view: &View<'_>) -> Option<SystemTime> {
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let written = record.map(|record| record.written);
     written.or_else(|| view.leases.iter().filter_map(|(_, l)| l.written).min())
 }
@@ -561,7 +561,7 @@ fn faults_inside(view: &View<'_>) -> Vec<String> {
     for net in view.addresses.iter().filter(|net| !has(net)) {
         faults.push(format!("{net} is not on {ifname}"));
     }
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let routes = record.map(|record| record.result.routes.as_slice());
     for route in routes.unwrap_or_default() {
         let is_there = |(_, found): &(u32, crate::net::route::Route)| {
@@ -725,11 +725,15 @@ fn wanted_port(mapping: &Value) -> Option<Mapping> {
     })
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// What the runtime has recorded of the attachment, where that can be read.
+    pub fn record(&self) -> Option<&'a crate::runtime::cache::Record> {
+        self.memory?.record.as_ref().ok()
+    }
+
     /// The configuration of the plugin of this type that the attachment was made with.
-    pub fn plugin(&self, name: &str) -> Option<&PluginConfiguration> {
-        let record = self.memory?.record.as_ref().ok()?;
-        let mut plugins = record.network.plugins.iter();
+    pub fn plugin(&self, name: &str) -> Option<&'a PluginConfiguration> {
+        let mut plugins = self.record()?.network.plugins.iter();
         plugins.find(|plugin| plugin.plugin == name)
     }
 }

@@ -8,9 +8,9 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/r
 # The host's files once more, which this kernel keeps in memory once it has read them: where
 # virtme-ng mounts them, each program that starts is read anew. They become the root.
 if [ "$stage" = "" ]; then
-    # What nodes of Kubernetes have loaded, and what the programs of iptables would look for in
-    # /lib/modules, which is not this kernel's there.
-    modprobe -a br_netfilter nf_conntrack ip_tables iptable_filter iptable_nat ip6_tables ip6table_filter ip6table_nat
+    # What the programs of iptables would look for in /lib/modules, which is not this kernel's
+    # there. Without br_netfilter: it masquerades on the bridge what is for a VLAN's gateway.
+    modprobe -a nf_conntrack ip_tables iptable_filter iptable_nat ip6_tables ip6table_filter ip6table_nat
     exec unshare --mount sh "$0" "$dir" "$nextest" root
 fi
 if [ "$stage" = root ]; then

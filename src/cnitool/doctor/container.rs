@@ -30,7 +30,8 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     {
         let file = memory.file.display();
         let what = format!("its result cannot be used: {why}");
-        let why = "the runtime can neither check it nor delete it as it was made";
+        let why =
+            "if no runtime is writing it just now, none can check it, or delete it as it was made";
         findings.push(Finding::error(name(view), what, why, format!("rm {file}")));
     }
     let Some(link) = view.link else {
@@ -196,7 +197,7 @@ fn put_back(view: &View<'_>) -> String {
         let nodad = if net.addr().is_ipv6() { " nodad" } else { "" };
         commands.push(format!("{ip} address replace {net} dev {ifname}{nodad}"));
     }
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     for route in record.map_or(&[][..], |record| &record.result.routes) {
         let route = destination(view, route);
         commands.push(format!("{ip} route replace {route} dev {ifname}"));
@@ -211,7 +212,7 @@ fn destination(view: &View<'_>, route: &Route) -> String {
         (0, false) => "::/0".to_owned(),
         _ => route.dst.to_string(),
     };
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let mut ips = record.map_or(&[][..], |record| &record.result.ips).iter();
     let is_alike = |gw: &IpAddr| gw.is_ipv4() == route.dst.addr().is_ipv4();
     let gateway = route
@@ -309,7 +310,7 @@ fn twin(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Option<Finding> {
     let mend = if let Some(given) = given_mac(view) {
         format!("{} link set {} address {given}", ip(view), link.name)
     } else {
-        let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+        let record = view.record();
         let mut made = record.map_or(&[][..], |r| &r.result.interfaces).iter();
         let made = made.find(|i| i.name == twin.name && i.sandbox.is_empty());
         let mac = made.map_or("MAC", |interface| &interface.mac);
@@ -325,7 +326,7 @@ fn twin(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Option<Finding> {
 
 /// The hardware address that the interface was given, where it has another now.
 fn given_mac<'a>(view: &View<'a>) -> Option<&'a str> {
-    let result = &view.memory?.record.as_ref().ok()?.result;
+    let result = &view.record()?.result;
     let mut own = result.interfaces.iter();
     let own = own.find(|i| i.name == view.attachment.ifname && !i.sandbox.is_empty())?;
     let now = view.link.map(|link| link.mac.as_str());
@@ -402,7 +403,7 @@ fn is_narrower(view: &View<'_>, link: &Link, end: &Link) -> bool {
 
 /// The routes that the result promises.
 fn routes(view: &View<'_>, stack: &Stack) -> Vec<Finding> {
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let Some(record) = record else {
         return Vec::new();
     };
@@ -451,7 +452,7 @@ fn ways_out(
     if !findings.is_empty() {
         return findings;
     }
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let promised = record.map_or(&[][..], |record| &record.result.ips);
     for (outside, hop) in &inside.ways_out {
         let is_default = |(index, route): &&(u32, crate::net::route::Route)| {
@@ -516,7 +517,20 @@ fn astray(
     (index, gateway): (u32, Option<IpAddr>),
 ) -> Option<Finding> {
     /// Of links into a tunnel, which a container makes to have its packets go there.
-    const TUNNELS: [&str; 6] = ["tun", "wireguard", "ipip", "gre", "vti", "xfrm"];
+    const TUNNELS: [&str; 12] = [
+        "tun",
+        "wireguard",
+        "ipip",
+        "gre",
+        "gretap",
+        "sit",
+        "ip6tnl",
+        "ip6gre",
+        "vti",
+        "vti6",
+        "xfrm",
+        "ppp",
+    ];
     let through = stack.by_index(index)?;
     if TUNNELS.contains(&through.kind.as_str()) {
         return None;
@@ -537,7 +551,8 @@ fn astray(
     let via = gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
     let table = Some(taken.table).filter(|table| *table != MAIN_TABLE);
     let table = table.map(|t| format!(" table {t}")).unwrap_or_default();
-    Some(Finding::error(
+    // Somebody may have meant it.
+    Some(Finding::warning(
         name(view),
         format!(
             "its packets to the outside go{via} through {}, by the route to {dst}{table}, and not by the default route of {}",
@@ -586,7 +601,7 @@ fn wrong_peers(facts: &Facts<'_>, view: &View<'_>, inside: &Inside, link: &Link)
 /// What the interface remembers of its gateway.
 fn neighbours(facts: &Facts<'_>, view: &View<'_>, inside: &Inside, link: &Link) -> Vec<Finding> {
     let mut findings = wrong_peers(facts, view, inside, link);
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let ips = record.map_or(&[][..], |record| &record.result.ips);
     let here = super::facts::input(view);
     for gateway in ips.iter().filter_map(|ip| ip.gateway) {

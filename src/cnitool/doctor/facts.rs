@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use ipnet::IpNet;
-use nix::errno::Errno;
 use serde_json::Value;
 
 use crate::fsutil;
@@ -78,8 +77,8 @@ pub struct Facts<'a> {
     /// Flows to published ports that others answer: the port, and who does.
     pub misled: BTreeSet<(Mapping, IpAddr)>,
     /// Directories of the plugins' and the runtimes' files in which nothing can be made, each
-    /// with the reason, and whether it is that they are mounted so.
-    pub unwritable: BTreeMap<PathBuf, (String, bool)>,
+    /// with the reason.
+    pub unwritable: BTreeMap<PathBuf, anyhow::Error>,
     /// The directories of plugins.
     pub plugins: Vec<PathBuf>,
     /// What could not be looked at, and why.
@@ -174,10 +173,16 @@ impl<'a> Facts<'a> {
         let outsides: Vec<IpAddr> = outsides.into_iter().collect();
         self.host = look_inside(&netlink, &self.host_keys(), &outsides, &[])?;
         self.unwritable = self.unwritable();
-        self.misled = self.misled()?;
+        match self.misled() {
+            Ok(found) => self.misled = found,
+            Err(error) => self.doubts.push(format!("{error:#}")),
+        }
         let mut ports = self.views.iter().flat_map(|view| &view.ports);
         let published: BTreeSet<u16> = ports.by_ref().map(|p| p.mapping.host_port).collect();
-        self.firewall = Some(Firewall::read(&mut self.doubts)?);
+        match Firewall::read(&mut self.doubts) {
+            Ok(found) => self.firewall = Some(found),
+            Err(error) => self.doubts.push(format!("{error:#}")),
+        }
         self.listeners = listeners();
         self.listeners
             .retain(|listener| published.contains(&listener.port));
@@ -247,19 +252,18 @@ impl<'a> Facts<'a> {
         keys.into_iter().collect()
     }
 
-    /// The directories in which nothing can be made.
-    fn unwritable(&self) -> BTreeMap<PathBuf, (String, bool)> {
+    /// The directories in which nothing can be made, by those who run plugins.
+    fn unwritable(&self) -> BTreeMap<PathBuf, anyhow::Error> {
+        if !nix::unistd::geteuid().is_root() {
+            return BTreeMap::new();
+        }
         let pools = self
             .survey
             .pools
             .iter()
             .map(|pool| pool.directory.as_path());
         let all = pools.chain([Path::new(cache::DEFAULT), Path::new("/run/cni")]);
-        let reason = |dir: &Path| {
-            let error = fsutil::check_writable(dir).err()?;
-            let is_mounted_so = error.root_cause().downcast_ref() == Some(&Errno::EROFS);
-            Some((dir.to_owned(), (format!("{error:#}"), is_mounted_so)))
-        };
+        let reason = |dir: &Path| Some((dir.to_owned(), fsutil::check_writable(dir).err()?));
         all.filter_map(reason).collect()
     }
 
@@ -346,11 +350,15 @@ fn addresses_of(view: &View<'_>) -> Vec<IpAddr> {
 
 /// The name servers that the result of the attachment tells.
 fn servers(view: &View<'_>) -> Vec<IpAddr> {
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let told = record.map_or(&[][..], |record| &record.result.dns.nameservers);
-    told.iter()
-        .filter_map(|server| server.parse().ok())
-        .collect()
+    let servers = told.iter().filter_map(|server| server.parse().ok());
+    // One of a family that the container has not is passed over at once.
+    let is_asked = |server: &IpAddr| {
+        let mut own = view.addresses.iter();
+        own.any(|net| net.addr().is_ipv4() == server.is_ipv4())
+    };
+    servers.filter(is_asked).collect()
 }
 
 /// Looks into the namespace that the calling thread and `netlink` are in. `outsides` are where

@@ -117,7 +117,7 @@ fn bridge(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
 
 /// The gateway's addresses are on the host.
 fn gateways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let (Some(record), Some(link)) = (record, input(view)) else {
         return Vec::new();
     };

@@ -11,7 +11,7 @@ use crate::survey::is_host_local;
 
 /// What is wrong with the leases of an attachment.
 pub fn check_view(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let Some(record) = record.filter(|_| !matches!(view.state, State::Orphan(_))) else {
         return Vec::new();
     };

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 use super::facts::Facts;
 use super::host::overlaps_of;
 use super::{Finding, program};
@@ -31,11 +33,12 @@ pub fn check(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
         .filter(|(_, n)| is_meant(&n.name))
     {
         let mut earlier = networks.iter().take(number);
-        match earlier.find(|earlier| earlier.name == network.name) {
-            Some(first) => findings.push(shadowed(network, first)),
-            None => findings.extend(configuration(facts, network)),
+        if let Some(first) = earlier.find(|earlier| earlier.name == network.name) {
+            findings.push(shadowed(network, first));
+        } else {
+            findings.extend(configuration(facts, network));
+            findings.extend(shared(facts, network));
         }
-        findings.extend(shared(facts, network));
     }
     if what.is_none() {
         for broken in &facts.survey.directory.broken {
@@ -79,7 +82,7 @@ fn unreadable(broken: &Broken) -> Finding {
     Finding::error(
         format!("file {}", broken.file.display()),
         format!("it holds no usable result: {:#}", broken.error),
-        "the runtime cannot delete the container that it belongs to, or reuse its ports and addresses",
+        "if no runtime is writing it just now, none can delete the container that it belongs to, or reuse its ports and addresses",
         format!("rm {}", broken.file.display()),
     )
 }
@@ -87,17 +90,17 @@ fn unreadable(broken: &Broken) -> Finding {
 /// Where nothing can be recorded.
 fn unwritable(facts: &Facts<'_>) -> Vec<Finding> {
     let all = facts.unwritable.iter();
-    all.map(|(directory, (why, is_mounted_so))| {
+    all.map(|(directory, why)| {
         let path = directory.display();
-        let mend = if *is_mounted_so {
-            program::remount("rw", directory)
-        } else {
-            format!("make room, see: df -h {path}; df -i {path}")
+        let mend = match why.root_cause().downcast_ref() {
+            Some(Errno::EROFS) => program::remount("rw", directory),
+            Some(Errno::ENOSPC) => format!("make room, see: df -h {path}; df -i {path}"),
+            _ => format!("see what is in the way: namei -l {path}"),
         };
         Finding::error(
             format!("directory {path}"),
-            format!("nothing can be written there: {why}"),
-            "containers can be neither added nor deleted",
+            format!("nothing can be written there: {why:#}"),
+            "containers can be neither added nor deleted; where the kernel has found errors of a disk (dmesg), they come first",
             mend,
         )
     })
@@ -107,10 +110,16 @@ fn unwritable(facts: &Facts<'_>) -> Vec<Finding> {
 /// The subnets of a network that others use: networks, or what the host has routes to.
 fn shared(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
     let directory = &facts.survey.directory;
+    let bridge_of = |network: &Network| {
+        let bridge = network.plugins.iter().find(|p| p.plugin == "bridge");
+        bridge.map(bridge_name)
+    };
     let mut findings = Vec::new();
     for (own, theirs, other) in neighbours::overlaps(network, directory) {
+        // One segment may be shared out among networks on purpose.
+        let is_shared_out = own.is_apart(&theirs) && bridge_of(network) == bridge_of(other);
         // Each pair once.
-        if network.name < other.name {
+        if network.name < other.name && !is_shared_out {
             findings.push(Finding::warning(
                 format!("networks {} and {}", network.name, other.name),
                 format!("their subnets overlap: {} and {}", own.subnet, theirs.subnet),

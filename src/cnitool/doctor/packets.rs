@@ -12,7 +12,7 @@ use crate::netfilter::nftables::walk::{
     FORWARD, Firewall, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Packet, Place, Target,
     Translation,
 };
-use crate::netfilter::{BackendName, Mapping};
+use crate::netfilter::{BackendName, Mapping, Protocol};
 use crate::survey::attachment::{Port, View};
 
 /// What becomes of the packets of an attachment. Those of the outside are of two places far
@@ -273,7 +273,7 @@ impl Walk<'_, '_> {
         &self,
         source: IpAddr,
         destination: IpAddr,
-        port: Option<(crate::netfilter::Protocol, u16)>,
+        port: Option<(Protocol, u16)>,
         steps: &[Step<'_>],
         what: &str,
     ) -> Option<Finding> {

@@ -121,7 +121,7 @@ fn vlans(
     bridge: &Link,
     plugin: &PluginConfiguration,
 ) -> Vec<Finding> {
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let config = record.map(|record| survey::config(&record.network, plugin, &Object::new()));
     let Some(Ok(asked)) = config.map(|config| bridge::vlans(&config)) else {
         return Vec::new();

@@ -110,7 +110,7 @@ fn tcp(to: SocketAddr) -> Destination {
 
 /// The gateways of the view that this host is to be.
 fn gateways(view: &View<'_>) -> Vec<IpAddr> {
-    let record = view.memory.and_then(|memory| memory.record.as_ref().ok());
+    let record = view.record();
     let ips = record.filter(|_| has_gateway_here(view));
     let ips = ips.map_or(&[][..], |record| &record.result.ips);
     ips.iter().filter_map(|ip| ip.gateway).collect()

@@ -26,10 +26,13 @@ fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
     } else {
         ("ip -6", "IPv6")
     };
-    if facts.host.ways_out.get(&outside(ip)) != Some(&None) {
+    let hop = facts.host.ways_out.get(&outside(ip));
+    if hop != Some(&None) {
         let (link, route) = facts.default_route(ip)?;
         let to = if ip.is_ipv4() { "default" } else { "::/0" };
-        return (link.is_up && link.is_cut_off).then(|| {
+        // Policy rules, routes to less, or a sysctl may have packets go by another.
+        let is_used = matches!(hop, Some(Some((index, _))) if *index == link.index);
+        return (is_used && link.is_up && link.is_cut_off).then(|| {
             Finding::error(
                 "host",
                 format!("its default route of {word} leads through {0}, and nothing is at the other end of {0}", link.name),

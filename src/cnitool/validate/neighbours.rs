@@ -1,5 +1,6 @@
 //! What is wrong only because of another file: a name taken, a subnet in use.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -64,12 +65,20 @@ pub struct Written<'a> {
     path: String,
     /// The subnet, without host bits.
     pub subnet: IpNet,
+    /// The first and the last address of it that may be handed out.
+    range: [IpAddr; 2],
 }
 
 impl Written<'_> {
     fn overlaps(&self, other: &Self) -> bool {
         let (a, b) = (&self.subnet, &other.subnet);
         a.contains(b) || b.contains(a)
+    }
+
+    /// Whether no address is handed out here and there.
+    pub fn is_apart(&self, other: &Self) -> bool {
+        let ([first, last], [others_first, others_last]) = (self.range, other.range);
+        last < others_first || others_last < first
     }
 }
 
@@ -86,10 +95,15 @@ pub fn subnets(network: &Network) -> Vec<Written<'_>> {
         let mut note = |place: &str, range: &Object| {
             let subnet = plugin_member(range, "subnet");
             let subnet = subnet.and_then(|subnet| subnet.as_str()?.parse::<IpNet>().ok());
+            let limit = |key| plugin_member(range, key)?.as_str()?.parse().ok();
             found.extend(subnet.map(|subnet| Written {
                 file: &plugin.file,
                 path: json::below(&plugin.path, &format!("ipam.{place}subnet")),
                 subnet: subnet.trunc(),
+                range: [
+                    limit("rangeStart").unwrap_or_else(|| subnet.network()),
+                    limit("rangeEnd").unwrap_or_else(|| subnet.broadcast()),
+                ],
             }));
         };
         note("", &ipam);
@@ -152,5 +166,25 @@ mod tests {
             ["/3: warning: name: \"b\" is defined in /2 already: this file is not used"]
         );
         assert!(findings("/4", "c").is_empty());
+    }
+
+    #[test]
+    fn parts_of_a_subnet_are_told_apart() {
+        let part = |limits: &str| {
+            let ipam = format!(r#"{{"type":"host-local","subnet":"10.1.0.0/24"{limits}}}"#);
+            network("/1", "a", &ipam)
+        };
+        let (whole, lower, upper) = (
+            part(""),
+            part(r#","rangeEnd":"10.1.0.99""#),
+            part(r#","rangeStart":"10.1.0.100""#),
+        );
+        let are_apart = |a: &Network, b: &Network| {
+            let (a, b) = (subnets(a).remove(0), subnets(b).remove(0));
+            assert!(a.overlaps(&b));
+            a.is_apart(&b)
+        };
+        assert!(are_apart(&lower, &upper) && are_apart(&upper, &lower));
+        assert!(!are_apart(&whole, &upper) && !are_apart(&lower, &lower));
     }
 }

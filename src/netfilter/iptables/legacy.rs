@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::rule::{Rule, Table, TableName};
+use super::rule::{Rule, Table};
 use super::tool::Variant;
 use super::{FAMILIES, Iptables};
 use crate::net::link::Link;
@@ -44,10 +44,7 @@ pub fn is_built_in(chain: &str) -> bool {
 pub fn chains(doubts: &mut Vec<String>) -> Vec<(nftables::Family, &'static str, Vec<Chain>)> {
     let mut found = Vec::new();
     for family in FAMILIES {
-        if ![TableName::Filter, TableName::Nat]
-            .into_iter()
-            .any(|table| family.has_legacy_table(table))
-        {
+        if family.legacy_tables().is_empty() {
             continue;
         }
         let name = if family.command() == "iptables" {
@@ -127,14 +124,21 @@ pub fn judge(
         .iter()
         .position(|word| word == "-j" || word == "-g");
     let end = end.unwrap_or(rule.args.len());
-    let mut words = rule.args.iter().take(end).map(AsRef::as_ref);
+    let mut words = rule
+        .args
+        .iter()
+        .take(end)
+        .map(|word| -> &str { word })
+        .peekable();
     while let Some(word) = words.next() {
         if !word.starts_with('-') {
             // Or a further value of what is not known.
             is_inverted = word == "!";
             continue;
         }
-        let met = is_met(word, words.next().unwrap_or_default(), packet);
+        // Some have none; a comment may begin with anything.
+        let value = words.next_if(|next| word == "--comment" || !next.starts_with(['-', '!']));
+        let met = is_met(word, value.unwrap_or_default(), packet);
         match met.map(|met| met != is_inverted) {
             Some(true) => {}
             Some(false) => return (Some(false), Verdict::None),

@@ -128,12 +128,9 @@ fn source(rule: &Rule) -> Option<IpAddr> {
 /// Of a rule that translates: which port leads to which address.
 fn mapping(rule: &Rule) -> Option<(Mapping, IpAddr)> {
     let to: SocketAddr = rule.value("--to-destination")?.parse().ok()?;
-    let protocol = rule.value("-p")?;
     let host: Option<IpNet> = rule.value("-d").and_then(|net| net.parse().ok());
     let mapping = Mapping {
-        protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-            .into_iter()
-            .find(|known| known.as_str() == protocol)?,
+        protocol: Protocol::named(rule.value("-p")?)?,
         host_ip: host.map(|net| net.addr()),
         host_port: rule.value("--dport")?.parse().ok()?,
         container_port: to.port(),

@@ -51,16 +51,22 @@ impl Family {
         }
     }
 
-    /// Whether the kernel has a table `name` of the old kind for this family: asking one
-    /// of the tools would make it.
-    pub fn has_legacy_table(self, name: TableName) -> bool {
+    /// The tables of the old kind that the kernel has for this family, each on a line of its
+    /// own: asking one of the tools for others would make them.
+    pub fn legacy_tables(self) -> String {
         // Of this thread: a table belongs to a network namespace.
         let path = match self {
             Self::V4 => "/proc/thread-self/net/ip_tables_names",
             Self::V6 => "/proc/thread-self/net/ip6_tables_names",
         };
-        std::fs::read_to_string(path)
-            .is_ok_and(|names| names.lines().any(|line| line == name.as_str()))
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// Whether `name` is one of [`Family::legacy_tables`].
+    pub fn has_legacy_table(self, name: TableName) -> bool {
+        self.legacy_tables()
+            .lines()
+            .any(|line| line == name.as_str())
     }
 }
 

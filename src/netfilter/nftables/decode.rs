@@ -17,7 +17,7 @@ use super::ruleset::{End, Family, Statement};
 use super::transaction::text;
 use crate::net::mac::Mac;
 use crate::netfilter::Protocol;
-use crate::netfilter::socket::{attribute, attributes};
+use crate::netfilter::socket::{attribute, attributes, number};
 
 /// What the rule with these expressions (the value of `NFTA_RULE_EXPRESSIONS`), in a
 /// table of `family`, says; `None` where part of it is not understood.
@@ -296,9 +296,8 @@ impl Decoder {
                 return Some(());
             }
             (Loaded::Meta(MetaKey::L4Proto), None) if is => {
-                let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-                let named = |protocol: &Protocol| value == [protocol.number()];
-                self.transport = Some(protocols.into_iter().find(named)?);
+                let [number] = value else { return None };
+                self.transport = Some(Protocol::numbered(*number)?);
                 return Some(());
             }
             (Loaded::Meta(key @ (MetaKey::Iifname | MetaKey::Oifname)), None) => {
@@ -441,10 +440,6 @@ fn decode_verdict(verdict: &[u8]) -> Option<Statement> {
 /// The bytes in a data attribute.
 fn value(data: &[u8]) -> Option<&[u8]> {
     attribute(data, 1)
-}
-
-fn number(value: &[u8]) -> Option<u32> {
-    Some(u32::from_be_bytes(value.try_into().ok()?))
 }
 
 fn to_address(family: Family, octets: &[u8]) -> Option<IpAddr> {

@@ -3,11 +3,13 @@
 use std::cmp::Ordering;
 use std::net::IpAddr;
 
-use super::expression::{CT_STATE, FIB_FLAGS, FIB_RESULT, LOCAL, NETWORK_HEADER, TRANSPORT_HEADER};
+use super::expression::{
+    CT_STATE, FIB_FLAGS, FIB_RESULT, LOCAL, NETWORK_HEADER, TRANSPORT_HEADER, octets,
+};
 use super::lookups::{Held, Set};
 use super::transaction::text;
 use super::walk::{Packet, Target, Verdict};
-use crate::netfilter::socket::{attribute, attributes};
+use crate::netfilter::socket::{attribute, attributes, number};
 
 /// What of a rule is not understood decides nothing for certain, and this is its answer.
 const UNKNOWN: (Option<bool>, Verdict) = (None, Verdict::Accept);
@@ -216,13 +218,6 @@ fn load(name: &str, data: &[u8], packet: &Packet<'_>) -> Option<Vec<u8>> {
     }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
 fn address(octets: &[u8]) -> Option<IpAddr> {
     let v4 = || Some(<[u8; 4]>::try_from(octets).ok()?.into());
     v4().or_else(|| Some(<[u8; 16]>::try_from(octets).ok()?.into()))
@@ -403,9 +398,4 @@ fn decision(data: &[u8]) -> Verdict {
         -5 => Verdict::Return,
         _ => Verdict::Accept,
     }
-}
-
-/// A number as netfilter sends it.
-pub fn number(value: &[u8]) -> Option<u32> {
-    Some(u32::from_be_bytes(value.try_into().ok()?))
 }

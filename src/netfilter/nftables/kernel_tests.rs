@@ -98,10 +98,7 @@ fn mapping(text: &str) -> Mapping {
     };
     let (host_port, container_port) = ports.split_once(':').unwrap();
     Mapping {
-        protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-            .into_iter()
-            .find(|p| p.as_str() == protocol)
-            .unwrap(),
+        protocol: Protocol::named(protocol).unwrap(),
         host_ip,
         host_port: host_port.parse().unwrap(),
         container_port: container_port.parse().unwrap(),

@@ -8,7 +8,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 
 use super::ruleset::{Family, Table};
 use super::transaction::{is_absent, rules, text, with_family};
-use crate::netfilter::socket::{Socket, attribute};
+use crate::netfilter::socket::{Socket, attribute, number};
 
 /// Where a chain's attributes have its names.
 const TABLE: u16 = 1;
@@ -29,8 +29,8 @@ pub fn generation(socket: &Socket) -> Result<Option<u32>> {
     let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
     let question = NfTablesMessage::GetGen(GenMessage { attributes: vec![] });
     let answers = socket.request(NetfilterMessage::new(header, question))?;
-    let number = answers.first().and_then(|answer| attribute(answer, ID));
-    Ok(number.and_then(|value| Some(u32::from_be_bytes(value.try_into().ok()?))))
+    let id = answers.first().and_then(|answer| attribute(answer, ID));
+    Ok(id.and_then(number))
 }
 
 /// Whether table `table` has the chain. A kernel without `nf_tables` has none. iptables-nft

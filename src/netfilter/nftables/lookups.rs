@@ -5,11 +5,10 @@ use netlink_packet_netfilter::nftables::{
     NfTablesMessage, SetElementList, SetElementMessage, SetMessage,
 };
 
-use super::judge::number;
 use super::ruleset::Family;
 use super::transaction::text;
 use super::walk::dump;
-use crate::netfilter::socket::{Socket, attribute, attributes};
+use crate::netfilter::socket::{Socket, attribute, attributes, number};
 
 /// What a set or map holds.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage, RuleMessage};
 
-use super::judge::{judge, number};
+use super::judge::judge;
 use super::lookups::{self, Set};
 use super::ruleset::Family;
 use super::transaction::{is_absent, text, with_family};
@@ -15,7 +15,7 @@ use super::{masquerade, port_maps};
 use crate::net::link::Link;
 use crate::netfilter::Protocol;
 use crate::netfilter::iptables::{Rule, legacy};
-use crate::netfilter::socket::{Socket, attribute, attributes};
+use crate::netfilter::socket::{Socket, attribute, attributes, number};
 
 /// Where packets are looked at, with the kernel's number of the hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -68,12 +68,6 @@ pub fn encode(
     Some(())
 }
 
-/// The protocol that is called this.
-fn protocol(name: &str) -> Option<Protocol> {
-    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    all.into_iter().find(|protocol| protocol.as_str() == name)
-}
-
 /// One in the making.
 struct Rule {
     encoder: Encoder,
@@ -86,7 +80,7 @@ impl Rule {
     fn add(&mut self, words: &[Cow<'static, str>]) -> Option<u8> {
         let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
         let protocol = match words.iter().position(|word| *word == "-p") {
-            Some(at) => Some(protocol(words.get(at + 1)?)?),
+            Some(at) => Some(Protocol::named(words.get(at + 1)?)?),
             None => None,
         };
         if let Some(protocol) = protocol {
@@ -349,9 +343,10 @@ pub fn listed_ports(expressions: &[u8]) -> Option<Vec<(Protocol, u16)>> {
                 is_loaded = attribute(data, 2) == Some(&l4proto);
             }
             b"cmp" if is_loaded => {
-                let number = attribute(attribute(data, 3)?, 1)?;
-                let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-                protocol = all.into_iter().find(|known| number == [known.number()]);
+                protocol = match attribute(attribute(data, 3)?, 1)? {
+                    [number] => Protocol::numbered(*number),
+                    _ => None,
+                };
                 is_loaded = false;
             }
             b"match" if attribute(data, XT_NAME) == Some(b"multiport\0") => {

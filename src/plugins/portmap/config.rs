@@ -256,13 +256,10 @@ impl WireMapping {
                 .filter(|port| *port != 0)
                 .ok_or_else(|| (key, format!("{port} is not a port: 1 to 65535")))
         };
-        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-            .into_iter()
-            .find(|protocol| protocol.as_str().eq_ignore_ascii_case(&self.protocol))
-            .ok_or_else(|| {
-                let message = format!("\"{}\" is none of tcp, udp and sctp", self.protocol);
-                ("protocol", message)
-            })?;
+        let protocol = Protocol::named(&self.protocol.to_ascii_lowercase()).ok_or_else(|| {
+            let message = format!("\"{}\" is none of tcp, udp and sctp", self.protocol);
+            ("protocol", message)
+        })?;
         let host_ip = if self.host_ip.is_empty() {
             None
         } else {
