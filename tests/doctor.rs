@@ -964,7 +964,7 @@ const OF_PROBES: &[Fault] = &[
     probed(
         "gateway that answers no ARP",
         "sysctl -qw net.ipv4.conf.all.arp_ignore=8",
-        "error: container c1: gateway 10.9.0.1 does not answer ARP",
+        ": gateway 10.9.0.1 does not answer ARP",
         "sysctl -qw net.ipv4.conf.all.arp_ignore=0 && ip -n c1 neigh flush all && ip -n c2 neigh flush all",
     ),
 ];

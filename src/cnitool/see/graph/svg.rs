@@ -212,6 +212,12 @@ fn plate(class: &str, (x, y): (usize, usize), width: usize, fits: usize, lines: 
         .enumerate()
         .map(|(number, (class, text))| {
             let (x, y) = (x + PADDING + 2, y + PADDING + number * LINE + 13);
+            // Bold letters are wider.
+            let fits = if *class == "title" {
+                fits * 4 / 5
+            } else {
+                fits
+            };
             let text = escape(&cut(text, fits));
             format!("<text class=\"{class}\" x=\"{x}\" y=\"{y}\">{text}</text>")
         })
