@@ -380,7 +380,8 @@ const OF_THE_HOST: &[Fault] = &[
     ),
     mended(
         "bridge port blocked",
-        "ip link set br1 type bridge stp_state 1 && ip link set END1 down && ip link set END1 up",
+        "ip link set br1 type bridge stp_state 1 && ip link set END1 down && ip link set END1 up && \
+         timeout 5 sh -c 'until bridge link show dev END1 | grep -q listening; do sleep 0.1; done'",
         "error: host end END1: the bridge has it in state listening (container c1)",
         "ip link set br1 type bridge stp_state 0 && ip link set END1 down && ip link set END1 up",
     ),
