@@ -1,6 +1,12 @@
 //! Where tests on the real kernel run: on a node of their own; and what tests of either
 //! backend ask for.
-#![expect(clippy::disallowed_methods, reason = "tests make namespaces")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests make namespaces, and ask the tools"
+)]
+
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
@@ -26,6 +32,29 @@ pub fn enter() {
     for dir in ["/run", "/var/lib"] {
         mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), none).expect("hide the host's");
     }
+}
+
+/// What the shell command prints, with `stdin` to read.
+///
+/// # Panics
+/// When it fails.
+#[track_caller]
+pub fn feed(command: &str, stdin: &str) -> String {
+    let mut child = Command::new("sh")
+        .args(["-c", command])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(stdin.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command}\n{stdin}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// The owner of a test's rules.

@@ -158,11 +158,8 @@ fn is_led_to(socket: &Socket, table: &Table, rule: &Rule) -> Result<bool> {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "tests ask the tools themselves")]
 mod tests {
-    use std::fmt::Write as _;
-    use std::io::Write as _;
-    use std::process::{Command, Stdio};
+    use std::fmt::Write;
 
     use super::*;
     use crate::netfilter::test_node;
@@ -229,22 +226,7 @@ COMMIT
         } else {
             "ip6tables"
         };
-        let words: Vec<&str> = tool.split(' ').collect();
-        let mut child = Command::new(format!("/usr/sbin/{command}-nft{}", words[0]))
-            .args(&words[1..])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(stdin.as_bytes())
-            .unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{command} {tool}: {stdin}");
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = test_node::feed(&format!("/usr/sbin/{command}-nft{tool}"), stdin);
         // It says when that was.
         text.lines()
             .filter(|line| !line.starts_with('#'))

@@ -5,13 +5,10 @@
     reason = "tests make namespaces and ask programs that are not ours"
 )]
 
-use std::io::Write;
-use std::process::{Command, Stdio};
-
 use super::shared::Snapshot;
 use super::*;
 use crate::net::sysctl;
-use crate::netfilter::test_node::{self, masquerade, nets, owner};
+use crate::netfilter::test_node::{self, feed, masquerade, nets, owner};
 use crate::netfilter::{Mapping, Protocol};
 
 /// Gives the calling thread a network stack of its own.
@@ -23,25 +20,6 @@ fn node() {
 #[track_caller]
 fn sh(command: &str) -> String {
     feed(command, "")
-}
-
-#[track_caller]
-fn feed(command: &str, stdin: &str) -> String {
-    let mut child = Command::new("sh")
-        .args(["-c", command])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(stdin.as_bytes())
-        .unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{command}\n{stdin}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Everything, the elements of sets in alphabetical order: nft prints them in the
