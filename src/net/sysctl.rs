@@ -8,12 +8,14 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Error, Result};
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::netconf;
 use super::netlink::Netlink;
@@ -25,7 +27,8 @@ pub const ROOT: &str = "/proc/sys/net";
 /// Those of one namespace, to be used inside it.
 ///
 /// The first part of a key, such as `ipv6`, is looked up among the names of all namespaces
-/// that there are (`proc_sys_compare`), 1 µs for each: here that is done once.
+/// that this instance of procfs has shown to anybody (`proc_sys_compare`), 1 µs for each: that
+/// is done once, and in an instance of our own if there may be one.
 #[derive(Debug, Default)]
 pub struct Sysctls {
     sections: Mutex<Vec<(String, OwnedFd)>>,
@@ -38,8 +41,7 @@ impl Sysctls {
         if let Some((_, opened)) = sections.iter().find(|(name, _)| name == section) {
             return Ok(open(opened, rest, how)?.into());
         }
-        let path = format!("{ROOT}/{section}");
-        let opened = open(AT_FDCWD, &path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let opened = open(root()?, section, DIRECTORY)?;
         let file = open(&opened, rest, how)?;
         sections.push((section.to_owned(), opened));
         Ok(file.into())
@@ -50,13 +52,16 @@ impl Sysctls {
         self.open(section, OFlag::O_PATH).is_ok()
     }
 
-    /// Which file `key` leads to.
+    /// Which file `key` leads to, below [`ROOT`] or anywhere else.
     ///
     /// # Errors
     /// See [`is_absent`].
     pub fn leads_to(&self, key: &str) -> io::Result<PathBuf> {
-        let file = self.open(key, OFlag::O_PATH)?;
-        fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        let path =
+            |file: &dyn AsRawFd| fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let real = path(&self.open(key, OFlag::O_PATH)?)?;
+        let below = real.strip_prefix(path(root()?)?);
+        Ok(below.map_or_else(|_| real.clone(), |below| Path::new(ROOT).join(below)))
     }
 
     /// What the sysctl holds, without white space around it; `None` where there is nothing
@@ -119,6 +124,35 @@ impl Sysctls {
             done => done,
         }
     }
+}
+
+/// How directories are opened that names are looked up in.
+const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
+
+/// [`ROOT`], looked up once.
+fn root() -> io::Result<&'static OwnedFd> {
+    static OPENED: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(opened) = OPENED.get() {
+        return Ok(opened);
+    }
+    let usual = open(AT_FDCWD, ROOT, DIRECTORY)?;
+    // Whoever made it read-only does not want to see it written in another way.
+    let is_open = !fstatvfs(&usual)?.flags().contains(FsFlags::ST_RDONLY);
+    let own = is_open.then(root_of_own).and_then(io::Result::ok);
+    Ok(OPENED.get_or_init(|| own.unwrap_or(usual)))
+}
+
+/// [`ROOT`] in an instance of procfs that nobody else sees, and that ends with the process
+/// (`fsmount(2)`; before Linux 5.8 it is everybody's).
+fn root_of_own() -> io::Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let (cloexec, restricted) = (
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    );
+    let own = fsmount(&context, cloexec, restricted)?;
+    Ok(open(own, "sys/net", DIRECTORY)?)
 }
 
 fn open(directory: impl AsFd, path: &str, how: OFlag) -> nix::Result<OwnedFd> {
