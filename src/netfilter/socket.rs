@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use netlink_packet_core::{
     DecodeError, DefaultNla, ErrorMessage, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR,
     NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NlasIterator,
+    NetlinkSerializable, NlasIterator,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -99,6 +99,19 @@ impl Batch {
         self.count += 1;
         let kind = u16::from_be_bytes([self.subsystem.into(), kind]);
         self.write(kind, flags, [family, 0, 0, 0], fill)
+    }
+
+    /// Adds a change in the crate's words, with the flags of the request.
+    pub fn message(&mut self, (message, flags): (NetfilterMessage, u16)) {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        if let Some((about, attributes)) = bytes.split_first_chunk() {
+            self.count += 1;
+            self.write(message.message_type(), flags, *about, |list| {
+                list.raw(attributes);
+                Some(())
+            });
+        }
     }
 
     /// Adds what is said of all changes.

@@ -99,7 +99,7 @@ impl Rules {
             needed: Vec::new(),
             chain: &self.chain,
             appended: [&self.masquerade].into_iter().chain(&self.jumps).collect(),
-            listed: None,
+            claims: None,
             inserted: self.exempt.iter().rev().collect(),
         }
     }

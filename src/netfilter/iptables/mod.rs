@@ -36,6 +36,7 @@ use std::time::Duration;
 use anyhow::Result;
 use ipnet::IpNet;
 
+use super::nftables::claims;
 use super::{Backend, Firewall, Known, Masquerade, Owner, PortMaps, nftables};
 use crate::cni::invocation::Attachment;
 use crate::log;
@@ -394,9 +395,10 @@ impl Backend for Iptables {
         let made = at_once(&rules, |(family, rules)| {
             let tool = self.usual_tool(*family)?;
             let mut found = Vec::new();
+            let mut taken = None;
             let add = || {
                 if rules.has_conditions() {
-                    tool.restore(&rules.add())
+                    Ok(tool.restore(&rules.add())?.map(Some))
                 } else {
                     tool.add(&rules.addition())
                 }
@@ -404,7 +406,10 @@ impl Backend for Iptables {
             if tool.may_have(port_maps::DNAT)
                 && let Ok(listed) = add()?
             {
-                found = rules.conflicts(&listed);
+                if let Some(listed) = listed {
+                    found = rules.conflicts(&listed);
+                    taken = Some(port_maps::taken(&listed));
+                }
                 // The others' mappings are in chains of their own. When these cannot be
                 // seen, a warning too many is better than none.
                 if !found.is_empty()
@@ -418,12 +423,16 @@ impl Backend for Iptables {
                 let _alone = tool.exclude_others()?;
                 let settled = try_to_settle(&tool, |table| {
                     found = rules.conflicts(table);
+                    taken = Some(port_maps::taken(table));
                     rules.repair(table)
                 })?;
                 settled.map_err(|refusal| {
                     let error = refusal.during("change", &tool);
                     rules.blame_conditions(error)
                 })?;
+            }
+            if let Some(taken) = taken.filter(|_| tool.variant == Variant::Nft) {
+                rules.claims().settle(&taken);
             }
             // A poisoned lock means a panic, which has ended the process.
             if let Ok(mut conflicts) = conflicts.lock() {
@@ -449,7 +458,8 @@ impl Backend for Iptables {
             self.remove(*family, &chains, |table| {
                 port_maps::remove(owner, known, table)
             })
-        })
+        })?;
+        claims::release(owner)
     }
 
     fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
@@ -467,7 +477,16 @@ impl Backend for Iptables {
     }
 
     fn stale_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<Vec<String>> {
-        self.stale(&port_maps::KIND, network, valid)
+        let mut owners = self.stale(&port_maps::KIND, network, valid)?;
+        for id in claims::stale(network, valid)? {
+            let container = format!("container {id}");
+            if !owners.contains(&container) {
+                owners.push(format!(
+                    "{container}, remembered although its rules are gone"
+                ));
+            }
+        }
+        Ok(owners)
     }
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
@@ -475,7 +494,8 @@ impl Backend for Iptables {
             self.remove(*family, &[], |table| {
                 owned::collect(&port_maps::KIND, network, valid, table)
             })
-        })
+        })?;
+        claims::collect(network, valid)
     }
 
     fn yield_ports(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {

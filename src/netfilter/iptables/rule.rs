@@ -178,7 +178,7 @@ impl Script {
         }
     }
 
-    /// One that does this, and prints the chain that is to be listed.
+    /// One that does this, and prints the chain that shows whose the ports were.
     pub fn adding(addition: &Addition<'_>) -> Self {
         let mut script = Self::default();
         for rule in &addition.needed {
@@ -188,8 +188,8 @@ impl Script {
         for rule in &addition.appended {
             script.append(rule);
         }
-        if let Some(chain) = addition.listed {
-            script.list_chain(chain);
+        if let Some(claims) = &addition.claims {
+            script.list_chain(claims.chain);
         }
         for rule in &addition.inserted {
             script.insert(rule);

@@ -16,7 +16,7 @@ use super::rule::{Rule, Script, Table, TableName};
 use crate::cni::error::{Code, detailed};
 use crate::fsutil::Lock;
 use crate::net::section;
-use crate::netfilter::nftables::{self, Addition};
+use crate::netfilter::nftables::{self, Added, Addition};
 
 /// Address families, each with tools and tables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -261,19 +261,24 @@ impl Tool {
     }
 
     /// As [`Tool::restore`] of the [`Script`] that is `adding` it, without a process in the
-    /// usual case of the nft variant.
+    /// usual case of the nft variant. `None`: nobody has had any of the ports.
     ///
     /// # Errors
     /// As [`Tool::restore`].
-    pub fn add(&self, added: &Addition<'_>) -> Result<std::result::Result<Table, Refusal>> {
-        if self.variant == Variant::Nft
-            // What is wrong, the tool will say.
-            && let Ok(Some(rules)) = added.make(self.family.nft())
-        {
-            let chains = BTreeSet::new();
-            return Ok(Ok(Table { chains, rules }));
+    pub fn add(&self, added: &Addition<'_>) -> Result<std::result::Result<Option<Table>, Refusal>> {
+        // What is wrong, the tool will say.
+        let made = match self.variant {
+            Variant::Nft => added.make(self.family.nft()).unwrap_or(Added::Nothing),
+            _ => Added::Nothing,
+        };
+        match made {
+            Added::Unopposed => Ok(Ok(None)),
+            Added::Beside(rules) => {
+                let chains = BTreeSet::new();
+                Ok(Ok(Some(Table { chains, rules })))
+            }
+            Added::Nothing => Ok(self.restore(&Script::adding(added))?.map(Some)),
         }
-        self.restore(&Script::adding(added))
     }
 
     fn run(&self, program: &Path, args: &[&str], stdin: &str) -> Result<Output> {

@@ -9,10 +9,11 @@ use anyhow::Result;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_netfilter::NetfilterSubsystem;
 
+use super::claims::Claims;
 use super::expression::{IPV4, IPV6};
 use super::lookup::chain_use;
 use super::ruleset::{Family, Table};
-use super::transaction::{EXPRESSIONS, rules};
+use super::transaction::{Change, EXPRESSIONS, rules};
 use super::xtables::{Style, encode, is_same, listed_ports};
 use crate::netfilter::attributes::Attributes;
 use crate::netfilter::iptables::Rule;
@@ -30,35 +31,56 @@ pub struct Addition<'a> {
     pub chain: &'a str,
     /// Rules behind those that their chains have.
     pub appended: Vec<&'a Rule>,
-    /// A chain to be listed before anything is inserted.
-    pub listed: Option<&'a str>,
+    /// Ports that the rules are about. Where somebody may have one of them, the chain that
+    /// shows it is listed before anything is inserted.
+    pub claims: Option<Claims<'a>>,
     /// Rules in front of those that their chains have: the last one comes to stand first.
     pub inserted: Vec<&'a Rule>,
 }
 
+/// What has become of an addition.
+#[derive(Debug)]
+pub enum Added {
+    /// Nothing: it is not the usual case.
+    Nothing,
+    /// It is there, and nobody has had any of its ports.
+    Unopposed,
+    /// It is there, and so were these rules, in words of iptables as far as they say whose ports
+    /// they are.
+    Beside(Vec<Rule>),
+}
+
 impl Addition<'_> {
-    /// Adds it, in one transaction. Answers those rules of the chain to be listed that are for
-    /// several ports, in words of iptables as far as these say whose ports they are; `None`
-    /// where it is not the usual case, and nothing was done.
+    /// Adds it, in one transaction.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn make(&self, family: Family) -> Result<Option<Vec<Rule>>> {
+    pub fn make(&self, family: Family) -> Result<Added> {
         let Some(socket) = Socket::open_if_any()? else {
-            return Ok(None);
+            return Ok(Added::Nothing);
         };
         let table = Table::named(family, "nat");
         let Some(style) = self.style(&socket, &table)? else {
-            return Ok(None);
+            return Ok(Added::Nothing);
         };
-        let Some(batch) = self.batch(&table, style) else {
-            return Ok(None);
-        };
-        let Some(listed) = self.list(&socket, &table)? else {
-            return Ok(None);
-        };
+        let claims = self.claims.as_ref();
+        let creation = claims.map(Claims::creation).unwrap_or_default();
         // Refused where the chain is there, or one that a rule is for or leads to is not.
-        Ok(socket.commit(batch)?.is_ok().then_some(listed))
+        let add = |first: &[Change]| match self.batch(&table, style, first) {
+            Some(batch) => Ok(socket.commit(batch)?.is_ok()),
+            None => anyhow::Ok(false),
+        };
+        if add(&creation)? {
+            return Ok(Added::Unopposed);
+        }
+        // Or where somebody has one of the ports.
+        let Some(claims) = claims else {
+            return Ok(Added::Nothing);
+        };
+        match list(&socket, &table, claims.chain)? {
+            Some(listed) if add(&[])? => Ok(Added::Beside(listed)),
+            _ => Ok(Added::Nothing),
+        }
     }
 
     /// How the tools that made the rules needed write them: `None` where one is missing.
@@ -93,8 +115,9 @@ impl Addition<'_> {
         Ok(Some(style))
     }
 
-    /// The changes, as the kernel takes them; `None` where a word is not known.
-    fn batch(&self, table: &Table, style: Style) -> Option<Batch> {
+    /// The changes behind those that come `first`, as the kernel takes them; `None` where a
+    /// word is not known.
+    fn batch(&self, table: &Table, style: Style, first: &[Change]) -> Option<Batch> {
         const NEW_CHAIN: u8 = 3;
         const NEW_RULE: u8 = 6;
         /// `NFTA_CHAIN_TABLE` and `NFTA_RULE_TABLE`; `NFTA_CHAIN_NAME`; `NFTA_RULE_CHAIN`.
@@ -107,6 +130,9 @@ impl Addition<'_> {
             IPV6
         };
         let mut batch = Batch::new(NetfilterSubsystem::NfTables);
+        for change in first {
+            batch.message(change.message());
+        }
         batch.add(NEW_CHAIN, NLM_F_CREATE | NLM_F_EXCL, family, |list| {
             list.text(TABLE, table.name);
             list.text(NAME, self.chain);
@@ -123,27 +149,24 @@ impl Addition<'_> {
         }
         Some(batch)
     }
+}
 
-    /// The chain to be listed; `None` where one of its rules is not understood.
-    fn list(&self, socket: &Socket, table: &Table) -> Result<Option<Vec<Rule>>> {
-        let mut listed = Vec::new();
-        let Some(chain) = self.listed else {
-            return Ok(Some(listed));
+/// The rules of `chain` that are for several ports; `None` where one is not understood.
+fn list(socket: &Socket, table: &Table, chain: &str) -> Result<Option<Vec<Rule>>> {
+    let mut listed = Vec::new();
+    for found in rules(socket, table, Some(chain))? {
+        let Some(ports) = listed_ports(found.expressions()) else {
+            return Ok(None);
         };
-        for found in rules(socket, table, Some(chain))? {
-            let Some(ports) = listed_ports(found.expressions()) else {
-                return Ok(None);
-            };
-            if let [(protocol, _), ..] = ports.as_slice() {
-                let ports: Vec<String> = ports.iter().map(|(_, port)| port.to_string()).collect();
-                let comment = found.any_comment().unwrap_or_default();
-                let words = ["-p", protocol.as_str(), "--comment", &comment, "--dports"];
-                let ports = ports.join(",");
-                listed.push(Rule::new(chain, words.iter().chain([&ports.as_str()])));
-            }
+        if let [(protocol, _), ..] = ports.as_slice() {
+            let ports: Vec<String> = ports.iter().map(|(_, port)| port.to_string()).collect();
+            let comment = found.any_comment().unwrap_or_default();
+            let words = ["-p", protocol.as_str(), "--comment", &comment, "--dports"];
+            let ports = ports.join(",");
+            listed.push(Rule::new(chain, words.iter().chain([&ports.as_str()])));
         }
-        Ok(Some(listed))
     }
+    Ok(Some(listed))
 }
 
 /// Whether something leads to the chain that `rule` jumps to. That it is this very rule is not
@@ -269,13 +292,13 @@ COMMIT
                 needed: Vec::new(),
                 chain: CHAIN,
                 appended: [inside, entries].concat(),
-                listed: None,
+                claims: None,
                 inserted: Vec::new(),
             };
             let table = Table::named(family, "nat");
             let socket = Socket::open().unwrap();
             for style in [Style::Old, Style::New] {
-                let batch = addition.batch(&table, style).unwrap();
+                let batch = addition.batch(&table, style, &[]).unwrap();
                 socket.commit(batch).unwrap().unwrap();
                 assert_eq!(tool(family, "-save -t nat", ""), expected, "{style:?}");
                 tool(family, new, &checks);

@@ -167,7 +167,8 @@ pub fn spoof_check_id(owner: &Owner) -> String {
     format!("{container_id}-{ifname}")
 }
 
-fn cut(text: &str) -> String {
+/// As much of `text` as a comment may have.
+pub fn cut(text: &str) -> String {
     text.get(..text.floor_char_boundary(COMMENT_MAX))
         .unwrap_or_default()
         .to_owned()

@@ -6,6 +6,7 @@
 //! asks a registry of our own, in that transaction. DEL finds its rules by their comment.
 
 mod addition;
+pub mod claims;
 mod condition;
 mod decode;
 mod expression;
@@ -42,7 +43,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 use ipnet::IpNet;
 
-pub use self::addition::Addition;
+pub use self::addition::{Added, Addition};
 pub use self::condition::UNDERSTOOD;
 pub use self::identity::Tag;
 pub use self::lookup::{chains, has_chain, has_rules, is_usable};

@@ -18,7 +18,7 @@ use super::transaction::Change;
 use crate::netfilter::Owner;
 
 /// The table has no chains: no packet comes here.
-const TABLE: Table = Table {
+pub const TABLE: Table = Table {
     family: Family::Inet,
     name: "cnibox",
     comment: Some("cnibox: who has rules in which table; asked by ADD, never by packets"),

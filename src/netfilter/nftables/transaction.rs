@@ -120,7 +120,7 @@ impl fmt::Display for Change {
 
 impl Change {
     /// As the kernel takes it, with the flags of the request.
-    fn message(&self) -> (NetfilterMessage, u16) {
+    pub fn message(&self) -> (NetfilterMessage, u16) {
         let (table, message, flags) = match self {
             Self::AddTable(table) => {
                 let mut attributes = vec![

@@ -184,3 +184,53 @@ fn what_is_unusual_is_left_to_the_tools() {
     backend.ensure_port_maps(&owner("c1"), &usual).unwrap();
     node.iptables.check_port_maps(&owner("c1"), &usual).unwrap();
 }
+
+/// Who has a port is known without the rules of all others: nobody's but the taken ones are
+/// listed.
+#[test]
+fn ports_are_claimed() {
+    let node = Node::new("nft");
+    let backend = &node.iptables;
+    let maps = |n: u8, port: u16| port_maps(&[&format!("10.9.0.{n}/24")], &[port]);
+    let add = |backend: &Iptables, id: &str, n: u8, port: u16| {
+        backend
+            .ensure_port_maps(&owner(id), &maps(n, port))
+            .unwrap();
+    };
+    let claimed = || {
+        let text = node.sh("nft list set inet cnibox iptables_ports");
+        let claims = text.lines().filter_map(|line| {
+            let (_, element) = line.split_once("tcp . ")?;
+            let (port, comment) = element.split_once(" comment ")?;
+            let (_, id) = comment.split_once("id: ")?;
+            Some(format!("{port} {}", id.split_once('"')?.0))
+        });
+        let mut claims: Vec<String> = claims.collect();
+        claims.sort();
+        claims.join(", ")
+    };
+    add(backend, "first", 2, 80);
+    assert_eq!(claimed(), "80 first");
+    // Nobody has to be asked.
+    add(&node.without_tools(), "second", 3, 81);
+    assert_eq!(claimed(), "80 first, 81 second");
+    add(backend, "third", 4, 80);
+    assert_eq!(claimed(), "80 third, 81 second");
+    // What is forgotten is seen in the rules.
+    node.sh("nft delete table inet cnibox");
+    add(backend, "fourth", 5, 82);
+    assert_eq!(claimed(), "80 third, 81 second, 82 fourth");
+    let remove = |id: &str, n| {
+        let own = Known::own(&maps(n, 80).container);
+        backend.remove_port_maps(&owner(id), &own).unwrap();
+    };
+    remove("third", 4);
+    assert_eq!(claimed(), "81 second, 82 fourth");
+    let valid = [owner("fourth").attachment];
+    backend.collect_port_maps("net2", &valid).unwrap();
+    assert_eq!(claimed(), "81 second, 82 fourth");
+    backend.collect_port_maps("net1", &valid).unwrap();
+    assert_eq!(claimed(), "82 fourth");
+    remove("fourth", 5);
+    assert_eq!(claimed(), "");
+}

@@ -108,7 +108,7 @@ fn only_families_with_addresses_are_touched() {
         let tables = node.sh("nft list tables");
         assert_eq!(
             tables,
-            ["", "table ip nat\n"][usize::from(node.variant == "nft")]
+            ["", "table ip nat\ntable inet cnibox\n"][usize::from(node.variant == "nft")]
         );
     });
 }

@@ -13,8 +13,11 @@ use crate::netfilter::{disputed, taken_over};
 impl Rules {
     /// Says which of the ports other entries of `table` have too. Entries name ports only:
     /// whether they are for the same address of the host, and for this family at all, is
-    /// seen in the chain behind, if `table` has it.
+    /// seen in the chain behind, if `table` has it. Nothing where nobody wants to know.
     pub fn conflicts(&self, table: &Table) -> Vec<String> {
+        if !self.warns {
+            return Vec::new();
+        }
         let rivals = self.rivals(table).into_iter();
         rivals
             .filter_map(|rival| Some(taken_over(&rival.port, rival.whose.as_deref()?)))

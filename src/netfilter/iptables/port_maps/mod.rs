@@ -9,10 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use ipnet::IpNet;
 
-use super::owned::{self, Kind, comment, is_owned, is_private, remove_chain};
+use super::owned::{self, Kind, comment, is_owned, is_private, parse_comment, remove_chain};
 use super::rule::{Rule, Script, Table};
 use super::tool::Family;
 use crate::cni::error::{Code, coded, detailed};
+use crate::netfilter::nftables::claims::{Claims, Taken};
 use crate::netfilter::nftables::{Addition, PrivateChain};
 use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
 
@@ -40,6 +41,7 @@ const PORTS_PER_ENTRY: usize = 15;
 /// What must exist.
 #[derive(Debug)]
 pub struct Rules {
+    owner: Owner,
     chain: String,
     comment: String,
     /// Lead from the hooks into shared chains.
@@ -56,6 +58,8 @@ pub struct Rules {
     address: IpAddr,
     /// Of the host, with the address if only that one is mapped.
     ports: BTreeSet<(Protocol, u16, Option<IpAddr>)>,
+    /// Whether to say whose they were.
+    warns: bool,
     /// The key of the configuration with conditions, if it has any.
     conditions: Option<&'static str>,
 }
@@ -97,6 +101,7 @@ impl Rules {
             jumps.push(Rule::new(hook, local));
         }
         Ok(Self {
+            owner: owner.clone(),
             jumps,
             marks,
             mappings: mapping_rules(&chain, mark_chain, container, wanted),
@@ -107,9 +112,10 @@ impl Rules {
             ports: wanted
                 .mappings
                 .iter()
-                .filter(|mapping| wanted.warn_of_takeovers && mapping.is_for(container.addr()))
+                .filter(|mapping| mapping.is_for(container.addr()))
                 .map(|mapping| (mapping.protocol, mapping.host_port, only_host(mapping)))
                 .collect(),
+            warns: wanted.warn_of_takeovers,
             chain,
             comment,
         })
@@ -138,10 +144,16 @@ impl Rules {
             needed: self.jumps.iter().chain(&self.marks).collect(),
             chain: &self.chain,
             appended: self.mappings.iter().collect(),
-            // Who had the ports; where nobody wants to know, nothing is looked at.
-            listed: Some(DNAT).filter(|_| !self.ports.is_empty()),
+            claims: Some(self.claims()),
             inserted: self.entering().collect(),
         }
+    }
+
+    /// The ports of these rules.
+    pub fn claims(&self) -> Claims<'_> {
+        let ports = self.ports.iter();
+        let ports = ports.map(|(protocol, port, _)| (*protocol, *port));
+        Claims::new(Family::of(self.address).nft(), DNAT, &self.owner, ports)
     }
 
     /// As [`Rules::addition`], for the tools.
@@ -308,6 +320,18 @@ pub fn mapped_to(table: &Table) -> impl Iterator<Item = IpAddr> {
 pub fn chains(owner: &Owner) -> [String; 2] {
     [KIND.prefix, OLD_SNAT_PREFIX]
         .map(|prefix| owned::private_chain(prefix, &owner.network, &owner.attachment.container_id))
+}
+
+/// Who has which ports in `table`.
+pub fn taken(table: &Table) -> Vec<Taken> {
+    let entries = table.rules.iter().filter(|rule| rule.chain == DNAT);
+    let taken = entries.flat_map(|entry| {
+        let protocol = entry.value("-p").and_then(Protocol::named);
+        let owner = parse_comment(KIND.comment, entry.comment().unwrap_or_default());
+        let owner = owner.map(|(network, id)| (network.to_owned(), id.to_owned()));
+        dports(entry).filter_map(move |port| Some(((protocol?, port.parse().ok()?), owner.clone())))
+    });
+    taken.collect()
 }
 
 /// The comment of what leads to the owner's chain.
