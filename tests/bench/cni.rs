@@ -93,6 +93,7 @@
     reason = "as in tests: what cannot be measured says so by panicking; doors are for the product"
 )]
 
+mod budgets;
 mod chain;
 #[path = "../common/mod.rs"]
 mod common;
@@ -204,6 +205,10 @@ pub struct Effort {
     pub leases: u32,
     /// Mapped ports of one container, step by step.
     pub ports: &'static [u16],
+    /// Containers that come and go at once.
+    pub at_once: u16,
+    /// Rules of somebody else's.
+    pub foreign: u32,
     /// How long the whole takes, about: when it is over, no more of the chains is begun.
     pub time: Duration,
 }
@@ -215,6 +220,8 @@ const QUICK: Effort = Effort {
     turns: 1,
     leases: 10_000,
     ports: &[1000],
+    at_once: 10,
+    foreign: 2_000,
     time: Duration::from_secs(40),
 };
 const FULL: Effort = Effort {
@@ -224,6 +231,8 @@ const FULL: Effort = Effort {
     turns: 3,
     leases: 60_000,
     ports: &[1000, 10_000],
+    at_once: 50,
+    foreign: 20_000,
     time: Duration::from_secs(450),
 };
 
@@ -342,6 +351,7 @@ fn main() -> ExitCode {
     single::measure(&peers, effort, &mut report);
     workers::measure(&peers, effort, &mut report);
     ports::measure(&peers, effort, &mut report);
+    budgets::measure(&peers, effort, &mut report);
     chains(&peers, effort, start, &mut report);
     report.took(start.elapsed());
     println!("{report}");
