@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::rule::{Rule, Script, Table, TableName};
 use super::tool::Family;
+use crate::netfilter::nftables::Members;
 use crate::netfilter::{Firewall, Ingress, Isolation};
 
 /// The chain of the rules for addresses.
@@ -84,6 +85,12 @@ impl Rules {
             script.list_chain(FORWARD);
         }
         script
+    }
+
+    /// Those of the container, and those that lead to them.
+    pub fn members(&self, family: Family) -> (Members<'_>, impl Iterator<Item = &Rule>) {
+        let own = self.pass.iter().flat_map(|pass| &pass.own);
+        (members(family, own.collect()), self.shared())
     }
 
     /// Whether `listed` has each rule of the container once.
@@ -225,6 +232,15 @@ pub fn remove(addresses: &[IpAddr], table: &Table, is_gone: impl Fn(&str) -> boo
     script
 }
 
+/// The rules that let addresses through, as the nft variant has them.
+pub fn members(family: Family, own: Vec<&Rule>) -> Members<'_> {
+    Members {
+        family: family.nft(),
+        table: TableName::Filter.as_str(),
+        own,
+    }
+}
+
 /// The bridges that rules of `table` isolate.
 pub fn bridges(table: &Table) -> impl Iterator<Item = &str> {
     table.rules.iter().filter_map(bridge)
@@ -240,7 +256,7 @@ fn bridge(rule: &Rule) -> Option<&str> {
 }
 
 /// What lets one address through: what it sends, and the answers to that.
-fn own(address: IpAddr) -> [Rule; 2] {
+pub fn own(address: IpAddr) -> [Rule; 2] {
     let host = IpNet::from(address).to_string();
     let answers = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"];
     let answers = ["-d", &host].into_iter().chain(answers);

@@ -271,7 +271,12 @@ impl Iptables {
         for family in FAMILIES {
             let of_family = |address: &&IpAddr| Family::of(**address) == family;
             let addresses: Vec<IpAddr> = addresses.iter().filter(of_family).copied().collect();
-            match self.tools_of(family, &addresses) {
+            // In doubt, the tools will tell.
+            let rules: Vec<Rule> = addresses.iter().copied().flat_map(firewall::own).collect();
+            let own = firewall::members(family, rules.iter().collect());
+            let has_rules =
+                !addresses.is_empty() && own.remove(firewall::FORWARD, &addresses).unwrap_or(true);
+            match self.tools_of(family, has_rules) {
                 Err(error) => keep_first(&mut result, Err(error)),
                 Ok(tools) => {
                     for tool in tools {
@@ -284,14 +289,13 @@ impl Iptables {
         result
     }
 
-    /// The tools for removing the rules of `addresses`, and of bridges that are gone. The
-    /// latter do no harm: they stay where there is no tool.
-    fn tools_of(&self, family: Family, addresses: &[IpAddr]) -> Result<Vec<Tool>> {
+    /// The tools for removing what the nft variant still has of a container's rules, if it does,
+    /// and those of bridges that are gone. The latter do no harm: they stay where there is no
+    /// tool.
+    fn tools_of(&self, family: Family, has_rules: bool) -> Result<Vec<Tool>> {
         let name = self.table.as_str();
-        let has_rules = || nftables::has_rules_of(family.nft(), name, firewall::FORWARD, addresses);
         let legacy = family.has_legacy_table(self.table);
-        // In doubt, the tools will tell.
-        if !addresses.is_empty() && has_rules().unwrap_or(true) {
+        if has_rules {
             let found = Kinds { nft: true, legacy };
             return self.tools_for(family, found, "remove the container's rules from", true);
         }
@@ -537,6 +541,10 @@ impl Backend for Iptables {
         let made = at_once(&families, |family| {
             let rules = firewall::Rules::new(*family, wanted);
             let tool = tools.usual_tool(*family)?;
+            let (own, shared) = rules.members(*family);
+            if tool.variant == Variant::Nft && own.add(shared).unwrap_or_default() {
+                return Ok(());
+            }
             // Refused for the first container on a host or a bridge.
             if let Ok(listed) = tool.restore(&rules.add())?
                 && rules.is_settled(&listed)
@@ -571,7 +579,7 @@ impl Backend for Iptables {
         let netlink = Netlink::open()?;
         let mut bridges = BTreeSet::new();
         for family in FAMILIES {
-            for tool in self.filter().tools_of(family, &[])? {
+            for tool in self.filter().tools_of(family, false)? {
                 let table = read(&tool)?;
                 bridges.extend(firewall::bridges(&table).map(str::to_owned));
             }

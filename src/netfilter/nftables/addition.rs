@@ -119,21 +119,14 @@ impl Addition<'_> {
     /// word is not known.
     fn batch(&self, table: &Table, style: Style, first: &[Change]) -> Option<Batch> {
         const NEW_CHAIN: u8 = 3;
-        const NEW_RULE: u8 = 6;
-        /// `NFTA_CHAIN_TABLE` and `NFTA_RULE_TABLE`; `NFTA_CHAIN_NAME`; `NFTA_RULE_CHAIN`.
-        const TABLE: u16 = 1;
+        /// `NFTA_CHAIN_NAME`.
         const NAME: u16 = 3;
-        const CHAIN: u16 = 2;
-        let family = if table.family == Family::Ip {
-            IPV4
-        } else {
-            IPV6
-        };
         let mut batch = Batch::new(NetfilterSubsystem::NfTables);
         for change in first {
             batch.message(change.message());
         }
-        batch.add(NEW_CHAIN, NLM_F_CREATE | NLM_F_EXCL, family, |list| {
+        let how = NLM_F_CREATE | NLM_F_EXCL;
+        batch.add(NEW_CHAIN, how, number(table.family), |list| {
             list.text(TABLE, table.name);
             list.text(NAME, self.chain);
             Some(())
@@ -141,14 +134,42 @@ impl Addition<'_> {
         let appended = self.appended.iter().map(|rule| (rule, NLM_F_APPEND));
         let inserted = self.inserted.iter().map(|rule| (rule, 0));
         for (rule, place) in appended.chain(inserted) {
-            batch.add(NEW_RULE, NLM_F_CREATE | place, family, |list| {
-                list.text(TABLE, table.name);
-                list.text(CHAIN, &rule.chain);
-                encode(list, table.family, &rule.args, style)
-            })?;
+            add_rule(&mut batch, table, rule, place, style)?;
         }
         Some(batch)
     }
+}
+
+/// `NFTA_CHAIN_TABLE` and `NFTA_RULE_TABLE`.
+const TABLE: u16 = 1;
+
+/// Adds the making of `rule` to the batch, behind others with `NLM_F_APPEND` for its `place`;
+/// `None` where a word is not known.
+pub fn add_rule(
+    batch: &mut Batch,
+    table: &Table,
+    rule: &Rule,
+    place: u16,
+    style: Style,
+) -> Option<()> {
+    const NEW_RULE: u8 = 6;
+    /// `NFTA_RULE_CHAIN`.
+    const CHAIN: u16 = 2;
+    batch.add(
+        NEW_RULE,
+        NLM_F_CREATE | place,
+        number(table.family),
+        |list| {
+            list.text(TABLE, table.name);
+            list.text(CHAIN, &rule.chain);
+            encode(list, table.family, &rule.args, style)
+        },
+    )
+}
+
+/// `NFPROTO_…` of one of the families of iptables.
+fn number(family: Family) -> u8 {
+    if family == Family::Ip { IPV4 } else { IPV6 }
 }
 
 /// The rules of `chain` that are for several ports; `None` where one is not understood.

@@ -23,6 +23,7 @@ pub mod localnet;
 mod lookup;
 mod lookups;
 mod masquerade;
+mod members;
 mod port_maps;
 mod private_chain;
 mod registry;
@@ -41,13 +42,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use ipnet::IpNet;
 
 pub use self::addition::{Added, Addition};
 pub use self::condition::UNDERSTOOD;
 pub use self::identity::Tag;
 pub use self::lookup::{chains, has_chain, has_rules, is_usable};
 use self::lookup::{generation, look_up_chain};
+pub use self::members::Members;
 pub use self::private_chain::PrivateChain;
 pub use self::ruleset::Family;
 use self::ruleset::{Statement, Table};
@@ -297,30 +298,6 @@ fn plans(owner: &Owner, wanted: &PortMaps) -> Result<Vec<port_maps::Plan>> {
             })
         })
         .collect()
-}
-
-/// Whether chain `chain` of `table` has rules about one of `addresses`.
-///
-/// # Errors
-/// When the kernel refuses to tell.
-pub fn has_rules_of(
-    family: Family,
-    table: &'static str,
-    chain: &str,
-    addresses: &[IpAddr],
-) -> Result<bool> {
-    let Some(socket) = Socket::open_if_any()? else {
-        return Ok(false);
-    };
-    let table = Table::named(family, table);
-    let is_about_them = |statement: &Statement| {
-        matches!(statement, Statement::Address { is: true, net, .. }
-            if addresses.iter().any(|address| IpNet::from(*address) == *net))
-    };
-    let found = rules(&socket, &table, Some(chain))?;
-    Ok(found
-        .iter()
-        .any(|rule| rule.known_statements().iter().any(is_about_them)))
 }
 
 /// Whether there is no link of this name; in doubt there is.

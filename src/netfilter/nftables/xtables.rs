@@ -115,6 +115,10 @@ impl Rule {
                     self.local();
                     behind
                 }
+                ("-m", "conntrack", ["--ctstate", "RELATED,ESTABLISHED", behind @ ..]) => {
+                    self.answers();
+                    behind
+                }
                 ("-m", "mark", ["--mark", mark, behind @ ..]) => {
                     self.mark(mark)?;
                     behind
@@ -178,6 +182,16 @@ impl Rule {
         /// `XT_ADDRTYPE_LOCAL`, in the second number of `struct xt_addrtype_info_v1`.
         const LOCAL: u16 = 1 << 2;
         self.xt(MATCH, "addrtype", 1, 8, &[(2, &LOCAL.to_ne_bytes())]);
+    }
+
+    /// The packet is of a connection that there is, or that one expects.
+    fn answers(&mut self) {
+        /// `XT_CONNTRACK_STATE`, in `match_flags` of a `struct xt_conntrack_mtinfo3`; and in its
+        /// `state_mask` the bits of `IP_CT_ESTABLISHED` and `IP_CT_RELATED`.
+        const STATE: u16 = 1;
+        const ANSWERS: u16 = 1 << 1 | 1 << 2;
+        let (flags, states) = (STATE.to_ne_bytes(), ANSWERS.to_ne_bytes());
+        self.xt(MATCH, "conntrack", 3, 168, &[(146, &flags), (150, &states)]);
     }
 
     fn mark(&mut self, word: &str) -> Option<()> {

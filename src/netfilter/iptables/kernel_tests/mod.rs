@@ -90,9 +90,14 @@ impl Node {
     /// The lines of both families' tables that stand for something: chains and rules,
     /// without counters.
     fn saved(&self) -> Vec<String> {
+        self.saved_of("nat")
+    }
+
+    /// As [`Node::saved`], of this table.
+    fn saved_of(&self, table: &str) -> Vec<String> {
         let mut lines = Vec::new();
         for command in ["iptables", "ip6tables"] {
-            let text = self.sh(&format!("{command}-save -t nat 2>/dev/null"));
+            let text = self.sh(&format!("{command}-save -t {table} 2>/dev/null"));
             lines.extend(text.lines().filter_map(|line| {
                 let line = line.split(" [").next().unwrap();
                 let counts = line.starts_with([':', '-']);

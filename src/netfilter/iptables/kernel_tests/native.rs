@@ -234,3 +234,42 @@ fn ports_are_claimed() {
     remove("fourth", 5);
     assert_eq!(claimed(), "");
 }
+
+#[test]
+fn what_lets_containers_through_is_that_of_the_tools() {
+    let node = &Node::new("nft");
+    let wanted = |n: u8| Firewall {
+        addresses: [format!("10.9.0.{n}"), format!("fd00:9::{n}")]
+            .map(|address| address.parse().unwrap())
+            .into(),
+        admin_chain: Some("CNI-ADMIN".into()),
+        isolation: None,
+    };
+    let saved = || node.saved_of("filter");
+    let (first, second) = (owner("first"), owner("second"));
+    node.iptables.ensure_firewall(&first, &wanted(2)).unwrap();
+    let before = saved();
+    for (family, command) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
+        let text = firewall::Rules::new(family, &wanted(3)).add().text();
+        test_node::feed(&format!("{SBIN}/{command}-nft-restore --noflush"), &text);
+    }
+    let by_tool = saved();
+    assert_eq!(by_tool.len(), before.len() + 4);
+    let native = node.without_tools();
+    let remove = || {
+        let addresses = wanted(3).addresses;
+        native.remove_firewall(&second, &addresses).unwrap();
+    };
+    remove();
+    assert_eq!(saved(), before);
+    native.ensure_firewall(&second, &wanted(3)).unwrap();
+    assert_eq!(saved(), by_tool);
+    // What is there already, or differs, is for the tools.
+    native.ensure_firewall(&second, &wanted(3)).unwrap_err();
+    node.iptables.ensure_firewall(&second, &wanted(3)).unwrap();
+    assert_eq!(saved(), by_tool);
+    node.sh("iptables -D FORWARD -m comment --comment 'CNI firewall plugin rules' -j CNI-FORWARD");
+    native.ensure_firewall(&second, &wanted(4)).unwrap_err();
+    remove();
+    assert!(!saved().iter().any(|line| line.contains("10.9.0.3/32")));
+}
