@@ -2,11 +2,17 @@
 //!
 //! When a netfilter socket is closed, the kernel first destroys what anybody's transactions in
 //! this namespace have removed, which takes a grace period (RCU) of 6 to 20 ms; meanwhile no
-//! other transaction begins. Nothing depends on it: what is removed is out of use when its
-//! transaction ends. So sockets stay open to the end of the process. Then they are put into a
-//! message that nobody can ever read, which the kernel finds (`unix_gc()` in
+//! other transaction begins, and no link comes or goes (`nft_rcv_nl_event()` has the lock that
+//! `nf_tables_netdev_event()` needs). Nothing depends on it: what is removed is out of use when
+//! its transaction ends. So sockets stay open to the end of the process. Then they are put into
+//! a message that nobody can ever read, which the kernel finds (`unix_gc()` in
 //! `net/unix/garbage.c`) and throws away: since Linux 6.9 in a thread of its own. An older one
 //! does it while we wait, as if we had closed them.
+//!
+//! The thread must not be early, or the next plugin of the chain waits instead of this one. For
+//! each file that is inside another it begins anew, a tick later (`delayed_fput_work` in
+//! `fs/file_table.c`): so there are messages inside messages, as many as it takes until there
+//! is nothing left to destroy.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -24,6 +30,10 @@ static KEPT: Mutex<VecDeque<Arc<Socket>>> = Mutex::new(VecDeque::new());
 /// A program that runs for long is not to run out of file descriptors.
 const MOST: usize = 16;
 
+/// How many messages are around them. With a tick of 4 ms that takes the kernel 16 to 32 ms.
+/// Old versions refuse to nest much deeper (`MAX_RECURSION_LEVEL`).
+const DEPTH: usize = 4;
+
 /// Keeps the socket open to the end.
 pub fn keep(socket: &Arc<Socket>) {
     // A poisoned lock means a panic, which has ended the process.
@@ -38,21 +48,28 @@ pub fn keep(socket: &Arc<Socket>) {
 pub fn leave() {
     let kept = KEPT.lock().map(|mut kept| std::mem::take(&mut *kept));
     let Ok(kept) = kept else { return };
-    let (domain, kind) = (AddressFamily::Unix, SockType::Datagram);
     if kept.is_empty() {
         return;
     }
-    let Ok((sender, receiver)) = socketpair(domain, kind, None, SockFlag::SOCK_CLOEXEC) else {
-        return;
-    };
     let mut files: Vec<_> = kept.iter().map(AsRawFd::as_raw_fd).collect();
-    // The receiver is in its own queue: nobody can ever read it.
-    files.push(receiver.as_raw_fd());
-    let rights = [ControlMessage::ScmRights(&files)];
-    let text = [IoSlice::new(&[0])];
-    sendmsg::<()>(sender.as_raw_fd(), &text, &rights, MsgFlags::empty(), None).ok();
+    let mut around = Vec::new();
+    for depth in 1..=DEPTH {
+        let (domain, kind) = (AddressFamily::Unix, SockType::Datagram);
+        let Ok((sender, receiver)) = socketpair(domain, kind, None, SockFlag::SOCK_CLOEXEC) else {
+            return;
+        };
+        if depth == DEPTH {
+            // It is in its own queue: nobody can ever read it.
+            files.push(receiver.as_raw_fd());
+        }
+        let rights = [ControlMessage::ScmRights(&files)];
+        let text = [IoSlice::new(&[0])];
+        sendmsg::<()>(sender.as_raw_fd(), &text, &rights, MsgFlags::empty(), None).ok();
+        files = vec![receiver.as_raw_fd()];
+        // Closed in this order: the last sender is what makes the kernel look for such cycles.
+        around.push((receiver, sender));
+    }
+    // They are to have their last owner in there.
     drop(kept);
-    drop(receiver);
-    // The last one: closing it is what makes the kernel look for such cycles.
-    drop(sender);
+    drop(around);
 }

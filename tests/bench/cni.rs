@@ -1,6 +1,7 @@
 //! `make bench`: what cnibox costs, beside the reference plugins and beside the floor
 //! (`floor`), on nodes of its own and in turns, so that whatever else the machine does
-//! troubles all alike.
+//! troubles all alike. No ADD or DEL of one container is right behind another
+//! (`measure::settle`), whoever's it is.
 //!
 //! `--quick` takes a minute on a quiet machine and fills the nodes less; everything takes
 //! less than ten. A busy machine gets fewer rounds, and at last fewer containers. Needs root.
@@ -18,7 +19,7 @@
 //! | portmap ADD | 14: 10 of rules | none | 1.3 | none |
 //! | portmap DEL | 20: 16 of rules | 1 | 1.8 | none |
 //! | tuning DEL | 2 | none | 0.8 | none |
-//! | bridge DEL | 12: 5 of rules | 1 | 2.2 | 10 to 20 ms until the veth is gone |
+//! | bridge DEL | 12: 5 of rules | 1 | 2.2 | 8 to 20 ms until the veth is gone |
 //!
 //! bridge ADD is 0.35 ms of start and exit, 0.2 ms of configuration, lease and result, 1.1 ms
 //! of links and addresses, 0.5 of that for the pair, and 0.2 ms of rules. With iptables' nft
@@ -27,9 +28,19 @@
 //! time.
 //!
 //! ADD is bound by what the kernel does for a veth pair, its sysctls and the rules; DEL by the
-//! grace period (RCU) of the link, beside which everything else is done. Rules that are
+//! grace periods (RCU) of the link, beside which everything else is done. Rules that are
 //! deleted have a grace period, too, which a tool of iptables waits for as it ends; nobody
 //! waits for it here, whichever backend.
+//!
+//! DEL waits in one place (`perf record -e sched:sched_switch -g`): `netdev_run_todo` calls
+//! `rcu_barrier` when the link has gone and before its memory does. All that was handed to RCU
+//! until then must be over: the grace period under way, as there always is one when a process
+//! has just ended, and the next, which is the link's. Each ends with the second or third tick
+//! of the clock, and a tick runs what waits for it: with 250 Hz 8, 12, 16 or 20 ms in all, and
+//! longer where others on the machine wait for the same, who have their turn. It cannot be less.
+//! `rtnl_dellink` makes the thread wait that asked; a link that moves to another namespace waits
+//! for the same; a process is not over before all its threads, and another one that waited in its
+//! place would outlive DEL. The rest, 4 to 6 ms, is three processes.
 //!
 //! What grows with the containers that are alive is the kernel's. ADD beside 1,000 of them, one
 //! system call after the other (`strace -T`), takes longer by
@@ -70,6 +81,12 @@
 //!   node without containers (11.5 to 5.4), beside 1,000 (23.7 to 14.7).
 //! - Ports of iptables' nft variant claimed in a set instead of listing who has which: portmap ADD
 //!   beside 1,000 containers (16.0 to 4.8).
+//! - Sockets that the kernel closes 16 to 32 ms after the process that had them, not 4 to 8
+//!   (`netfilter::lingering`). Before, in half of all DELs it was closing those of ADD or of
+//!   portmap DEL when bridge DEL came: it waits for the rules to be destroyed as it does, with
+//!   the lock that it needs to delete a link (`nf_tables_netdev_event`), and the link's grace
+//!   periods began when those of the rules were over. DEL right behind ADD with iptables, the
+//!   quartiles of 60: 18, 25, 47 to 18, 22, 24 ms; with nftables 18, 31, 32 to 18, 23, 24.
 //! - Did not pay: announcing the addresses through a packet socket, with ARP replies, for which
 //!   no receiver looks up a route. In a loop that takes 1.6 ms instead of 3.8 beside 1,000
 //!   containers; but once, with cold caches, it saves less than 1 ms, and closing the socket
@@ -252,16 +269,20 @@ impl Peers {
     }
 }
 
-/// ADD and DEL of `container` by `who`.
+/// ADD and DEL of `container` by `who`, neither of them right behind another.
 fn round(node: &Node, peers: &Peers, who: Contender, container: &Container) -> (Cost, Cost) {
     let backend = who.backend();
+    measure::settle();
     if let Contender::Floor(backend) = who {
         let (handles, add) = floor::add(backend, container);
+        measure::settle();
         return (add, floor::del(backend, container, &handles));
     }
     let dir = peers.dir(who);
-    let done = chain::add(node, dir, backend, container)
-        .and_then(|(result, add)| Ok((add, chain::del(node, dir, backend, container, &result)?)));
+    let done = chain::add(node, dir, backend, container).and_then(|(result, add)| {
+        measure::settle();
+        Ok((add, chain::del(node, dir, backend, container, &result)?))
+    });
     done.unwrap_or_else(|said| panic!("{who}: {said}"))
 }
 

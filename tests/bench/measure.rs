@@ -19,6 +19,12 @@ pub fn cpu() -> Duration {
     Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time()))
 }
 
+/// Lets the kernel finish what the ADD or DEL before has left it and the next would wait for:
+/// grace periods (RCU), sockets that are closed late. On a node a container lives for longer.
+pub fn settle() {
+    std::thread::sleep(Duration::from_millis(40));
+}
+
 /// Runs `command` to its end with `stdin`, as a runtime does. Answers what it printed and
 /// how long that took from before the start to after the end.
 pub fn run(mut command: Command, stdin: &str) -> (Output, Duration) {

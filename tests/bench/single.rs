@@ -166,6 +166,7 @@ fn pair(
 ) -> (chain::Cost, chain::Cost) {
     let mut result = Value::Null;
     let [add, del] = ["ADD", "DEL"].map(|command| {
+        measure::settle();
         let before = measure::cpu();
         let call = chain::call(
             node,
