@@ -1,5 +1,6 @@
 //! Files that other programs see only whole, and the lock they agree on.
 
+use std::ffi::CStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -13,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::statfs;
 use nix::unistd::{AccessFlags, access};
+use rustix::fs::RawDir;
 
 use crate::log;
 
@@ -276,6 +278,36 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
+}
+
+/// Tells `see` every name in `dir`; there is none in one that does not exist. Where there are
+/// many, libc would ask for 2 KiB of them at a time, which takes the kernel twice as long.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn each_name(dir: &Path, mut see: impl FnMut(&CStr)) -> Result<()> {
+    /// Some 2,000 names.
+    const AT_ONCE: usize = 64 * 1024;
+    let reading = || format!("read {}", dir.display());
+    // A pipe would have us wait for who writes.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_DIRECTORY)
+        .open(dir);
+    let opened = match opened {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        opened => opened.with_context(reading)?,
+    };
+    let mut buffer = Vec::with_capacity(AT_ONCE);
+    let mut entries = RawDir::new(opened, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        match entry {
+            // It was removed meanwhile.
+            Err(rustix::io::Errno::NOENT) => break,
+            entry => see(entry.with_context(reading)?.file_name()),
+        }
+    }
+    Ok(())
 }
 
 /// Makes the directory `path` and its parents, with `mode` less the umask, unless they exist.

@@ -273,18 +273,12 @@ impl LeaseDir {
     /// # Errors
     /// When the directory cannot be read; one that does not exist is empty.
     pub fn recorded(&self) -> Result<Addresses> {
-        let reading = || format!("read {}", self.path.display());
-        let entries = match fs::read_dir(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Addresses::default()),
-            entries => entries.with_context(reading)?,
-        };
         let mut recorded = Addresses::default();
-        for entry in entries {
-            let name = entry.with_context(reading)?.file_name();
-            if let Some(ip) = name.to_str().and_then(parse_ip) {
+        fsutil::each_name(&self.path, |name| {
+            if let Some(ip) = name.to_str().ok().and_then(parse_ip) {
                 recorded.insert(ip);
             }
-        }
+        })?;
         Ok(recorded)
     }
 
@@ -328,36 +322,27 @@ impl LeaseDir {
     /// # Errors
     /// When the directory cannot be listed; one that does not exist is empty.
     pub fn scan(&self, known: &HashMap<IpAddr, Lease>) -> Result<Found> {
-        let reading = || format!("read {}", self.path.display());
         let mut found = Found::default();
-        let entries = match fs::read_dir(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(found),
-            entries => entries.with_context(reading)?,
-        };
-        for entry in entries {
-            let entry = entry.with_context(reading)?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
+        fsutil::each_name(&self.path, |name| {
+            let Ok(name) = name.to_str() else { return };
             if fsutil::is_aside(name) {
-                found.leftovers.push(entry.path());
-                continue;
+                found.leftovers.push(self.path.join(name));
+                return;
             }
             let Some(ip) = parse_ip(name).filter(|ip| ip.to_string() == name) else {
-                continue;
+                return;
             };
             if let Some(lease) = known.get(&ip)
-                && entry
-                    .metadata()
-                    .is_ok_and(|meta| stamp(&meta) == lease.stamp)
+                && fs::symlink_metadata(self.file(ip)).is_ok_and(|meta| stamp(&meta) == lease.stamp)
             {
                 found.leases.push(lease.clone());
-                continue;
+                return;
             }
             match self.read(ip) {
                 Ok(lease) => found.leases.extend(lease),
                 Err(error) => log::warn(&format!("lease passed over: {error:#}")),
             }
-        }
+        })?;
         Ok(found)
     }
 
