@@ -108,6 +108,10 @@ fn stale_rules(kind: &str, network: &str, valid: &[Attachment]) -> impl Fn(&Rule
 
 /// Containers' chains without rules to which nothing leads, because somebody flushed the
 /// table: `prefix` and a hash, which tells nobody whose they were. Nobody misses them.
+///
+/// One that has rules stays, though nothing leads to it: those of mappings name nobody, and
+/// networks can share a subnet. It may be another network's, which another program is about
+/// to lead to, or whose mappings are to be restored. DEL knows its name.
 fn flushed<'a>(prefix: &'a str, table: &'a Table) -> impl Iterator<Item = &'a str> {
     // By `-j`, or by the `-g` of an administrator.
     let used: BTreeSet<&str> = table
