@@ -9,7 +9,6 @@
 
 mod common;
 
-use std::fs;
 use std::path::Path;
 
 use common::{Call, Node, REFERENCE, with};
@@ -198,7 +197,7 @@ fn subnets_are_spared_or_the_only_ones() {
     let alone = json!({"cniVersion": "1.1.0", "name": "net1", "shapedSubnets": ["10.0.0.0/8"]});
     let alone = with(alone, limits());
     node.plugin("bandwidth").run("STATUS", &alone).silent();
-    let refused = refusals(&node, &alone);
+    let refused = node.refusals("bandwidth", &alone);
     assert!(
         refused.iter().any(|text| text.contains("sch_htb")),
         "{refused:?}"
@@ -223,28 +222,6 @@ fn without_limits_nothing_is_touched() {
     call.run("DEL", &alone).silent();
 }
 
-/// What STATUS says when the kernel refuses one request of those that a limit takes, each in turn.
-fn refusals(node: &Node, config: &Value) -> Vec<String> {
-    let file = node.dir.path().join("config");
-    fs::write(&file, config.to_string()).unwrap();
-    let bandwidth = node.bin.join("bandwidth");
-    let refused = |which: u32| {
-        let trace =
-            format!("strace -f -o /dev/null -e inject=sendto:error=EOPNOTSUPP:when={which}");
-        let text = node.sh(&format!(
-            "CNI_COMMAND=STATUS CNI_PATH=/none {trace} {} <{} || true",
-            bandwidth.display(),
-            file.display()
-        ));
-        let error = serde_json::from_str(&text).unwrap_or(Value::Null);
-        error.is_object().then(|| {
-            assert_eq!(error["code"], 50, "{text}");
-            error["msg"].as_str().unwrap().to_owned()
-        })
-    };
-    (1..).map_while(refused).collect()
-}
-
 #[test]
 fn status_tries_what_add_takes_of_the_kernel() {
     let node = Node::new();
@@ -255,7 +232,7 @@ fn status_tries_what_add_takes_of_the_kernel() {
     };
     status(json!({})).silent();
     status(limits()).silent();
-    let refused = refusals(&node, &with(alone.clone(), limits()));
+    let refused = node.refusals("bandwidth", &with(alone.clone(), limits()));
     for missing in ["sch_tbf", "module ifb", "sch_ingress, cls_u32, act_mirred"] {
         assert!(
             refused.iter().any(|text| text.contains(missing)),

@@ -531,6 +531,16 @@ fn status_knows_what_bridge_needs() {
     node.sh("ip link add br1 type veth peer name other");
     unavailable(&call, &bridge("fine"), "br1");
     node.sh("ip link del br1");
+    let kinds: [(_, &[_]); 2] = [
+        ("bridge", &["type bridge", "type veth"]),
+        ("ptp", &["type veth"]),
+    ];
+    for (plugin, kinds) in kinds {
+        let refused = node.refusals(plugin, &bridge("fine")).join("\n");
+        let are_told = kinds.iter().all(|kind| refused.contains(kind));
+        assert!(are_told, "{plugin}: {refused}");
+    }
+    assert_eq!(node.links(), [""; 0]);
     call.run("STATUS", &bridge("")).silent();
 }
 

@@ -14,6 +14,7 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use super::mac::{self, Mac};
 use super::netlink::{Netlink, errno, tolerate};
 use super::netns::Netns;
+use crate::cni::error::{Code, coded};
 
 /// What the kernel says of a link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -324,6 +325,27 @@ pub fn filter_vlans(netlink: &Netlink, bridge: &Link) -> Result<()> {
     change(netlink, message, &what)
 }
 
+/// A group's, which no link can have as its own.
+const MULTICAST: [u8; 6] = [1, 0, 0, 0, 0, 0];
+
+/// For STATUS: whether the kernel can make links of `kind`, `veth` or `bridge`. It loads the
+/// module, if it has one, as ADD makes it do, and tells what is wrong with the attributes of a
+/// link of that kind (`veth_validate`, `br_validate`) before there is one: none is ever made.
+///
+/// # Errors
+/// Code 50 where it cannot.
+pub fn require_kind(netlink: &Netlink, kind: &str) -> Result<()> {
+    let impossible =
+        LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Other(kind.to_owned()))
+            .address(MULTICAST.to_vec())
+            .build();
+    tolerate(create(netlink, impossible), &[Errno::EADDRNOTAVAIL]).with_context(|| {
+        let needs = format!("kernel module {kind}, CAP_NET_ADMIN");
+        let sentence = format!("no link of type {kind} can be made ({needs})");
+        coded(Code::NotAvailable, sentence)
+    })
+}
+
 /// Whether bridges of this kernel can filter VLANs, asked without making one; `None` while
 /// it does not know bridges at all, which may be a module that is not loaded.
 ///
@@ -336,7 +358,6 @@ pub fn filter_vlans(netlink: &Netlink, bridge: &Link) -> Result<()> {
 pub fn can_filter_vlans(netlink: &Netlink) -> Result<Option<bool>> {
     const LOOPBACK: u32 = 1;
     const NO_VLAN: u16 = 4095;
-    const MULTICAST: [u8; 6] = [1, 0, 0, 0, 0, 0];
     let impossible =
         || LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Bridge).index(LOOPBACK);
     let refused = |bridge: Change| match create(netlink, bridge.build()) {
@@ -534,4 +555,21 @@ pub fn delete(netlink: &Netlink, index: u32) -> Result<()> {
     let message = LinkUnspec::new_with_index(index).build();
     let deleted = netlink.request(RouteNetlinkMessage::DelLink(message), 0);
     tolerate(deleted, &[Errno::ENODEV]).with_context(|| format!("delete link {index}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kinds_there_are_is_known_without_making_one() {
+        let netlink = Netlink::open_in(&Netns::throwaway().unwrap()).unwrap();
+        for kind in ["veth", "bridge"] {
+            require_kind(&netlink, kind).unwrap();
+            assert_eq!(all(&netlink, kind).unwrap(), []);
+        }
+        let error = require_kind(&netlink, "nonesuch").unwrap_err();
+        assert_eq!(errno(&error), Some(Errno::EOPNOTSUPP));
+        assert!(error.to_string().contains("nonesuch"), "{error:#}");
+    }
 }

@@ -220,6 +220,27 @@ impl Node {
         }
     }
 
+    /// What STATUS of `plugin` says when the kernel refuses one netlink request of those that it
+    /// makes, each in turn.
+    pub fn refusals(&self, plugin: &str, config: &Value) -> Vec<String> {
+        let file = self.dir.path().join("config");
+        fs::write(&file, config.to_string()).unwrap();
+        let bin = self.bin.display();
+        let refused = |which: u32| {
+            let text = self.sh(&format!(
+                "CNI_COMMAND=STATUS CNI_PATH={bin} strace -f -o /dev/null \
+                 -e inject=sendto:error=EOPNOTSUPP:when={which} {bin}/{plugin} <{} || true",
+                file.display()
+            ));
+            let error = serde_json::from_str(&text).unwrap_or(Value::Null);
+            error.is_object().then(|| {
+                assert_eq!(error["code"], 50, "{text}");
+                error["msg"].as_str().unwrap().to_owned()
+            })
+        };
+        (1..).map_while(refused).collect()
+    }
+
     /// A call of plugin `name` for container `c1` and `eth0`, to be changed and run.
     pub fn plugin(&self, name: &str) -> Call {
         let mut call = Call {

@@ -29,7 +29,7 @@ use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Shape;
 use crate::journal::step;
 use crate::net::bridge_vlan::Vlans;
-use crate::net::link::Link;
+use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::netfilter::nftables::{self, Nftables};
 use crate::netfilter::{self, Known, Owner};
@@ -188,11 +188,10 @@ impl Plugin for Bridge {
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         let host = Netlink::open()?;
-        let usable = apply::find_bridge(&host, &settings.bridge)
-            .and_then(|bridge| vlan::require_filtering(&host, &settings, bridge.as_ref()));
-        if let Err(error) = usable {
-            return Err(not_available(&error));
-        }
+        let bridge =
+            apply::find_bridge(&host, &settings.bridge).map_err(|error| not_available(&error))?;
+        vlan::require_filtering(&host, &settings, bridge.as_ref())
+            .map_err(|error| not_available(&error))?;
         if settings.masquerade {
             netfilter::check_usable(settings.backend)?;
         }
@@ -203,6 +202,10 @@ impl Plugin for Bridge {
                 "load the kernel module nf_tables, and give the runtime CAP_NET_ADMIN",
             ));
         }
+        if bridge.is_none() {
+            link::require_kind(&host, "bridge")?;
+        }
+        link::require_kind(&host, "veth")?;
         match &settings.ipam {
             Some(plugin) => delegate::run(call, plugin, Command::Status),
             None => Ok(()),

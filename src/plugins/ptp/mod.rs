@@ -130,6 +130,7 @@ impl Plugin for Ptp {
         if settings.masquerade {
             netfilter::check_usable(settings.backend)?;
         }
+        link::require_kind(&Netlink::open()?, "veth")?;
         delegate::run(call, &settings.ipam, Command::Status)
     }
 
