@@ -597,6 +597,18 @@ fn status_knows_where_things_are_written_down() {
     assert!(!Path::new("/run/a").exists());
     node.sh("mount -t tmpfs tmpfs /etc && mkdir -p /etc/cni/tuning/allowlist.conf");
     unavailable(&tuning, &sysctl("/run"), "allowlist.conf");
+    let nftables = |snat: bool| config(json!({"backend": "nftables", "snat": snat}));
+    let locked = [("portmap", nftables(true)), ("firewall", nftables(false))];
+    for (plugin, config) in &locked {
+        node.plugin(plugin).run("STATUS", config).silent();
+    }
+    node.sh("mkdir /run/cni && mount -t tmpfs -o ro tmpfs /run/cni");
+    for (plugin, config) in &locked {
+        unavailable(&node.plugin(plugin), config, "/run/cni");
+    }
+    node.plugin("portmap")
+        .run("STATUS", &nftables(false))
+        .silent();
 }
 
 /// The system calls of a STATUS that answers `code`.

@@ -29,6 +29,15 @@ pub fn share(name: &str, limit: Duration) -> Result<Lock> {
     locked(name, limit, fsutil::share_within)
 }
 
+/// For STATUS: whether sections can be entered. Makes nothing to find out.
+///
+/// # Errors
+/// Code 50 where they cannot.
+pub fn check_writable() -> Result<()> {
+    fsutil::check_writable(Path::new(DIR))
+        .with_context(|| coded(Code::NotAvailable, format!("locks cannot be made in {DIR}")))
+}
+
 /// A way to lock a file, such as [`fsutil::lock_within`].
 type Way = fn(&Path, u32, Duration) -> Result<Option<Lock>>;
 

@@ -31,6 +31,7 @@ use crate::journal::step;
 use crate::net::bridge_vlan::Vlans;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
+use crate::net::section;
 use crate::netfilter::nftables::{self, Nftables};
 use crate::netfilter::{self, Known, Owner};
 use crate::plugins::veth::{self, Addressing, Sides};
@@ -204,6 +205,9 @@ impl Plugin for Bridge {
         }
         if bridge.is_none() {
             link::require_kind(&host, "bridge")?;
+        }
+        if settings.gateway_vlan().is_some() {
+            section::check_writable()?;
         }
         link::require_kind(&host, "veth")?;
         match &settings.ipam {

@@ -22,6 +22,7 @@ use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Version;
 use crate::log;
+use crate::net::section;
 use crate::netfilter::firewalld::{ANY_ZONE, Firewalld};
 use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner};
 use crate::undo::Undo;
@@ -73,16 +74,17 @@ impl Plugin for Firewall {
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         match settings.backend {
-            Backend::Rules(name) => netfilter::check_usable(Some(name)),
+            Backend::Rules(name) => netfilter::check_usable(Some(name))?,
             Backend::Auto | Backend::Firewalld => {
                 let found = firewalld(settings.backend);
                 let found = found.map_err(|error| not_available(&error))?;
                 if found.is_none() || settings.ingress.is_some() {
                     netfilter::check_usable(None)?;
                 }
-                Ok(())
             }
         }
+        // Without it nothing could be removed, whatever it was made with.
+        section::check_writable()
     }
 
     fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {

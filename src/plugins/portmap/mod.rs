@@ -21,7 +21,7 @@ use crate::cni::skel::{Call, Plugin};
 use crate::journal::step;
 use crate::log;
 use crate::net::netlink::Netlink;
-use crate::net::{route, sysctl};
+use crate::net::{route, section, sysctl};
 use crate::netfilter::nftables::{self, localnet};
 use crate::netfilter::{self, BackendName, Known, Owner, PortMaps, conntrack};
 use crate::plugins::veth;
@@ -98,7 +98,12 @@ impl Plugin for Portmap {
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
-        netfilter::check_usable(settings.backend)
+        netfilter::check_usable(settings.backend)?;
+        // What iptables, and the way from 127.0.0.1, take to make.
+        if settings.snat || settings.backend != Some(BackendName::Nftables) {
+            section::check_writable()?;
+        }
+        Ok(())
     }
 
     fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
