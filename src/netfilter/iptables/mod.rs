@@ -56,6 +56,9 @@ const TRIES: u32 = 10;
 /// After each of these tries, times its number.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// How long another program may take between making a chain and its first rule.
+const FILLING: Duration = Duration::from_millis(100);
+
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// Which of the kernel's two packet filters have, or may have, what is looked for.
@@ -247,6 +250,17 @@ impl Iptables {
         Ok(containers.into_iter().collect())
     }
 
+    /// Removes what [`Iptables::stale`] tells of.
+    fn collect(&self, kind: &Kind, network: &str, valid: &[Attachment]) -> Result<()> {
+        at_once(&FAMILIES, |family| {
+            let mut result = Ok(());
+            for tool in self.tools(*family, &[])? {
+                keep_first(&mut result, collect_with(&tool, kind, network, valid));
+            }
+            result
+        })
+    }
+
     /// Whether the owner's container has a masquerade rule of `address`.
     ///
     /// # Errors
@@ -386,11 +400,7 @@ impl Backend for Iptables {
     }
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
-        at_once(&FAMILIES, |family| {
-            self.remove(*family, &[], |table| {
-                owned::collect(&masquerade::KIND, network, valid, table)
-            })
-        })
+        self.collect(&masquerade::KIND, network, valid)
     }
 
     fn ensure_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {
@@ -494,11 +504,7 @@ impl Backend for Iptables {
     }
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
-        at_once(&FAMILIES, |family| {
-            self.remove(*family, &[], |table| {
-                owned::collect(&port_maps::KIND, network, valid, table)
-            })
-        })?;
+        self.collect(&port_maps::KIND, network, valid)?;
         claims::collect(network, valid)
     }
 
@@ -669,6 +675,23 @@ fn undo(removed: Result<()>) {
     if let Err(error) = removed {
         log::warn(&format!("undo the other family's rules: {error:#}"));
     }
+}
+
+/// As [`Iptables::collect`], with `tool`. A chain without rules may be one that another
+/// program is making: it goes if it has none a moment later.
+fn collect_with(tool: &Tool, kind: &Kind, network: &str, valid: &[Attachment]) -> Result<()> {
+    let mut flushed = BTreeSet::new();
+    settle(tool, |table| {
+        flushed = owned::flushed(kind, table).map(str::to_owned).collect();
+        Ok(owned::collect(kind, network, valid, table))
+    })?;
+    if flushed.is_empty() {
+        return Ok(());
+    }
+    std::thread::sleep(FILLING);
+    settle(tool, |table| {
+        Ok(owned::remove_flushed(kind, table, &flushed))
+    })
 }
 
 /// As [`try_to_settle`]; a refusal is an error.

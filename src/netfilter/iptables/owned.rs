@@ -112,7 +112,8 @@ fn stale_rules(kind: &str, network: &str, valid: &[Attachment]) -> impl Fn(&Rule
 /// One that has rules stays, though nothing leads to it: those of mappings name nobody, and
 /// networks can share a subnet. It may be another network's, which another program is about
 /// to lead to, or whose mappings are to be restored. DEL knows its name.
-fn flushed<'a>(prefix: &'a str, table: &'a Table) -> impl Iterator<Item = &'a str> {
+pub fn flushed<'a>(kind: &Kind, table: &'a Table) -> impl Iterator<Item = &'a str> {
+    let prefix = kind.prefix;
     // By `-j`, or by the `-g` of an administrator.
     let used: BTreeSet<&str> = table
         .rules
@@ -143,12 +144,11 @@ pub fn stale(kind: &Kind, network: &str, valid: &[Attachment], table: &Table) ->
         Some((_, container_id)) => format!("container {container_id}"),
         None => comment.to_owned(),
     });
-    let flushed = flushed(kind.prefix, table).map(|chain| format!("flushed chain {chain}"));
+    let flushed = flushed(kind, table).map(|chain| format!("flushed chain {chain}"));
     owners.chain(flushed).collect()
 }
 
-/// Removes all that carries a comment of `network` but not that of a valid attachment, and
-/// chains that lost their rules.
+/// Removes all that carries a comment of `network` but not that of a valid attachment.
 pub fn collect(kind: &Kind, network: &str, valid: &[Attachment], table: &Table) -> Script {
     let is_stale = stale_rules(kind.comment, network, valid);
     let stale: Vec<&Rule> = table.rules.iter().filter(|rule| is_stale(rule)).collect();
@@ -169,8 +169,14 @@ pub fn collect(kind: &Kind, network: &str, valid: &[Attachment], table: &Table) 
         script.flush_chain(chain);
         script.delete_chain(chain);
     }
+    script
+}
+
+/// Removes the chains that are without rules as they were when `before` was found.
+pub fn remove_flushed(kind: &Kind, table: &Table, before: &BTreeSet<String>) -> Script {
+    let mut script = Script::default();
     // Not flushed again: refused where somebody is just filling it.
-    for chain in flushed(kind.prefix, table) {
+    for chain in flushed(kind, table).filter(|chain| before.contains(*chain)) {
         script.delete_chain(chain);
     }
     script
@@ -252,11 +258,14 @@ COMMIT
              -A POSTROUTING -j CNI-bbbbbbbbbbbbbbbbbbbbbbbb\n\
              -A CNI-cccccccccccccccccccccccc -j MASQUERADE\n",
         );
-        let script = collect(&KIND, "net1", &[], &table);
+        let before = flushed(&KIND, &table).map(str::to_owned).collect();
+        let script = remove_flushed(&KIND, &table, &before);
         assert_eq!(
             script.text(),
             "*nat\n-X CNI-aaaaaaaaaaaaaaaaaaaaaaaa\nCOMMIT\n"
         );
+        // Somebody has just made it.
+        assert!(remove_flushed(&KIND, &table, &BTreeSet::new()).is_empty());
         let told = stale(&KIND, "net1", &[], &table);
         assert_eq!(
             told,
