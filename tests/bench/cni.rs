@@ -86,7 +86,8 @@
 //!   portmap DEL when bridge DEL came: it waits for the rules to be destroyed as it does, with
 //!   the lock that it needs to delete a link (`nf_tables_netdev_event`), and the link's grace
 //!   periods began when those of the rules were over. DEL right behind ADD with iptables, the
-//!   quartiles of 60: 18, 25, 47 to 18, 22, 24 ms; with nftables 18, 31, 32 to 18, 23, 24.
+//!   quartiles of 60: 18, 25, 47 to 18, 22, 24 ms; with nftables 27, 33, 43 to 23, 27, 31 on a
+//!   machine that was busier.
 //! - Did not pay: announcing the addresses through a packet socket, with ARP replies, for which
 //!   no receiver looks up a route. In a loop that takes 1.6 ms instead of 3.8 beside 1,000
 //!   containers; but once, with cold caches, it saves less than 1 ms, and closing the socket

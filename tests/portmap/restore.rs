@@ -17,8 +17,8 @@ impl Lab {
         run(&mut command, "")
     }
 
-    /// Every table with its rules, whatever order the tables were made in: the families
-    /// of iptables are served at the same time. What iptables made is told by its own
+    /// Every table with its rules, whatever order tables and their sets were made in: the
+    /// families of iptables are served at the same time. What iptables made is told by its own
     /// tool: nft prints its targets or not, depending on the table that it meets first.
     fn tables(&self) -> Vec<String> {
         const SHOW: &str = "{ nft list ruleset | sed '/^table ip6\\? \\(nat\\|filter\\) /,/^}/d'; \
@@ -27,10 +27,13 @@ impl Lab {
              grep -v '^#' | sed 's/\\[[0-9]*:[0-9]*\\]//; s/counter packets [0-9]* bytes [0-9]*/counter/'";
         let mut tables: Vec<String> = Vec::new();
         for line in self.node.sh(SHOW).lines() {
-            if line.starts_with("table ") || line.starts_with('*') {
+            if line.starts_with("table ") || line.starts_with('*') || line.starts_with("\tset ") {
                 tables.push(String::new());
             }
-            if let Some(table) = tables.last_mut() {
+            // What ends a table stands behind another set each time.
+            if !["", "}"].contains(&line)
+                && let Some(table) = tables.last_mut()
+            {
                 table.push_str(line);
                 table.push('\n');
             }
