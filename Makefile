@@ -48,9 +48,10 @@ demo: demo-packages build
 ## runtimes, and on Debian's kernel. Needs root.
 test: test-host test-deb test-e2e test-vm
 
-## On this kernel. Tests that need a feature it may lack say so and are skipped.
+## On this kernel. Tests that need a feature it may lack say so and are skipped. Most wait for the
+## kernel more than they compute: two of them for each processor.
 test-host: test-packages nextest build
-	CNIBOX=$(abspath $(BINARY)) $(CARGO) nextest run --locked
+	CNIBOX=$(abspath $(BINARY)) $(CARGO) nextest run --locked --test-threads $$((2 * $$(nproc)))
 	$(MAKE) fuzz-short
 
 ## podman and containerd with cnibox as their only plugins.
