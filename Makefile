@@ -66,7 +66,7 @@ test-vm: test-packages vm-packages nextest build
 	$(CARGO) nextest list --locked $(foreach test,$(VM_TESTS),--test $(test)) --list-type binaries-only --message-format json >$(TARGET_DIR)/vm/binaries.json
 	$(CARGO) metadata --locked --format-version 1 >$(TARGET_DIR)/vm/metadata.json
 	sh tests/vm/boot.sh $(abspath $(TARGET_DIR))/vm $(abspath $(BINARY))
-VM_TESTS := vlan bridge ptp loopback portmap tuning bandwidth firewall flannel static gc security restricted conf
+VM_TESTS := vlan bridge ptp loopback portmap tuning bandwidth firewall flannel static gc security restricted conf see trace faults
 
 ## The Debian package: installed, used and purged on a scratch copy of this system, which it leaves
 ## as it was. Needs root.
