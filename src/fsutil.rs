@@ -289,7 +289,7 @@ pub fn each_name(dir: &Path, mut see: impl FnMut(&CStr)) -> Result<()> {
     /// Some 2,000 names.
     const AT_ONCE: usize = 64 * 1024;
     let reading = || format!("read {}", dir.display());
-    // A pipe would have us wait for who writes.
+    // To open a pipe would have us wait for who writes; as a directory it is refused.
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(nix::libc::O_DIRECTORY)

@@ -639,9 +639,11 @@ const OF_THE_NODE: &[Fault] = &[
     ),
     mended(
         "table of connections full",
-        "echo 1 > /run/most && mount --bind /run/most /proc/sys/net/netfilter/nf_conntrack_max && ping -c1 -W1 192.0.2.9",
+        // In a /proc/sys that is read-only: any other is not looked at where others see it.
+        "echo 1 > /run/most && mount --bind /run/most /proc/sys/net/netfilter/nf_conntrack_max && \
+         mount --rbind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && ping -c1 -W1 192.0.2.9",
         "error: host: the table of connections is full:",
-        "umount /proc/sys/net/netfilter/nf_conntrack_max",
+        "umount -R /proc/sys && umount /proc/sys/net/netfilter/nf_conntrack_max",
     ),
 ];
 

@@ -136,7 +136,8 @@ fn root() -> io::Result<&'static OwnedFd> {
         return Ok(opened);
     }
     let usual = open(AT_FDCWD, ROOT, DIRECTORY)?;
-    // Whoever made it read-only does not want to see it written in another way.
+    // Whoever made it read-only does not want to see it written in another way. What is mounted
+    // on parts of it is not there, in an instance of our own.
     let is_open = !fstatvfs(&usual)?.flags().contains(FsFlags::ST_RDONLY);
     let own = is_open.then(root_of_own).and_then(io::Result::ok);
     Ok(OPENED.get_or_init(|| own.unwrap_or(usual)))

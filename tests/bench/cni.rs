@@ -53,9 +53,10 @@
 //! - for rules, with nftables 0.4 ms in bridge ADD and 1.6 ms in portmap ADD, with iptables 3.5 ms
 //!   in each: a table is validated, from its hooks through every jump, when a rule with a jump
 //!   or a translation is added, and a chain is copied when it changes (`nft_table_validate`,
-//!   `nf_tables_commit`). Layout and hooks are those of the reference.
+//!   `nf_tables_commit`). Layout and hooks are those of the reference. firewall ADD lists the
+//!   chains that it adds to, 5 µs a rule.
 //!
-//! DEL lists the rules of the chains that it removes from: half of its 27 ms for a port beside
+//! DEL lists the rules of the chains that it removes from, and the ports that are claimed: half of its 27 ms for a port beside
 //! 1,000 others is the kernel's (`__nf_tables_dump_rules`). The tools of iptables, where
 //! they are run, read the whole table for every change: 3 ms and more for each 200 containers.
 //!

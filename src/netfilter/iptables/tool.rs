@@ -261,7 +261,7 @@ impl Tool {
     }
 
     /// As [`Tool::restore`] of the [`Script`] that is `adding` it, without a process in the
-    /// usual case of the nft variant. `None`: nobody has had any of the ports.
+    /// usual case of the nft variant. `None`: nobody had claimed any of the ports.
     ///
     /// # Errors
     /// As [`Tool::restore`].

@@ -13,11 +13,10 @@ use super::claims::Claims;
 use super::expression::{IPV4, IPV6};
 use super::lookup::chain_use;
 use super::ruleset::{Family, Table};
-use super::transaction::{Change, EXPRESSIONS, rules};
-use super::xtables::{Style, encode, is_same, listed_ports};
-use crate::netfilter::attributes::Attributes;
+use super::transaction::{Change, rules};
+use super::xtables::{Style, encode, expressions, is_same, listed_ports};
 use crate::netfilter::iptables::Rule;
-use crate::netfilter::socket::{Batch, Socket, attribute};
+use crate::netfilter::socket::{Batch, Socket};
 
 /// The chain that has a rule for each container.
 const CROWDED: &str = "POSTROUTING";
@@ -43,7 +42,7 @@ pub struct Addition<'a> {
 pub enum Added {
     /// Nothing: it is not the usual case.
     Nothing,
-    /// It is there, and nobody has had any of its ports.
+    /// It is there, and nobody had claimed any of its ports.
     Unopposed,
     /// It is there, and so were these rules, in words of iptables as far as they say whose ports
     /// they are.
@@ -90,18 +89,13 @@ impl Addition<'_> {
             let is_there = if rule.chain == CROWDED {
                 is_led_to(socket, table, rule)?
             } else {
-                let [old, new] = [Style::Old, Style::New].map(|style| {
-                    let mut made = Attributes::default();
-                    encode(&mut made, table.family, &rule.args, style)?;
-                    Some(made.finish())
-                });
+                let [old, new] = [Style::Old, Style::New]
+                    .map(|style| expressions(table.family, &rule.args, style));
                 let found = rules(socket, table, Some(&rule.chain))?;
                 let has = |made: &Option<Vec<u8>>| {
-                    let made = made
-                        .as_deref()
-                        .and_then(|made| attribute(made, EXPRESSIONS));
-                    let is_made = |made| found.iter().any(|rule| is_same(rule.expressions(), made));
-                    made.is_some_and(is_made)
+                    let is_made =
+                        |made: &Vec<u8>| found.iter().any(|rule| is_same(rule.expressions(), made));
+                    made.as_ref().is_some_and(is_made)
                 };
                 if new != old && has(&new) {
                     style = Style::New;

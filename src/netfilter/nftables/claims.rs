@@ -2,7 +2,9 @@
 //! ADD need not list the rules of all containers to learn whether somebody has a port.
 //!
 //! As there, the rules alone decide. An element that is left over costs the next who wants
-//! the port that listing; one that is missing costs a warning.
+//! the port that listing. One that is missing costs a warning: for ports that another
+//! implementation has mapped since the set was made, and for those of a container's second
+//! attachment to a network where both were there before the set.
 
 use std::collections::BTreeSet;
 
@@ -34,8 +36,12 @@ const SETS: [Set; 2] = [
     },
 ];
 
-/// A port that rules map, and the network and container that their comment names.
-pub type Taken = ((Protocol, u16), Option<(String, String)>);
+/// A port that rules map, and whose they are ([`seen_comment`]) as far as their comment says.
+pub type Taken = ((Protocol, u16), Option<String>);
+
+/// The comment of a port that several have mapped: nobody gives that up. Who wants it next looks
+/// at the rules.
+const SEVERAL: &str = "several";
 
 /// Ports that are to be somebody's.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ pub struct Claims<'a> {
     pub chain: &'a str,
     set: Set,
     elements: Elements,
+    /// Whose they are, as rules say it.
+    rules: String,
 }
 
 impl<'a> Claims<'a> {
@@ -62,6 +70,7 @@ impl<'a> Claims<'a> {
             chain,
             set,
             elements: elements.collect(),
+            rules: rules_comment(owner),
         }
     }
 
@@ -72,20 +81,31 @@ impl<'a> Claims<'a> {
     }
 
     /// Makes the claims after the rules have been made, whoever had the ports. A new set has
-    /// those that are `taken` as well, by containers of networks.
+    /// those that are `taken` as well.
     pub fn settle(&self, taken: &[Taken]) {
-        let mut all = self.elements.clone();
+        let mut own = self.elements.clone();
+        let mut all = Elements::new();
         for ((protocol, port), owner) in taken {
-            let comment = owner.as_ref().map_or_else(String::new, |(network, id)| {
-                cut(&format!("net: {network}, id: {id}"))
-            });
-            // The foremost has the port.
-            all.entry(Key::Port(*protocol, *port)).or_insert(comment);
+            let key = Key::Port(*protocol, *port);
+            let rival = owner.as_deref().filter(|owner| *owner != self.rules);
+            match own.get_mut(&key) {
+                Some(_) if owner.is_some() && rival.is_none() => {}
+                // Who goes first leaves the port to the other.
+                Some(claim) => SEVERAL.clone_into(claim),
+                None => {
+                    let comment = owner.as_deref().unwrap_or(SEVERAL);
+                    let claim = all.entry(key).or_insert_with(|| comment.to_owned());
+                    if claim != comment {
+                        SEVERAL.clone_into(claim);
+                    }
+                }
+            }
         }
+        all.extend(own.clone());
         let settled = Socket::open().and_then(|socket| {
             apply(&socket, || {
                 let there = self.set.elements(&socket)?;
-                let wanted = there.as_ref().map_or(&all, |_| &self.elements);
+                let wanted = there.as_ref().map_or(&all, |_| &own);
                 let is_own = |key: &Key| self.elements.contains_key(key);
                 Ok(settle(&self.set, there.as_ref(), wanted, is_own))
             })
@@ -101,15 +121,8 @@ impl<'a> Claims<'a> {
 /// # Errors
 /// When the kernel refuses.
 pub fn release(owner: &Owner) -> Result<()> {
-    let Attachment {
-        container_id,
-        ifname,
-    } = &owner.attachment;
-    remove(|claimant| {
-        claimant.network == owner.network
-            && claimant.is(container_id)
-            && claimant.ifname.is_none_or(|name| name == ifname)
-    })
+    let own = [attachment_comment(owner), rules_comment(owner)];
+    remove(|claim| own.iter().any(|own| own == claim))
 }
 
 /// Gives up the claims of attachments to `network` that are not in `valid`.
@@ -120,7 +133,7 @@ pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
     remove(is_stale(network, valid))
 }
 
-/// The containers whose claims [`collect`] would give up.
+/// The containers whose claims [`collect`] would give up, in words.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
@@ -132,32 +145,37 @@ pub fn stale(network: &str, valid: &[Attachment]) -> Result<BTreeSet<String>> {
     let is_stale = is_stale(network, valid);
     for set in SETS {
         let elements = set.elements(&socket)?.unwrap_or_default();
-        let claimants = elements.values().filter_map(|text| Claimant::parse(text));
-        let stale = claimants.filter(&is_stale);
-        containers.extend(stale.map(|claimant| claimant.container_id.to_owned()));
+        let stale = elements.into_values().filter(|claim| is_stale(claim));
+        containers.extend(stale.map(|claim| match claim.rsplit_once(", id: ") {
+            Some((_, id)) => format!("container {id}"),
+            // A network with a long name leaves no room for it.
+            None => claim,
+        }));
     }
     Ok(containers)
 }
 
-fn is_stale(network: &str, valid: &[Attachment]) -> impl Fn(&Claimant<'_>) -> bool {
-    move |claimant| {
-        let is_its = |kept: &Attachment| {
-            claimant.is(&kept.container_id)
-                && claimant.ifname.is_none_or(|name| name == kept.ifname)
-        };
-        claimant.network == network && !valid.iter().any(is_its)
-    }
+/// Tells the claims of attachments to `network` that are none of `valid`.
+fn is_stale(network: &str, valid: &[Attachment]) -> impl Fn(&str) -> bool {
+    let owners = valid.iter().map(|attachment| Owner {
+        network: network.to_owned(),
+        attachment: attachment.clone(),
+    });
+    let kept: BTreeSet<String> = owners
+        .flat_map(|owner| [attachment_comment(&owner), rules_comment(&owner)])
+        .collect();
+    let of_network = cut(&format!("net: {network}, "));
+    move |claim| claim.starts_with(&of_network) && !kept.contains(claim)
 }
 
-fn remove(is_gone: impl Fn(&Claimant<'_>) -> bool) -> Result<()> {
+fn remove(is_gone: impl Fn(&str) -> bool) -> Result<()> {
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(());
     };
-    let is_gone = |text: &str| Claimant::parse(text).as_ref().is_some_and(&is_gone);
     for set in SETS {
         apply(&socket, || {
             let there = set.elements(&socket)?.unwrap_or_default();
-            let gone = there.into_iter().filter(|(_, text)| is_gone(text));
+            let gone = there.into_iter().filter(|(_, claim)| is_gone(claim));
             let gone: Vec<Key> = gone.map(|(key, _)| key).collect();
             Ok(set.delete(&gone))
         })?;
@@ -165,31 +183,11 @@ fn remove(is_gone: impl Fn(&Claimant<'_>) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Whose a claim is, as the comment of its element says.
-struct Claimant<'a> {
-    network: &'a str,
-    /// Unknown where the rules were seen, and not made.
-    ifname: Option<&'a str>,
-    /// A long one has lost its end.
-    container_id: &'a str,
+/// The comment of a claim that was seen in rules, whose comment does not name the interface.
+pub fn seen_comment(network: &str, container_id: &str) -> String {
+    cut(&format!("net: {network}, id: {container_id}"))
 }
 
-impl<'a> Claimant<'a> {
-    /// Reads what [`attachment_comment`] or [`Claims::settle`] has written.
-    fn parse(comment: &'a str) -> Option<Self> {
-        let (network, container_id) = comment.strip_prefix("net: ")?.split_once(", id: ")?;
-        let (network, ifname) = match network.split_once(", if: ") {
-            Some((network, ifname)) => (network, Some(ifname)),
-            None => (network, None),
-        };
-        Some(Self {
-            network,
-            ifname,
-            container_id,
-        })
-    }
-
-    fn is(&self, container_id: &str) -> bool {
-        !self.container_id.is_empty() && container_id.starts_with(self.container_id)
-    }
+fn rules_comment(owner: &Owner) -> String {
+    seen_comment(&owner.network, &owner.attachment.container_id)
 }

@@ -11,11 +11,10 @@ use netlink_packet_netfilter::NetfilterSubsystem;
 
 use super::addition::add_rule;
 use super::ruleset::{Family, Statement, Table};
-use super::transaction::{Change, EXPRESSIONS, Found, rules, try_apply};
-use super::xtables::{Style, encode, is_same};
-use crate::netfilter::attributes::Attributes;
+use super::transaction::{Change, Found, rules, try_apply};
+use super::xtables::{Style, expressions, is_same};
 use crate::netfilter::iptables::Rule;
-use crate::netfilter::socket::{Batch, Socket, attribute};
+use crate::netfilter::socket::{Batch, Socket};
 
 /// Rules in `table` of one family, of which both ages of the tools make the same.
 #[derive(Debug)]
@@ -47,7 +46,7 @@ impl Members<'_> {
                 chains.insert(rule.chain.clone(), found);
             }
             let found = chains.get(&rule.chain).into_iter().flatten();
-            let made = self.expressions(rule);
+            let made = expressions(self.family, &rule.args, Style::New);
             anyhow::Ok(made.is_some_and(|made| has(found, &made)))
         };
         for rule in needed {
@@ -78,7 +77,7 @@ impl Members<'_> {
         let made: Vec<Vec<u8>> = self
             .own
             .iter()
-            .filter_map(|rule| self.expressions(rule))
+            .filter_map(|rule| expressions(self.family, &rule.args, Style::New))
             .collect();
         let is_own = |found: &Found| made.iter().any(|made| has([found].into_iter(), made));
         let is_about_them = |statement: &Statement| {
@@ -95,13 +94,6 @@ impl Members<'_> {
             .map(|rule| Change::DeleteRule(table, rule.handle))
             .collect();
         Ok(!others.is_empty() || !own.is_empty() && !try_apply(&socket, &own)?)
-    }
-
-    /// What the kernel would have of `rule`; `None` where a word is not known.
-    fn expressions(&self, rule: &Rule) -> Option<Vec<u8>> {
-        let mut made = Attributes::default();
-        encode(&mut made, self.family, &rule.args, Style::New)?;
-        attribute(&made.finish(), EXPRESSIONS).map(<[u8]>::to_vec)
     }
 }
 

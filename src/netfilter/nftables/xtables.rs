@@ -68,6 +68,13 @@ pub fn encode(
     Some(())
 }
 
+/// The expressions alone.
+pub fn expressions(family: Family, words: &[Cow<'static, str>], style: Style) -> Option<Vec<u8>> {
+    let mut made = Attributes::default();
+    encode(&mut made, family, words, style)?;
+    attribute(&made.finish(), EXPRESSIONS).map(<[u8]>::to_vec)
+}
+
 /// One in the making.
 struct Rule {
     encoder: Encoder,

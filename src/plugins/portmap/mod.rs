@@ -100,7 +100,7 @@ impl Plugin for Portmap {
         let settings = Settings::resolve(call)?;
         netfilter::check_usable(settings.backend)?;
         // What iptables, and the way from 127.0.0.1, take to make.
-        if settings.snat || settings.backend != Some(BackendName::Nftables) {
+        if settings.snat || netfilter::choose(settings.backend)? == BackendName::Iptables {
             section::check_writable()?;
         }
         Ok(())

@@ -202,8 +202,11 @@ fn ports_are_claimed() {
         let claims = text.lines().filter_map(|line| {
             let (_, element) = line.split_once("tcp . ")?;
             let (port, comment) = element.split_once(" comment ")?;
-            let (_, id) = comment.split_once("id: ")?;
-            Some(format!("{port} {}", id.split_once('"')?.0))
+            let id = comment.rsplit("id: ").next()?;
+            Some(format!(
+                "{port} {}",
+                id.split('"').find(|part| !part.is_empty())?
+            ))
         });
         let mut claims: Vec<String> = claims.collect();
         claims.sort();
@@ -214,24 +217,41 @@ fn ports_are_claimed() {
     // Nobody has to be asked.
     add(&node.without_tools(), "second", 3, 81);
     assert_eq!(claimed(), "80 first, 81 second");
+    // Whoever goes, there is another.
     add(backend, "third", 4, 80);
-    assert_eq!(claimed(), "80 third, 81 second");
-    // What is forgotten is seen in the rules.
-    node.sh("nft delete table inet cnibox");
-    add(backend, "fourth", 5, 82);
-    assert_eq!(claimed(), "80 third, 81 second, 82 fourth");
+    assert_eq!(claimed(), "80 several, 81 second");
     let remove = |id: &str, n| {
         let own = Known::own(&maps(n, 80).container);
         backend.remove_port_maps(&owner(id), &own).unwrap();
     };
     remove("third", 4);
-    assert_eq!(claimed(), "81 second, 82 fourth");
-    let valid = [owner("fourth").attachment];
+    assert_eq!(claimed(), "80 several, 81 second");
+    remove("first", 2);
+    add(backend, "third", 4, 80);
+    assert_eq!(claimed(), "80 third, 81 second");
+    // What is forgotten is seen in the rules.
+    node.sh("nft delete table inet cnibox");
+    add(backend, "thirdly", 5, 82);
+    assert_eq!(claimed(), "80 third, 81 second, 82 thirdly");
+    remove("thirdly", 5);
+    assert_eq!(claimed(), "80 third, 81 second");
+    add(backend, "thirdly", 5, 82);
+    remove("third", 4);
+    assert_eq!(claimed(), "81 second, 82 thirdly");
+    let valid = [owner("thirdly").attachment];
     backend.collect_port_maps("net2", &valid).unwrap();
-    assert_eq!(claimed(), "81 second, 82 fourth");
+    assert_eq!(claimed(), "81 second, 82 thirdly");
+    // Even if their rules are gone.
+    node.sh("iptables -t nat -F");
+    let stale = backend.stale_port_maps("net1", &valid).unwrap();
+    assert!(
+        stale
+            .iter()
+            .any(|line| line.starts_with("container second, remembered"))
+    );
     backend.collect_port_maps("net1", &valid).unwrap();
-    assert_eq!(claimed(), "82 fourth");
-    remove("fourth", 5);
+    assert_eq!(claimed(), "82 thirdly");
+    remove("thirdly", 5);
     assert_eq!(claimed(), "");
 }
 

@@ -13,7 +13,7 @@ use super::owned::{self, Kind, comment, is_owned, is_private, parse_comment, rem
 use super::rule::{Rule, Script, Table};
 use super::tool::Family;
 use crate::cni::error::{Code, coded, detailed};
-use crate::netfilter::nftables::claims::{Claims, Taken};
+use crate::netfilter::nftables::claims::{Claims, Taken, seen_comment};
 use crate::netfilter::nftables::{Addition, PrivateChain};
 use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
 
@@ -137,8 +137,9 @@ impl Rules {
             .all(|rule| table.rules.iter().any(|found| has_shape(found, rule)))
     }
 
-    /// Adds what is the container's own and prints the other entries. Refused when
-    /// something shared is missing, or the container's chain is there already.
+    /// Adds what is the container's own, and tells the other entries where somebody may have one
+    /// of the ports. Refused when something shared is missing, or the container's chain is there
+    /// already.
     pub fn addition(&self) -> Addition<'_> {
         Addition {
             needed: self.jumps.iter().chain(&self.marks).collect(),
@@ -328,7 +329,7 @@ pub fn taken(table: &Table) -> Vec<Taken> {
     let taken = entries.flat_map(|entry| {
         let protocol = entry.value("-p").and_then(Protocol::named);
         let owner = parse_comment(KIND.comment, entry.comment().unwrap_or_default());
-        let owner = owner.map(|(network, id)| (network.to_owned(), id.to_owned()));
+        let owner = owner.map(|(network, id)| seen_comment(network, id));
         dports(entry).filter_map(move |port| Some(((protocol?, port.parse().ok()?), owner.clone())))
     });
     taken.collect()
