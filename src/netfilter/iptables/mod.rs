@@ -33,7 +33,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::nftables::claims;
@@ -474,11 +474,7 @@ impl Backend for Iptables {
                 port_maps::remove(owner, known, table)
             })
         })?;
-        // The rules are gone, and they alone count.
-        if let Err(error) = claims::release(owner) {
-            log::warn(&format!("give up the ports: {error:#}"));
-        }
-        Ok(())
+        claims::release(owner).context("give up the ports")
     }
 
     fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {

@@ -87,9 +87,8 @@ impl<'a> Claims<'a> {
         let mut all = Elements::new();
         for ((protocol, port), owner) in taken {
             let key = Key::Port(*protocol, *port);
-            let rival = owner.as_deref().filter(|owner| *owner != self.rules);
             match own.get_mut(&key) {
-                Some(_) if owner.is_some() && rival.is_none() => {}
+                Some(_) if owner.as_ref() == Some(&self.rules) => {}
                 // Who goes first leaves the port to the other.
                 Some(claim) => SEVERAL.clone_into(claim),
                 None => {
