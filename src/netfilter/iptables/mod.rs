@@ -474,7 +474,7 @@ impl Backend for Iptables {
                 port_maps::remove(owner, known, table)
             })
         })?;
-        claims::release(owner).context("give up the ports")
+        claims::release(owner, &port_maps::shown).context("give up the ports")
     }
 
     fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
@@ -505,7 +505,10 @@ impl Backend for Iptables {
 
     fn collect_port_maps(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         let mut result = self.collect(&port_maps::KIND, network, valid);
-        keep_first(&mut result, claims::collect(network, valid));
+        keep_first(
+            &mut result,
+            claims::collect(network, valid, &port_maps::shown),
+        );
         result
     }
 

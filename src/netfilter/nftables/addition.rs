@@ -166,7 +166,19 @@ fn number(family: Family) -> u8 {
     if family == Family::Ip { IPV4 } else { IPV6 }
 }
 
-/// The rules of `chain` that are for several ports; `None` where one is not understood.
+/// The rules of `chain` in table `nat` that list ports, in words of iptables as far as they say
+/// whose these are; `None` where one is not understood.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn entries(family: Family, chain: &str) -> Result<Option<Vec<Rule>>> {
+    match Socket::open_if_any()? {
+        Some(socket) => list(&socket, &Table::named(family, "nat"), chain),
+        None => Ok(Some(Vec::new())),
+    }
+}
+
+/// As [`entries`].
 fn list(socket: &Socket, table: &Table, chain: &str) -> Result<Option<Vec<Rule>>> {
     let mut listed = Vec::new();
     for found in rules(socket, table, Some(chain))? {

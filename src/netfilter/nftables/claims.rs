@@ -39,7 +39,10 @@ const SETS: [Set; 2] = [
 /// A port that rules map, and whose they are ([`seen_comment`]) as far as their comment says.
 pub type Taken = ((Protocol, u16), Option<String>);
 
-/// The comment of a port that several have mapped: nobody gives that up. Who wants it next looks
+/// What the rules of a family show; `None` where they are not understood.
+pub type Shown<'a> = &'a dyn Fn(Family) -> Result<Option<Vec<Taken>>>;
+
+/// The comment of a port that several have mapped. Who wants it next, or deletes anything, looks
 /// at the rules.
 const SEVERAL: &str = "several";
 
@@ -119,17 +122,17 @@ impl<'a> Claims<'a> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn release(owner: &Owner) -> Result<()> {
+pub fn release(owner: &Owner, shown: Shown<'_>) -> Result<()> {
     let own = [attachment_comment(owner), rules_comment(owner)];
-    remove(|claim| own.iter().any(|own| own == claim))
+    remove(|claim| own.iter().any(|own| own == claim), shown)
 }
 
 /// Gives up the claims of attachments to `network` that are not in `valid`.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn collect(network: &str, valid: &[Attachment]) -> Result<()> {
-    remove(is_stale(network, valid))
+pub fn collect(network: &str, valid: &[Attachment], shown: Shown<'_>) -> Result<()> {
+    remove(is_stale(network, valid), shown)
 }
 
 /// The containers whose claims [`collect`] would give up, in words.
@@ -167,19 +170,42 @@ fn is_stale(network: &str, valid: &[Attachment]) -> impl Fn(&str) -> bool {
     move |claim| claim.starts_with(&of_network) && !kept.contains(claim)
 }
 
-fn remove(is_gone: impl Fn(&str) -> bool) -> Result<()> {
+/// Removes the claims that are `gone`; and of those that several have what `shown` says that
+/// nobody has any more.
+fn remove(is_gone: impl Fn(&str) -> bool, shown: Shown<'_>) -> Result<()> {
     let Some(socket) = Socket::open_if_any()? else {
         return Ok(());
     };
-    for set in SETS {
+    for (family, set) in [Family::Ip, Family::Ip6].into_iter().zip(SETS) {
         apply(&socket, || {
             let there = set.elements(&socket)?.unwrap_or_default();
-            let gone = there.into_iter().filter(|(_, claim)| is_gone(claim));
-            let gone: Vec<Key> = gone.map(|(key, _)| key).collect();
-            Ok(set.delete(&gone))
+            let mut left = there.clone();
+            left.retain(|_, claim| !is_gone(claim));
+            if left.values().any(|claim| claim == SEVERAL)
+                && let Some(taken) = shown(family)?
+            {
+                let owner_now = |(key, claim): (Key, String)| match claim.as_str() {
+                    SEVERAL => owner_of(&key, &taken).map(|owner| (key, owner)),
+                    _ => Some((key, claim)),
+                };
+                left = left.into_iter().filter_map(owner_now).collect();
+            }
+            Ok(settle(&set, Some(&there), &left, |_| true))
         })?;
     }
     Ok(())
+}
+
+/// The comment of the claim of a port, by those who have `taken` it; `None` is nobody.
+fn owner_of(key: &Key, taken: &[Taken]) -> Option<String> {
+    let its = |((protocol, port), _): &&Taken| *key == Key::Port(*protocol, *port);
+    let mut owners = taken
+        .iter()
+        .filter(its)
+        .map(|(_, owner)| owner.as_deref().unwrap_or(SEVERAL));
+    let first = owners.next()?;
+    let is_only = owners.all(|owner| owner == first);
+    Some(if is_only { first } else { SEVERAL }.to_owned())
 }
 
 /// The comment of a claim that was seen in rules, whose comment does not name the interface.

@@ -43,7 +43,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 
-pub use self::addition::{Added, Addition};
+pub use self::addition::{Added, Addition, entries};
 pub use self::condition::UNDERSTOOD;
 pub use self::identity::Tag;
 pub use self::lookup::{chains, has_chain, has_rules, is_usable};

@@ -224,10 +224,13 @@ fn ports_are_claimed() {
         let own = Known::own(&maps(n, 80).container);
         backend.remove_port_maps(&owner(id), &own).unwrap();
     };
+    add(backend, "fourth", 5, 80);
     remove("third", 4);
     assert_eq!(claimed(), "80 several, 81 second");
-    remove("first", 2);
+    remove("fourth", 5);
+    assert_eq!(claimed(), "80 first, 81 second");
     add(backend, "third", 4, 80);
+    remove("first", 2);
     assert_eq!(claimed(), "80 third, 81 second");
     // What is forgotten is seen in the rules.
     node.sh("nft delete table inet cnibox");

@@ -14,7 +14,7 @@ use super::rule::{Rule, Script, Table};
 use super::tool::Family;
 use crate::cni::error::{Code, coded, detailed};
 use crate::netfilter::nftables::claims::{Claims, Taken, seen_comment};
-use crate::netfilter::nftables::{Addition, PrivateChain};
+use crate::netfilter::nftables::{self, Addition, PrivateChain};
 use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
 
 /// Private chains hold mappings.
@@ -333,6 +333,19 @@ pub fn taken(table: &Table) -> Vec<Taken> {
         dports(entry).filter_map(move |port| Some(((protocol?, port.parse().ok()?), owner.clone())))
     });
     taken.collect()
+}
+
+/// Who has which ports in the nft variant's table; `None` where that is not understood.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn shown(family: nftables::Family) -> Result<Option<Vec<Taken>>> {
+    let rules = nftables::entries(family, DNAT)?;
+    let table = |rules| Table {
+        chains: BTreeSet::new(),
+        rules,
+    };
+    Ok(rules.map(|rules| taken(&table(rules))))
 }
 
 /// The comment of what leads to the owner's chain.
