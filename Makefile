@@ -24,7 +24,7 @@ IMAGE         ?= localhost/cnibox:latest
 
 # Seconds of each fuzz target: `make fuzz`, and the short run that is part of `make test`.
 FUZZ_SECONDS       := 600
-FUZZ_SHORT_SECONDS := 10
+FUZZ_SHORT_SECONDS := 5
 # What makes plain cargo build for libFuzzer: coverage of our code and the crates we use. There is
 # no unsafe code to look after, so no sanitizer, and the stable compiler will do.
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 \
