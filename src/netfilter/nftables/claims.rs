@@ -86,21 +86,12 @@ impl<'a> Claims<'a> {
     /// Makes the claims after the rules have been made, whoever had the ports. A new set has
     /// those that are `taken` as well.
     pub fn settle(&self, taken: &[Taken]) {
+        let mut all = owners(taken);
         let mut own = self.elements.clone();
-        let mut all = Elements::new();
-        for ((protocol, port), owner) in taken {
-            let key = Key::Port(*protocol, *port);
-            match own.get_mut(&key) {
-                Some(_) if owner.as_ref() == Some(&self.rules) => {}
-                // Who goes first leaves the port to the other.
-                Some(claim) => SEVERAL.clone_into(claim),
-                None => {
-                    let comment = owner.as_deref().unwrap_or(SEVERAL);
-                    let claim = all.entry(key).or_insert_with(|| comment.to_owned());
-                    if claim != comment {
-                        SEVERAL.clone_into(claim);
-                    }
-                }
+        for (key, claim) in &mut own {
+            // Who goes first leaves the port to the other.
+            if all.get(key).is_some_and(|owner| *owner != self.rules) {
+                SEVERAL.clone_into(claim);
             }
         }
         all.extend(own.clone());
@@ -184,8 +175,9 @@ fn remove(is_gone: impl Fn(&str) -> bool, shown: Shown<'_>) -> Result<()> {
             if left.values().any(|claim| claim == SEVERAL)
                 && let Some(taken) = shown(family)?
             {
+                let mut owners = owners(&taken);
                 let owner_now = |(key, claim): (Key, String)| match claim.as_str() {
-                    SEVERAL => owner_of(&key, &taken).map(|owner| (key, owner)),
+                    SEVERAL => owners.remove_entry(&key),
                     _ => Some((key, claim)),
                 };
                 left = left.into_iter().filter_map(owner_now).collect();
@@ -196,16 +188,19 @@ fn remove(is_gone: impl Fn(&str) -> bool, shown: Shown<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The comment of the claim of a port, by those who have `taken` it; `None` is nobody.
-fn owner_of(key: &Key, taken: &[Taken]) -> Option<String> {
-    let its = |((protocol, port), _): &&Taken| *key == Key::Port(*protocol, *port);
-    let mut owners = taken
-        .iter()
-        .filter(its)
-        .map(|(_, owner)| owner.as_deref().unwrap_or(SEVERAL));
-    let first = owners.next()?;
-    let is_only = owners.all(|owner| owner == first);
-    Some(if is_only { first } else { SEVERAL }.to_owned())
+/// The claims that the rules of those who have `taken` ports come to.
+fn owners(taken: &[Taken]) -> Elements {
+    let mut owners = Elements::new();
+    for ((protocol, port), owner) in taken {
+        let owner = owner.as_deref().unwrap_or(SEVERAL);
+        let claim = owners
+            .entry(Key::Port(*protocol, *port))
+            .or_insert_with(|| owner.to_owned());
+        if claim != owner {
+            SEVERAL.clone_into(claim);
+        }
+    }
+    owners
 }
 
 /// The comment of a claim that was seen in rules, whose comment does not name the interface.
