@@ -9,7 +9,7 @@ BINDIR  ?= /opt/cni/bin
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BINARY     := $(TARGET_DIR)/$(TARGET)/release/cnibox
 # Bytes; the release binary stays below with every applet in it.
-SIZE_LIMIT := 4194304
+SIZE_LIMIT := 6291456
 # Where cargo puts the programs it installs. cargo-deny is called by its path and checked for its
 # version: a distribution's older one may come first in PATH and does not read deny.toml.
 TOOLS := $(or $(CARGO_HOME),$(HOME)/.cargo)
