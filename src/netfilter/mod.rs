@@ -12,6 +12,7 @@ pub mod iptables;
 mod known;
 pub mod lingering;
 pub mod listing;
+mod memo;
 pub mod nftables;
 mod socket;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
 use iptables::Iptables;
 pub use known::{Known, Others};
+pub use memo::Memo;
 use nftables::Nftables;
 
 /// Whose rules these are: one attachment to one network.

@@ -23,6 +23,7 @@ use crate::net::link;
 use crate::net::mac::Mac;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
+use crate::netfilter::Memo;
 
 /// An attachment, and all that its runtime has written down of it.
 #[derive(Debug)]
@@ -81,6 +82,7 @@ pub fn restore(
     mut tell: impl FnMut(&Entry, Result<Outcome>),
 ) {
     let mut overtaken = BTreeSet::new();
+    let memo = Memo::start();
     for attachment in attachments {
         let entry = &attachment.entry;
         let ports = host_ports(&entry.parameters);
@@ -89,7 +91,7 @@ pub fn restore(
         if !is_asked && (scope.dry_run || !is_overtaken) {
             continue;
         }
-        let outcome = attachment.restore(scope.dry_run, is_overtaken, applets);
+        let outcome = attachment.restore(scope.dry_run, is_overtaken, applets, &memo);
         // Even when it failed: part of it may have been made.
         if !matches!(outcome, Ok(Outcome::Complete | Outcome::Gone(_))) {
             overtaken.extend(ports);
@@ -100,7 +102,14 @@ pub fn restore(
 
 impl Remembered {
     /// Makes what is missing; all again if an older attachment's rules are in front.
-    fn restore(&self, dry_run: bool, is_overtaken: bool, applets: Applets) -> Result<Outcome> {
+    /// Each table is listed once for all attachments of which nothing is missing.
+    fn restore(
+        &self,
+        dry_run: bool,
+        is_overtaken: bool,
+        applets: Applets,
+        memo: &Memo,
+    ) -> Result<Outcome> {
         if let Some(reason) = self.gone()? {
             return Ok(Outcome::Gone(reason));
         }
@@ -111,10 +120,13 @@ impl Remembered {
             let done = absent.and_then(|absent| {
                 let is_needed = is_overtaken || !absent.is_empty();
                 missing.extend(absent);
-                if is_needed && !dry_run {
-                    plugin.restore_rules(&call)?;
+                if !is_needed || dry_run {
+                    return Ok(());
                 }
-                Ok(())
+                let restored = plugin.restore_rules(&call);
+                // Even a failure may have changed something.
+                memo.forget();
+                restored
             });
             result = result.and(done);
         }

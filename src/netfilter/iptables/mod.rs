@@ -28,16 +28,17 @@ mod golden;
 #[cfg(test)]
 mod kernel_tests;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::nftables::claims;
-use super::{Backend, Firewall, Known, Masquerade, Owner, PortMaps, nftables};
+use super::{Backend, Firewall, Known, Masquerade, Owner, PortMaps, memo, nftables};
 use crate::cni::invocation::Attachment;
 use crate::log;
 use crate::net::link;
@@ -391,7 +392,7 @@ impl Backend for Iptables {
         for (family, addresses) in by_family(&wanted.addresses) {
             let rules = masquerade::Rules::new(owner, family, &addresses);
             let tool = self.usual_tool(family)?;
-            missing.extend(absent(&tool, &read(&tool)?, rules.all())?);
+            missing.extend(absent(&tool, &*listed(&tool)?, rules.all())?);
         }
         Ok(missing)
     }
@@ -481,7 +482,7 @@ impl Backend for Iptables {
         let mut missing = Vec::new();
         for (family, rules) in Self::port_map_rules(owner, wanted)? {
             let tool = self.usual_tool(family)?;
-            let table = read(&tool)?;
+            let table = listed(&tool)?;
             missing.extend(absent(&tool, &table, rules.own())?);
             // One mark serves all: that of whoever came last.
             if !rules.is_marked(&table) {
@@ -579,7 +580,7 @@ impl Backend for Iptables {
         for family in firewall_families(&wanted.addresses) {
             let rules = firewall::Rules::new(family, wanted);
             let tool = self.filter().usual_tool(family)?;
-            let table = read(&tool)?;
+            let table = listed(&tool)?;
             missing.extend(absent(&tool, &table, rules.missing(&table))?);
         }
         Ok(missing)
@@ -745,6 +746,13 @@ fn read(tool: &Tool) -> Result<Table> {
     tool.save()?.map_err(|refusal| refusal.during("read", tool))
 }
 
+/// As [`read`], for questions only: the tool is run once while a
+/// [`Memo`](super::Memo) keeps the answer.
+fn listed(tool: &Tool) -> Result<Rc<Table>> {
+    let name = format!("{} {}", tool.program().display(), tool.table.as_str());
+    memo::listing(&name, || read(tool))
+}
+
 /// Those of `rules` that `table` does not have, each as the command that would add it. A
 /// rule that is not there word by word, because the configuration has words of its own in
 /// it, is asked for: the tool knows what is the same. Only where there is something that
@@ -754,16 +762,14 @@ fn absent<'a>(
     table: &Table,
     rules: impl Iterator<Item = &'a Rule>,
 ) -> Result<Vec<String>> {
-    let found: HashSet<&Rule> = table.rules.iter().collect();
     let wanted: Vec<&Rule> = rules.collect();
-    let known: HashSet<&Rule> = wanted.iter().copied().collect();
-    let others = found.difference(&known);
-    let others: HashSet<&str> = others.map(|rule| rule.chain.as_str()).collect();
     let mut absent = Vec::new();
-    for rule in wanted.iter().filter(|rule| !found.contains(*rule)) {
+    for rule in wanted.iter().filter(|rule| !table.rules.contains(rule)) {
+        let mut others = table.rules.iter().filter(|found| !wanted.contains(found));
+        let may_be_there = others.any(|found| found.chain == rule.chain);
         let mut script = Script::of(tool.table);
         script.assert(rule);
-        if !others.contains(rule.chain.as_str()) || tool.restore(&script)?.is_err() {
+        if !may_be_there || tool.restore(&script)?.is_err() {
             let (command, table) = (tool.family.command(), tool.table.as_str());
             absent.push(format!("{command} -t {table} -A {rule}"));
         }

@@ -164,6 +164,11 @@ impl Tool {
         })
     }
 
+    /// The file that lists the table.
+    pub fn program(&self) -> &Path {
+        &self.save
+    }
+
     /// Keeps other callers out of this section, as long as the answer lives.
     ///
     /// The tools of the nft variant do not always notice that somebody else has created a

@@ -18,6 +18,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use anyhow::Result;
 
@@ -27,7 +28,8 @@ use super::registry::settle;
 use super::ruleset::{self, Chain, End, Family, Hook, Rule, Statement, Table};
 use super::set::{Elements, Key, Keys, Set};
 use super::shared::{Shared, command, ensure_shared, in_chain, look, missing_shared};
-use super::transaction::{Change, Found, rules};
+use super::transaction::{Change, Found, listed, rules};
+use crate::netfilter::memo;
 use crate::netfilter::socket::Socket;
 use crate::netfilter::{Firewall, Ingress, Isolation, Owner};
 
@@ -141,6 +143,15 @@ fn elements(set: &Set, owner: &Owner, addresses: &[IpAddr]) -> Elements {
     of_family
         .map(|address| (Key::Address(*address), comment.clone()))
         .collect()
+}
+
+/// As [`gates`], for questions only: the kernel is asked once while a
+/// [`Memo`](crate::netfilter::Memo) keeps the answer.
+fn gates_listed(socket: &Socket, addresses: &[IpAddr]) -> Result<Rc<(Vec<Gate>, Vec<Gate>)>> {
+    let has = |is_of_family: fn(&IpAddr) -> bool| addresses.iter().any(is_of_family);
+    let (has_v4, has_v6) = (has(IpAddr::is_ipv4), has(IpAddr::is_ipv6));
+    let name = format!("gates of IPv4: {has_v4}, of IPv6: {has_v6}");
+    memo::listing(&name, || gates(socket, addresses))
 }
 
 /// Those in the way, and chains that drop as well and that we cannot change.
@@ -539,8 +550,8 @@ pub fn missing(socket: &Socket, owner: &Owner, wanted: &Firewall) -> Result<Vec<
     let mut missing = Vec::new();
     if let Some(admin_chain) = &wanted.admin_chain {
         let mut known = Vec::new();
-        for gate in gates(socket, &wanted.addresses)?.0 {
-            let found = rules(socket, &gate.table(), Some(&gate.chain.name))?;
+        for gate in &gates_listed(socket, &wanted.addresses)?.0 {
+            let found = listed(socket, &gate.table(), Some(&gate.chain.name))?;
             if !found.iter().any(leads_to_us) {
                 missing.push(command(&gate.chain, &Gate::jump()));
             }
@@ -548,13 +559,13 @@ pub fn missing(socket: &Socket, owner: &Owner, wanted: &Firewall) -> Result<Vec<
                 continue;
             }
             known.push(gate.table());
-            let found = rules(socket, &gate.table(), Some(FORWARD))?;
+            let found = listed(socket, &gate.table(), Some(FORWARD))?;
             let admin_chain = Cow::Owned(admin_chain.clone());
             missing.extend(missing_shared(&gate.shared(&[admin_chain]), &found));
             for set in sets(gate.table()) {
-                let there = set.elements(socket)?;
+                let there = set.listed(socket)?;
                 let wanted = elements(&set, owner, &wanted.addresses);
-                let changes = settle(&set, there.as_ref(), &wanted, |key| {
+                let changes = settle(&set, there.as_ref().as_ref(), &wanted, |key| {
                     wanted.contains_key(key)
                 });
                 missing.extend(changes.iter().map(|change| format!("nft {change}")));
@@ -562,7 +573,7 @@ pub fn missing(socket: &Socket, owner: &Owner, wanted: &Firewall) -> Result<Vec<
         }
     }
     if let Some(isolation) = &wanted.isolation {
-        let found = rules(socket, &TABLE, None)?;
+        let found = listed(socket, &TABLE, None)?;
         missing.extend(missing_shared(&stages(), &found));
         for (chain, rule) in isolation_rules(isolation) {
             let is_there = in_chain(&found, chain)

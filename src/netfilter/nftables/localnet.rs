@@ -26,7 +26,7 @@ use super::identity::{Tag, attachment_comment};
 use super::registry::settle;
 use super::set::{Elements, Key};
 use super::shared::{ensure_shared, is_in_order, look, missing_shared};
-use super::transaction::{Change, apply, rules, try_apply};
+use super::transaction::{Change, apply, listed, try_apply};
 use super::was_off::{self, Record};
 use crate::cni::invocation::Attachment;
 use crate::fsutil::Lock;
@@ -209,9 +209,9 @@ pub fn stale(
 /// When the kernel refuses to tell.
 pub fn missing_guard(owner: &Owner, devices: &[String]) -> Result<Vec<String>> {
     let socket = Socket::open()?;
-    let mut missing = missing_shared(&shared(), &rules(&socket, &TABLE, None)?);
+    let mut missing = missing_shared(&shared(), &listed(&socket, &TABLE, None)?);
     let mut users: Elements = devices.iter().map(|device| user(owner, device)).collect();
-    if let Some(there) = USERS.elements(&socket)? {
+    if let Some(there) = USERS.listed(&socket)?.as_ref() {
         users.retain(|key, _| !there.contains_key(key));
     }
     missing.extend(USERS.create(users).iter().map(Change::to_string));

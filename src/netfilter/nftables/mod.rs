@@ -53,8 +53,8 @@ pub use self::private_chain::PrivateChain;
 pub use self::ruleset::Family;
 use self::ruleset::{Statement, Table};
 use self::set::Set;
-use self::shared::{command, is_in_order, look};
-use self::transaction::{Change, Found, apply, rules, try_apply};
+use self::shared::{command, in_chain, is_in_order, look};
+use self::transaction::{Change, Found, apply, listed, rules, try_apply};
 use super::socket::Socket;
 use super::{Backend, Firewall, Known, Masquerade, Owner, PortMaps, conntrack};
 use crate::cni::invocation::Attachment;
@@ -108,7 +108,7 @@ impl Backend for Nftables {
     }
 
     fn missing_masquerade(&self, owner: &Owner, wanted: &Masquerade) -> Result<Vec<String>> {
-        let found = rules(&Socket::open()?, &masquerade::TABLE, None)?;
+        let found = listed(&Socket::open()?, &masquerade::TABLE, None)?;
         Ok(masquerade::missing(owner, wanted, &found))
     }
 
@@ -176,7 +176,7 @@ impl Backend for Nftables {
         let socket = Socket::open()?;
         let mut missing = Vec::new();
         for plan in plans(owner, wanted)? {
-            let found = rules(&socket, &plan.table, None)?;
+            let found = listed(&socket, &plan.table, None)?;
             missing.extend(plan.missing(owner, &found));
         }
         Ok(missing)
@@ -424,11 +424,11 @@ impl Nftables {
     /// When the kernel refuses to tell.
     pub fn missing_spoof_check(owner: &Owner, host_end: &str, mac: Mac) -> Result<Vec<String>> {
         let socket = Socket::open()?;
+        let found = listed(&socket, &spoof_check::TABLE, None)?;
         let mut missing = Vec::new();
         for (chain, rule) in spoof_check::rules(owner, host_end, mac) {
-            let found = rules(&socket, &spoof_check::TABLE, Some(&chain))?;
             let is_there = |found: &Found| found.statements().as_ref() == Some(&rule.statements);
-            if !found.iter().any(is_there) {
+            if !in_chain(&found, &chain).any(is_there) {
                 missing.push(command(&spoof_check::chain(&chain), &rule));
             }
         }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -16,6 +17,7 @@ use super::identity::{self, Tag};
 use super::ruleset::Table;
 use super::transaction::{Change, is_absent, with_family};
 use crate::netfilter::Protocol;
+use crate::netfilter::memo;
 use crate::netfilter::socket::{Socket, attribute, attributes};
 
 /// A set: a table's memory of what belongs together.
@@ -257,6 +259,15 @@ impl Set {
             Some((self.keys.decode(key)?, comment.unwrap_or_default()))
         });
         Ok(Some(found.collect()))
+    }
+
+    /// As [`Self::elements`], for questions only: the kernel is asked once while a
+    /// [`Memo`](crate::netfilter::Memo) keeps the answer.
+    ///
+    /// # Errors
+    /// As [`Self::elements`].
+    pub fn listed(&self, socket: &Socket) -> Result<Rc<Option<Elements>>> {
+        memo::listing(&self.to_string(), || self.elements(socket))
     }
 
     /// Whether there is such a set.

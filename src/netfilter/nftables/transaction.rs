@@ -1,6 +1,7 @@
 //! Changes to the ruleset that happen all or not at all, and what there is to begin with.
 
 use std::fmt;
+use std::rc::Rc;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use super::identity::{self, Tag};
 use super::ruleset::{Chain, Family, Place, Rule, Statement, Table};
 use super::set::{Key, Set};
 use crate::net::netlink::errno;
+use crate::netfilter::memo;
 use crate::netfilter::socket::{BatchRefused, Socket, attributes};
 
 /// How often a transaction is tried that others got in the way of, and how long to wait
@@ -345,6 +347,16 @@ pub fn rules(socket: &Socket, table: &Table, chain: Option<&str>) -> Result<Vec<
         .iter()
         .map(|answer| Found::parse(table.family, answer));
     Ok(found.collect())
+}
+
+/// As [`rules`], for questions only: the kernel is asked once while a
+/// [`Memo`](crate::netfilter::Memo) keeps the answer.
+///
+/// # Errors
+/// As [`rules`].
+pub fn listed(socket: &Socket, table: &Table, chain: Option<&str>) -> Result<Rc<Vec<Found>>> {
+    let name = format!("{table} {}", chain.unwrap_or_default());
+    memo::listing(&name, || rules(socket, table, chain))
 }
 
 /// Whether the error means that there is no such object, or that this kernel has no
