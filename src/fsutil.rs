@@ -1,9 +1,9 @@
 //! Files that other programs see only whole, and the lock they agree on.
 
 use std::ffi::CStr;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -258,26 +258,70 @@ fn exists(path: &Path) -> bool {
     !found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
-/// What the file holds; `None` when it is not there. A symlink is not followed, and a pipe
-/// not waited for: whoever may write in the directory could have put one there.
+/// Whether symlinks are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// Those of an administrator, in a directory where only administrators write.
+    Follow,
+    /// Whoever may write in the directory could lead us anywhere.
+    Refuse,
+}
+
+/// What the file holds; `None` when it is not there, or is a pipe, a socket or a device, which
+/// somebody put in the directory for another purpose. A symlink is refused.
 ///
 /// # Errors
 /// Says which file could not be read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    read_file(path, Links::Refuse)
+}
+
+/// As [`read`], and symlinks as told.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_file(path: &Path, links: Links) -> Result<Option<Vec<u8>>> {
     let read = || -> std::io::Result<_> {
+        let Some((mut file, _)) = open_file(path, links)? else {
+            return Ok(None);
+        };
         let mut bytes = Vec::new();
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
-            .open(path)?
-            .read_to_end(&mut bytes)?;
-        Ok(bytes)
+        file.read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
     };
-    match read() {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
-    }
+    read().with_context(|| format!("read {}", path.display()))
+}
+
+/// Opens a file to read it, with what the kernel says of it. `None` as for [`read`]: nobody
+/// waits for the other end of a pipe.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_file(path: &Path, links: Links) -> std::io::Result<Option<(File, Metadata)>> {
+    let flags = match links {
+        Links::Follow => nix::libc::O_NONBLOCK,
+        Links::Refuse => nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW,
+    };
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = match opened {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        // What the kernel says of a socket.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => return Ok(None),
+        opened => opened?,
+    };
+    let meta = file.metadata()?;
+    Ok((!is_special(&meta)).then_some((file, meta)))
+}
+
+/// Whether this is a pipe, a socket or a device: nothing to read as a file.
+pub fn is_special(meta: &Metadata) -> bool {
+    let kind = meta.file_type();
+    kind.is_fifo() || kind.is_socket() || kind.is_char_device() || kind.is_block_device()
+}
+
+/// A text file without the mark that editors of other systems put in front of UTF-8.
+pub fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
 /// Tells `see` every name in `dir`; there is none in one that does not exist. Where there are
@@ -342,7 +386,7 @@ pub fn refuse_foreign_link(path: &Path) -> Result<()> {
 
 /// Whether both paths lead to one and the same file, however they are spelt.
 pub fn is_same_file(a: &Path, b: &Path) -> bool {
-    let identity = |path| fs::metadata(path).map(|meta: fs::Metadata| (meta.dev(), meta.ino()));
+    let identity = |path| fs::metadata(path).map(|meta: Metadata| (meta.dev(), meta.ino()));
     identity(a).is_ok_and(|ours| identity(b).is_ok_and(|theirs| ours == theirs))
 }
 
@@ -555,6 +599,24 @@ mod tests {
         assert!(remove(&path).unwrap());
         assert!(!remove(&path).unwrap());
         assert_eq!(read(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for name in ["pipe", "socket", "missing"] {
+            assert_eq!(read(&path(name)).unwrap(), None, "{name}");
+        }
+        std::os::unix::fs::symlink("/dev/zero", path("device")).unwrap();
+        std::os::unix::fs::symlink("pipe", path("link")).unwrap();
+        for name in ["device", "link"] {
+            assert_eq!(read_file(&path(name), Links::Follow).unwrap(), None);
+            assert!(read(&path(name)).is_err(), "{name}");
+        }
+        assert!(read(dir.path()).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use crate::cni::error::{Code, coded, detailed};
+use crate::fsutil::without_byte_order_mark;
 
 /// What the daemon wrote.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,13 +34,14 @@ impl SubnetEnv {
         let file = path.display();
         let sentence = |what: String| format!("failed to load flannel 'subnet.env' file: {what}");
         match std::fs::read(path) {
-            Ok(bytes) => Self::parse(&String::from_utf8_lossy(&bytes)).map_err(|what| {
-                detailed(
-                    Code::Decode,
-                    sentence(format!("{file} {what}")),
-                    "the flannel daemon writes this file; restarting it writes it anew",
-                )
-            }),
+            Ok(bytes) => Self::parse(&String::from_utf8_lossy(without_byte_order_mark(&bytes)))
+                .map_err(|what| {
+                    detailed(
+                        Code::Decode,
+                        sentence(format!("{file} {what}")),
+                        "the flannel daemon writes this file; restarting it writes it anew",
+                    )
+                }),
             Err(error) if error.kind() == ErrorKind::NotFound => Err(detailed(
                 Code::TryAgain,
                 sentence(format!("open {file}: no such file or directory")),

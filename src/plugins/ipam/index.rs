@@ -160,7 +160,7 @@ impl Index {
         if !self.directories().all(is_own_directory) {
             return None;
         }
-        serde_json::from_slice(&fs::read(self.dir.join(COMPLETE)).ok()?).ok()
+        serde_json::from_slice(&fsutil::read(&self.dir.join(COMPLETE)).ok()??).ok()
     }
 
     /// Notes that every lease is in the index.
@@ -175,7 +175,8 @@ impl Index {
                 .create(true)
                 .truncate(true)
                 .mode(FILE_MODE)
-                .custom_flags(nix::libc::O_NOFOLLOW)
+                // A pipe there is not waited for.
+                .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
                 .open(&path)?;
             file.write_all(&serde_json::to_vec(tally)?)?;
             // Until then it has the time of now, and counts for nothing.

@@ -7,10 +7,10 @@
 //! power cut is right, and one that was damaged counts as nobody's.
 
 use std::collections::HashMap;
-use std::fs::{self, File, FileTimes, Metadata, OpenOptions};
+use std::fs::{self, File, FileTimes, Metadata};
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use super::addresses::Addresses;
 use super::owner::Owner;
 use crate::cni::config::parse_ip;
-use crate::fsutil;
+use crate::fsutil::{self, Links};
 use crate::log;
 use crate::net::section;
 
@@ -84,7 +84,15 @@ impl LeaseDir {
     pub fn exists(&self) -> Result<bool> {
         self.refuse_foreign_links()?;
         let found = match fs::metadata(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            // Of a name that no directory can have, nothing was ever recorded.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::InvalidFilename
+                ) =>
+            {
+                return Ok(false);
+            }
             Ok(meta) if !meta.is_dir() => Err(ErrorKind::NotADirectory.into()),
             Ok(_) => Ok(true),
             Err(error) => Err(error),
@@ -175,22 +183,15 @@ impl LeaseDir {
         /// What the kernel lets an environment variable hold, and so a container id.
         const LONGEST: u64 = 128 * 1024;
         let path = self.file(ip);
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
-            .open(&path);
-        let file = match opened {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            opened => opened.with_context(|| format!("open {}", path.display()))?,
+        let opened = fsutil::open_file(&path, Links::Refuse);
+        let opened = opened.with_context(|| format!("open {}", path.display()))?;
+        let Some((file, meta)) = opened else {
+            return Ok(None);
         };
         // Room for most, so that one call reads it.
         let mut content = Vec::with_capacity(256);
-        let meta = file
-            .metadata()
-            .and_then(|meta| {
-                file.take(LONGEST).read_to_end(&mut content)?;
-                Ok(meta)
-            })
+        file.take(LONGEST)
+            .read_to_end(&mut content)
             .with_context(|| format!("read {}", path.display()))?;
         Ok(Some(Lease {
             ip,
@@ -309,7 +310,8 @@ impl LeaseDir {
         const SHORT: u64 = 32;
         match fs::symlink_metadata(self.file(ip)) {
             Err(error) => error.kind() != ErrorKind::NotFound,
-            Ok(meta) if meta.len() >= SHORT => true,
+            // What is no file is not ours to replace.
+            Ok(meta) if fsutil::is_special(&meta) || meta.len() >= SHORT => true,
             Ok(_) => self
                 .read(ip)
                 .map_or(true, |lease| lease.is_some_and(|l| l.owner.is_some())),

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::cni::error::{Code, coded};
 use crate::cni::result::Dns;
+use crate::fsutil::without_byte_order_mark;
 
 /// The name servers that `path`, the configuration's `resolvConf`, names.
 ///
@@ -14,7 +15,9 @@ use crate::cni::result::Dns;
 pub fn read(path: &Path) -> Result<Dns> {
     let bytes = std::fs::read(path)
         .with_context(|| coded(Code::Io, format!("read ipam.resolvConf {}", path.display())))?;
-    Ok(parse(&String::from_utf8_lossy(&bytes)))
+    Ok(parse(&String::from_utf8_lossy(without_byte_order_mark(
+        &bytes,
+    ))))
 }
 
 /// Lists grow line by line, the last `domain` counts; everything else is skipped.

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use regex_lite::Regex;
 
 use crate::cni::error::{Code, coded, detailed};
+use crate::fsutil::without_byte_order_mark;
 
 /// The same place as the reference's.
 pub const PATH: &str = "/etc/cni/tuning/allowlist.conf";
@@ -29,7 +30,10 @@ impl Allowlist {
     pub fn read() -> Result<Self> {
         // The administrator's, who may use a symlink.
         match fs::read(PATH) {
-            Ok(bytes) => Self::parse(&String::from_utf8_lossy(&bytes)),
+            Ok(bytes) => {
+                let text = without_byte_order_mark(&bytes);
+                Self::parse(&String::from_utf8_lossy(text))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self(None)),
             Err(error) => Err(error).context(coded(Code::Io, format!("read {PATH}"))),
         }

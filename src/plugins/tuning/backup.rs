@@ -16,7 +16,7 @@ use serde_json::ser::PrettyFormatter;
 use super::config::Wanted;
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, coded};
-use crate::cni::invocation::Attachment;
+use crate::cni::invocation::{Attachment, check_file_name};
 use crate::cni::skel::Call;
 use crate::fsutil;
 use crate::log;
@@ -173,8 +173,10 @@ impl File {
     /// Keeps `backup`, replacing what was kept.
     ///
     /// # Errors
-    /// Code 5 naming the file.
+    /// Code 5 naming the file, or 4 where its name would be too long.
     pub fn store(&self, backup: &Backup) -> Result<()> {
+        let name = self.path.file_name().unwrap_or_default();
+        check_file_name(&name.to_string_lossy())?;
         let bytes = backup.encode(&self.network)?;
         fsutil::write_private(&self.path, || {
             fsutil::replace(&self.path, FILE_MODE, &bytes)
@@ -230,7 +232,7 @@ pub fn collect(dir: &Path, network: &str, valid: &[Attachment], collector: &mut 
             continue;
         }
         match network_of(&path) {
-            Ok(named) if named == network => {
+            Ok(Some(named)) if named == network => {
                 let what = format!("backup {}", path.display());
                 collector.remove(&what, || {
                     let removed = fsutil::remove(&path).map(drop);
@@ -243,17 +245,20 @@ pub fn collect(dir: &Path, network: &str, valid: &[Attachment], collector: &mut 
     }
 }
 
-/// The network that the file at `path` names; empty where it names none.
-fn network_of(path: &Path) -> Result<String> {
+/// The network that the file at `path` names, empty where it names none; `None` for what is
+/// no file.
+fn network_of(path: &Path) -> Result<Option<String>> {
     #[derive(Deserialize, Default)]
     #[serde(default)]
     struct Named {
         network: String,
     }
-    let bytes = fsutil::read(path)?.unwrap_or_default();
+    let Some(bytes) = fsutil::read(path)? else {
+        return Ok(None);
+    };
     let named: Named =
         serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
-    Ok(named.network)
+    Ok(Some(named.network))
 }
 
 #[cfg(test)]
