@@ -218,6 +218,29 @@ pub fn check_network_name(name: &str) -> Result<()> {
     ))
 }
 
+/// Whether `name`, which is made of names that a caller chose, can be that of a file: better
+/// asked before anything is made.
+///
+/// # Errors
+/// Code 4.
+pub fn check_file_name(name: &str) -> Result<()> {
+    if name.len() <= LONGEST_FILE_NAME {
+        return Ok(());
+    }
+    Err(detailed(
+        Code::Environment,
+        "the container id is too long",
+        format!(
+            "a file that is to be called \"{name}\" would have a name of {} bytes, the limit is \
+             {LONGEST_FILE_NAME}: use a shorter id, or a shorter name of the network",
+            name.len()
+        ),
+    ))
+}
+
+/// In bytes: `NAME_MAX` of every file system that matters here.
+pub const LONGEST_FILE_NAME: usize = 255;
+
 /// A name the kernel takes for a link: 1 to 15 bytes, no `/`, `:` or white space.
 ///
 /// # Errors

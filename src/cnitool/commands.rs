@@ -11,6 +11,7 @@ use super::{AddArgs, CheckArgs, DelArgs, Options, StatusArgs, Target, dry_run, o
 use crate::cni::error::{Code, ErrorObject, coded};
 use crate::cni::invocation::Attachment;
 use crate::cni::json::{self, Object};
+use crate::cni::result::CniResult;
 use crate::cni::version::Version;
 use crate::fsutil::Lock;
 use crate::runtime::cache::{self, Cache};
@@ -35,11 +36,12 @@ pub fn add(options: &Options, args: &AddArgs) -> Result<ExitCode> {
             return dry_run::add(chain, options.path(), &parameters);
         }
         let _lock = keep_collectors_out();
-        let result = chain.add(&parameters, on_failure).inspect_err(|_| {
+        let print =
+            |result: &CniResult| output::deliver(&json::pretty(&result.to_wire(chain.version())?)?);
+        let added = chain.add(&parameters, on_failure, print);
+        added.map(drop).inspect_err(|_| {
             hint_at_netns(&parameters.netns);
-        })?;
-        let text = json::pretty(&result.to_wire(chain.version())?)?;
-        output::answer(&text)
+        })
     })
 }
 
@@ -130,16 +132,18 @@ fn parameters(options: &Options, target: &Target) -> Result<Parameters> {
             let path = path.display();
             coded(Code::Environment, format!("NETNS {path} is not UTF-8"))
         })?;
-    let options = &options.attachment;
     let attachment = Attachment {
-        container_id: options.id.clone().unwrap_or_else(|| container_id(&netns)),
-        ifname: options.ifname.clone(),
+        container_id: match &options.attachment.id {
+            Some(id) => id.clone(),
+            None => container_id(&netns),
+        },
+        ifname: options.ifname().to_owned(),
     };
     Parameters::new(
         attachment,
         netns,
-        parse_args(&options.args)?,
-        capability_args(&options.cap)?,
+        parse_args(&options.attachment.args)?,
+        capability_args(&options.attachment.cap)?,
     )
 }
 

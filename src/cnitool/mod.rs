@@ -20,6 +20,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 /// Where network configurations are, unless told.
@@ -27,6 +28,9 @@ const CONFIGURATIONS: &str = "/etc/cni/net.d";
 
 /// Where plugins are, unless told.
 const PLUGINS: &str = "/opt/cni/bin";
+
+/// What the interface in the container is called, unless told.
+const INTERFACE: &str = "eth0";
 
 /// Adds, checks and removes network attachments by hand.
 #[derive(Parser)]
@@ -72,7 +76,9 @@ Examples:
   cnitool exec web --ip 10.1.0.5 --port 8080:80 -- python3 -m http.server 80
 
 The exit status is the command's: 128 and the signal's number where one ended it, 127 or 126 where it
-cannot be run. It is 125 where ADD or DEL failed.")]
+cannot be run. It is 125 where cnitool itself failed: ADD, DEL, a mount, the arguments.
+
+The command sees its own /sys, and an /etc/resolv.conf with the DNS of the network, if that has any.")]
     Exec(exec::ExecArgs),
     /// Remove the attachments whose namespace is gone, and what else is stale
     #[command(after_help = "\
@@ -120,7 +126,8 @@ Examples:
 #[derive(Args)]
 struct Options {
     /// Directory of network configurations, or one file
-    #[arg(long, global = true, env = "NETCONFPATH", value_name = "DIR|FILE", default_value = CONFIGURATIONS)]
+    #[arg(long, global = true, env = "NETCONFPATH", value_name = "DIR|FILE", default_value = CONFIGURATIONS,
+          value_parser = OsStringValueParser::new().map(PathBuf::from))]
     conf: PathBuf,
     /// Directories in which plugins are looked up, separated by colons
     #[arg(long, global = true, env = "CNI_PATH", value_name = "DIRS", default_value = PLUGINS)]
@@ -149,7 +156,7 @@ struct AttachmentOptions {
         global = true,
         env = "CNI_IFNAME",
         value_name = "NAME",
-        default_value = "eth0"
+        default_value = INTERFACE
     )]
     ifname: String,
     /// Capability arguments: {"portMappings": [...], ...}
@@ -189,6 +196,14 @@ impl Options {
             PLUGINS
         } else {
             &self.path
+        }
+    }
+
+    fn ifname(&self) -> &str {
+        if self.attachment.ifname.is_empty() {
+            INTERFACE
+        } else {
+            &self.attachment.ifname
         }
     }
 }
@@ -334,8 +349,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     {
         return exec::replace_this_process(command);
     }
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
+        // Its callers tell our failures from those of the command by the exit status.
+        Err(error) if error.use_stderr() && is_exec(&args) => {
+            output::usage(&error);
+            return exec::OWN_FAILURE.into();
+        }
         Err(error) => return output::usage(&error),
     };
     if !cli.verb.surplus().is_empty() {
@@ -367,6 +387,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         output::report(&error);
         ExitCode::FAILURE
     })
+}
+
+/// Whether a command line that is wrong is one of `exec`.
+fn is_exec(args: &[OsString]) -> bool {
+    let read = Cli::command()
+        .ignore_errors(true)
+        .try_get_matches_from(args);
+    read.is_ok_and(|matches| matches.subcommand_name() == Some("exec"))
 }
 
 #[cfg(test)]

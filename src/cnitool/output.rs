@@ -19,6 +19,18 @@ pub fn answer(bytes: &[u8]) -> Result<()> {
         .context(coded(Code::Io, "write the answer to stdout"))
 }
 
+/// Prints what is in vain unless somebody receives it.
+///
+/// # Errors
+/// Code 5 when stdout is closed, full, or a pipe that nobody reads any more.
+pub fn deliver(bytes: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .context(coded(Code::Io, "write the result to stdout"))
+}
+
 /// Prints a line for the operator. A closed stderr is nobody's error.
 pub fn note(line: &str) {
     drop(writeln!(std::io::stderr(), "{line}"));

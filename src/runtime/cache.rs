@@ -249,7 +249,8 @@ fn is_no_directory(error: &anyhow::Error) -> bool {
         .is_some_and(|error| error.kind() == ErrorKind::NotADirectory)
 }
 
-fn file_name(network: &str, attachment: &Attachment) -> String {
+/// What the file of an attachment is called.
+pub fn file_name(network: &str, attachment: &Attachment) -> String {
     format!(
         "{network}-{}-{}",
         attachment.container_id, attachment.ifname

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
-use super::cache::{Cache, Cached};
+use super::cache::{self, Cache, Cached};
 use super::gc;
 use super::network::{Network, PluginConfiguration};
 use super::parameters::Parameters;
@@ -14,7 +14,7 @@ use super::request::{self, Additions};
 use crate::cni::delegate::read_result;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::exec;
-use crate::cni::invocation::{Attachment, Command};
+use crate::cni::invocation::{Attachment, Command, check_file_name};
 use crate::cni::json;
 use crate::cni::result::CniResult;
 use crate::cni::version::Version;
@@ -122,7 +122,9 @@ pub fn find(plugin: &str, directories: &[PathBuf]) -> Result<PathBuf> {
             .iter()
             .filter_map(|directory| std::fs::read_dir(directory).ok())
             .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .flatten()
+            .filter(|entry| entry.path().is_file())
+            .filter_map(|entry| entry.file_name().into_string().ok())
             .collect();
         match json::nearest(plugin, there.iter().map(String::as_str)) {
             Some(nearest) if nearest != plugin => {
@@ -192,22 +194,37 @@ impl Chain<'_> {
         self.version
     }
 
-    /// Makes the attachment and remembers its result. Nothing runs unless every plugin
-    /// is there and the interface is not.
+    /// Makes the attachment, remembers its result and lets `deliver` pass it on: an ADD of
+    /// which nobody hears has failed. Nothing runs unless every plugin is there and the
+    /// interface is not.
     ///
     /// # Errors
-    /// The failing plugin's, unchanged inside; what was made is then removed again if
-    /// `on_failure` says so. An attachment made before is left alone.
-    pub fn add(&self, parameters: &Parameters, on_failure: OnFailure) -> Result<CniResult> {
+    /// The failing plugin's, unchanged inside, or that of `deliver`; what was made is then
+    /// removed again if `on_failure` says so. An attachment made before is left alone.
+    pub fn add(
+        &self,
+        parameters: &Parameters,
+        on_failure: OnFailure,
+        deliver: impl FnOnce(&CniResult) -> Result<()>,
+    ) -> Result<CniResult> {
         let steps = self.steps_of_add(parameters)?;
         let before = self.cached(parameters);
-        let error = match self.add_each(&steps, parameters) {
-            Ok(result) => return Ok(result),
-            Err(error) => error,
+        let (is_made, error) = match self.add_each(&steps, parameters) {
+            Ok(result) => match deliver(&result) {
+                Ok(()) => return Ok(result),
+                Err(error) => (true, error),
+            },
+            Err(error) => (false, error),
         };
         let note = |text: &str| self.runtime.observer.note(text);
         match (on_failure, before) {
             (OnFailure::Leave, _) => note("ADD failed: what it made so far is left as it is"),
+            (OnFailure::RollBack, Cached::Nothing) if is_made => {
+                note("the result of ADD reached nobody: removing what it made (DEL)");
+                if let Err(error) = self.del(parameters) {
+                    note(&format!("{error:#}"));
+                }
+            }
             (OnFailure::RollBack, Cached::Nothing) => {
                 note("ADD failed: removing what it made so far (DEL of every plugin)");
                 self.roll_back(&steps, parameters);
@@ -229,6 +246,10 @@ impl Chain<'_> {
     /// # Errors
     /// When ADD would run none of them.
     pub fn steps_of_add(&self, parameters: &Parameters) -> Result<Vec<Step<'_>>> {
+        check_file_name(&cache::file_name(
+            &self.network.name,
+            &parameters.attachment,
+        ))?;
         let steps = self.all_steps(Command::Add)?;
         refuse_existing_interface(parameters)?;
         match self.cached(parameters) {

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::network::{Network, PluginConfiguration};
+use super::network::{Network, PluginConfiguration, plugin_type};
 use crate::cni::error::{Code, coded, detailed};
-use crate::cni::json;
+use crate::cni::json::{self, Object};
+use crate::fsutil::{self, Links};
 
 /// What was found.
 #[derive(Debug)]
@@ -144,7 +145,9 @@ fn configurations(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(lists)
 }
 
-/// The entries of `directory` that are no directories, sorted.
+/// The entries of `directory` that can be read as files, or are links to what is not there,
+/// sorted. Pipes, sockets and devices are passed over: /dev/null in the place of a file
+/// disables it.
 fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     let context = || coded(Code::Io, format!("list {}", directory.display()));
     let entries = match fs::read_dir(directory) {
@@ -154,8 +157,10 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in entries {
         let entry = entry.with_context(context)?;
-        if !entry.file_type().with_context(context)?.is_dir() {
-            files.push(entry.path());
+        let path = entry.path();
+        let is_special = fs::metadata(&path).is_ok_and(|meta| fsutil::is_special(&meta));
+        if !is_special && !entry.file_type().with_context(context)?.is_dir() {
+            files.push(path);
         }
     }
     files.sort();
@@ -167,7 +172,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// Anything that makes the network unusable.
 pub fn read(file: &Path) -> Result<Network> {
-    let raw = fs::read(file).context(coded(Code::Io, "read the file"))?;
+    let raw = read_text(file)?;
     if !file.as_os_str().as_encoded_bytes().ends_with(b".conflist") {
         return Network::parse_single(file, &raw);
     }
@@ -180,6 +185,9 @@ pub fn read(file: &Path) -> Result<Network> {
         }
     }
     if network.plugins.is_empty() {
+        if let Some(error) = refuse_lone_plugin(&network.raw) {
+            return Err(error);
+        }
         return Err(detailed(
             Code::Config,
             format!("network \"{}\" has no plugin", network.name),
@@ -205,8 +213,39 @@ pub fn plugins_beside(file: &Path, name: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// What is wrong with a list that is a plugin.
+fn refuse_lone_plugin(raw: &[u8]) -> Option<anyhow::Error> {
+    let document = json::parse_object("the file", raw).ok()?;
+    is_lone_plugin(&document).then(|| {
+        let sentence = "this is a plugin, not a list of plugins";
+        detailed(Code::Config, sentence, LONE_PLUGIN)
+    })
+}
+
+/// What to do with a plugin in a file for a list.
+pub const LONE_PLUGIN: &str = "rename the file to .conf, or wrap it in \"plugins\": […]";
+
+/// Whether the object in a file for a list is a plugin's.
+pub fn is_lone_plugin(document: &Object) -> bool {
+    !document.contains_key("plugins") && plugin_type(document).is_some()
+}
+
+/// What the file holds, without a byte order mark: libcni, which reads it in our cache, takes
+/// none.
+///
+/// # Errors
+/// Code 5.
+pub fn read_text(file: &Path) -> Result<Vec<u8>> {
+    let read = || {
+        let bytes = fsutil::read_file(file, Links::Follow)?;
+        bytes.context("it is gone, or is no file")
+    };
+    let bytes = read().context(coded(Code::Io, "read the file"))?;
+    Ok(fsutil::without_byte_order_mark(&bytes).to_vec())
+}
+
 fn read_plugin(file: &Path) -> Result<PluginConfiguration> {
-    let raw = fs::read(file).context(coded(Code::Io, "read the file"))?;
+    let raw = read_text(file)?;
     let document = json::parse_object("the file", &raw)?;
     PluginConfiguration::parse(file, "", document.into())
 }

@@ -4,7 +4,7 @@
 //! The signals that would end us are blocked, here and in the plugins, from before ADD
 //! until after DEL, and read from a descriptor. The command must not inherit that. As a
 //! mask can be lifted only by who has it, a second process of our own does so and then
-//! becomes the command.
+//! becomes the command. It also mounts what the command is to see ([`super::view`]).
 
 use std::ffi::OsString;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -16,6 +16,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
+use super::{OWN_FAILURE, view};
 use crate::cni::error::{Code, coded};
 use crate::cnitool::output;
 use crate::net::netns::Netns;
@@ -123,12 +124,17 @@ fn mask() -> SigSet {
     mask
 }
 
-/// Runs `command` inside `netns` to its end.
+/// Runs `command` inside `netns` to its end, with `resolv_conf` in the place of the host's.
 ///
 /// # Errors
 /// When no process can be started. A command that cannot be run ends with 127 or 126.
-pub fn run(command: &[OsString], netns: &Netns, signals: &Signals) -> Result<Ended> {
-    let mut child = netns.inside(|| start(command))?;
+pub fn run(
+    command: &[OsString],
+    resolv_conf: Option<&str>,
+    netns: &Netns,
+    signals: &Signals,
+) -> Result<Ended> {
+    let mut child = netns.inside(|| start(command, resolv_conf))?;
     loop {
         if let Some(status) = child.try_wait().context("wait for the command")? {
             return Ok(Ended::with(status));
@@ -142,7 +148,7 @@ pub fn run(command: &[OsString], netns: &Netns, signals: &Signals) -> Result<End
     }
 }
 
-fn start(command: &[OsString]) -> Result<Child> {
+fn start(command: &[OsString], resolv_conf: Option<&str>) -> Result<Child> {
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the module that starts the command of cnitool exec"
@@ -151,6 +157,8 @@ fn start(command: &[OsString]) -> Result<Child> {
     process
         .arg0("cnitool")
         .arg(BECOME)
+        // Nothing: the host's stays.
+        .arg(resolv_conf.unwrap_or_default())
         .args(command)
         .spawn()
         .context(coded(Code::Io, "start a process for the command"))
@@ -164,14 +172,20 @@ fn pass_on(child: &Child, signal: Signal) -> Result<()> {
     }
 }
 
-/// Becomes `command`, with all signals as a command expects them. Returns only when it
-/// cannot be run, with the exit status that shells have for that.
-pub fn replace_this_process(command: &[OsString]) -> ExitCode {
+/// Becomes the command whose words stand behind the text of its `resolv.conf`, with all signals
+/// as a command expects them. Returns only when it cannot be run, with the exit status that
+/// shells have for that, or our own.
+pub fn replace_this_process(words: &[OsString]) -> ExitCode {
     const NOT_FOUND: u8 = 127;
     const NOT_RUN: u8 = 126;
-    let Some((program, arguments)) = command.split_first() else {
+    let [resolv_conf, program, arguments @ ..] = words else {
         return NOT_FOUND.into();
     };
+    let resolv_conf = resolv_conf.to_str().filter(|text| !text.is_empty());
+    if let Err(error) = view::change(resolv_conf) {
+        output::report(&error);
+        return OWN_FAILURE.into();
+    }
     let error = match mask().thread_unblock() {
         Ok(()) => {
             #[expect(

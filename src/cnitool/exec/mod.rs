@@ -6,6 +6,7 @@
 
 mod capabilities;
 mod command;
+mod view;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ pub use command::{BECOME, replace_this_process};
 use command::{Ended, Signals};
 
 /// What env(1) and timeout(1) exit with when the failure is their own.
-const OWN_FAILURE: u8 = 125;
+pub const OWN_FAILURE: u8 = 125;
 
 #[derive(Args)]
 pub struct ExecArgs {
@@ -40,7 +41,7 @@ pub struct ExecArgs {
 }
 
 /// The exit status is the command's, 128 and the signal's number where one ended it, 127
-/// or 126 where it cannot be run, and 125 where ADD or DEL failed.
+/// or 126 where it cannot be run, and 125 where something else failed.
 pub fn run(options: &Options, args: &ExecArgs) -> ExitCode {
     attach_and_run(options, args).unwrap_or_else(|error| {
         output::report(&error);
@@ -70,16 +71,17 @@ fn attach_and_run(options: &Options, args: &ExecArgs) -> Result<ExitCode> {
                 Some(id) => id.clone(),
                 None => format!("cnitool-exec-{:08x}", fsutil::random_u32()?),
             },
-            ifname: options.attachment.ifname.clone(),
+            ifname: options.ifname().to_owned(),
         },
         netns.path_by_descriptor(),
         parse_args(&options.attachment.args)?,
         capability_args,
     )?;
-    chain.add(&parameters, OnFailure::RollBack)?;
+    let result = chain.add(&parameters, OnFailure::RollBack, |_| Ok(()))?;
+    let resolv_conf = view::resolv_conf(&result.dns);
     let ended = match signals.pending()? {
         Some(signal) => Ok(Ended::by(signal)),
-        None => command::run(&args.command, &netns, &signals),
+        None => command::run(&args.command, resolv_conf.as_deref(), &netns, &signals),
     };
     finish(&chain, &parameters, ended)
 }

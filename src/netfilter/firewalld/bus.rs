@@ -166,8 +166,9 @@ impl Bus {
     reason = "the D-Bus specification names this variable"
 )]
 fn address() -> String {
-    std::env::var("DBUS_SYSTEM_BUS_ADDRESS")
-        .unwrap_or_else(|_unset| "unix:path=/run/dbus/system_bus_socket".into())
+    let told = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok();
+    told.filter(|address| !address.is_empty())
+        .unwrap_or_else(|| "unix:path=/run/dbus/system_bus_socket".into())
 }
 
 /// Connects to the first of the addresses that somebody listens at.

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, coded};
-use crate::cni::invocation::Attachment;
+use crate::cni::invocation::{Attachment, check_file_name};
 use crate::cni::json::{self, Object};
 use crate::cni::skel::Call;
 use crate::fsutil;
@@ -71,7 +71,7 @@ impl Scratch {
     /// earlier ADD, whose interface is why this one fails.
     ///
     /// # Errors
-    /// Code 5 naming the file.
+    /// Code 5 naming the file, or 4 where its name would be too long.
     pub fn keep(call: &Call, dir: &Path, delegated: &Object, undo: &mut Undo<'_>) -> Result<()> {
         // Which file it is follows from what others have written.
         let mut kept = None;
@@ -79,6 +79,7 @@ impl Scratch {
             let scratch = kept.insert(Self::of(call, dir));
             scratch.write(delegated)
         });
+        let written = kept.as_ref().map_or(Ok(()), Self::check_name).and(written);
         let Some(scratch) = kept else { return written };
         let dir = dir.to_owned();
         // In any case: what failed may be to make it last.
@@ -90,6 +91,11 @@ impl Scratch {
             },
         );
         written
+    }
+
+    fn check_name(&self) -> Result<()> {
+        let name = self.path.file_name().unwrap_or_default();
+        check_file_name(&name.to_string_lossy())
     }
 
     fn write(&self, delegated: &Object) -> Result<()> {

@@ -15,6 +15,7 @@ use super::range_set::{self, RangeSet};
 use crate::cni::args;
 use crate::cni::config::{Config, parse_ip};
 use crate::cni::error::{Code, coded};
+use crate::cni::invocation::LONGEST_FILE_NAME;
 use crate::cni::ipam::{WrittenRoute, requested_addresses, routes};
 use crate::cni::json::{self, Problem};
 use crate::cni::result::Route;
@@ -110,6 +111,9 @@ impl Settings {
     /// # Errors
     /// As [`Self::read`].
     pub fn read_for_status(config: &Config) -> Result<Self> {
+        if let Some(problem) = unusable_name(&config.network) {
+            return Err(coded(Code::Config, problem).into());
+        }
         let document: Document = config.read()?;
         let mut problems = Vec::new();
         let settings = resolve(&document, config.version, "", &mut problems);
@@ -173,6 +177,9 @@ pub fn data_dir(config: &Config) -> Result<PathBuf> {
 /// Everything wrong with the plugin configuration `document` that stands at `root`.
 pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
     let mut found = Vec::new();
+    let name = json::member(document, &["name"]);
+    let unusable = name.and_then(|name| unusable_name(name.as_str()?));
+    found.extend(unusable.map(|problem| Problem::new("name", problem)));
     if let Some(ipam) = json::member(document, &["ipam"]) {
         found.extend(json::problems::<Ipam>(&json::below(root, "ipam"), &ipam));
     }
@@ -190,6 +197,16 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
         let from_runtime = json::member(document, &["capabilities", "ipRanges"]);
         if settings.sets.is_empty() && read.ipam.is_some() && from_runtime != Some(true.into()) {
             found.push(no_ranges(root));
+        }
+        if let Some(ipam) = &read.ipam {
+            let sets = sets(&read, ipam, root, &mut Vec::new());
+            let full = sets
+                .iter()
+                .filter(|(_, set)| set.is_full_of_gateways(&settings.sets));
+            found.extend(full.map(|(path, set)| {
+                let what = format!("{set} has no address to hand out: the gateway has it");
+                Problem::new(path.clone(), what)
+            }));
         }
         let legacy = read.ipam.as_ref().filter(|ipam| ipam.subnet.is_empty());
         for (key, text) in legacy.into_iter().flat_map(|ipam| {
@@ -212,6 +229,17 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
         found.extend(around.filter(|problem| !problem.is_unknown_key));
     }
     found
+}
+
+/// Why no leases of a network with this name can be recorded.
+fn unusable_name(network: &str) -> Option<String> {
+    (network.len() > LONGEST_FILE_NAME).then(|| {
+        format!(
+            "the network name has {} bytes: its leases are recorded in a directory of this name, \
+             which can have {LONGEST_FILE_NAME}",
+            network.len()
+        )
+    })
 }
 
 /// Nothing to hand out: neither `ranges` nor `subnet` nor, from the runtime, `ipRanges`.

@@ -1,5 +1,6 @@
 //! Range sets: an attachment gets one address from each.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -75,6 +76,16 @@ impl RangeSet {
     /// Whether `ip` is a gateway of this set.
     pub fn has_gateway(&self, ip: IpAddr) -> bool {
         self.ranges.iter().any(|range| range.gateway == ip)
+    }
+
+    /// Whether every address of this set is a gateway of one of `all` sets: those are never
+    /// handed out.
+    pub fn is_full_of_gateways(&self, all: &[Self]) -> bool {
+        let ranges = all.iter().flat_map(|set| &set.ranges);
+        let gateways: BTreeSet<IpAddr> = ranges.map(|range| range.gateway).collect();
+        let inside = gateways.iter().filter(|ip| self.range_of(**ip).is_some());
+        let (size, _) = self.count(&Addresses::default());
+        size != 0 && size == inside.count() as u128
     }
 
     fn overlap<'a>(&'a self, other: &'a Self) -> Option<(&'a Range, &'a Range)> {
@@ -165,6 +176,23 @@ mod tests {
             ["s[1]"]
         );
         assert_eq!(resolve(&[a.clone(), b, a]).1, ["s[2]"]);
+    }
+
+    #[test]
+    fn gateways_can_take_all_of_a_set() {
+        let set = |gateway: &str, end: &str| {
+            let range = Written {
+                gateway: gateway.into(),
+                ..written("10.0.0.0/24", "10.0.0.5", end)
+            };
+            resolve(&[range]).0
+        };
+        let one = set("10.0.0.5", "10.0.0.5");
+        assert!(one.is_full_of_gateways(std::slice::from_ref(&one)));
+        let (two, other) = (set("10.0.0.5", "10.0.0.6"), set("10.0.0.6", "10.0.0.9"));
+        assert!(!two.is_full_of_gateways(std::slice::from_ref(&two)));
+        assert!(two.is_full_of_gateways(&[two.clone(), other]));
+        assert!(!RangeSet::default().is_full_of_gateways(&[]));
     }
 
     #[test]
