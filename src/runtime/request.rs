@@ -15,11 +15,10 @@ use crate::cni::json::{self, Object};
 const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// Keys that never pass from the file to the plugin.
-const RUNTIMES_OWN: [&str; 7] = [
+const RUNTIMES_OWN: [&str; 6] = [
     "name",
     "cniVersion",
     "capabilities",
-    "runtimeConfig",
     "prevResult",
     VALID_ATTACHMENTS[0],
     VALID_ATTACHMENTS[1],
@@ -58,7 +57,9 @@ pub fn document(
         .filter(|(name, _)| plugin.capabilities.contains(name))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
+    // As with libcni, a literal one stays where the runtime has nothing of its own to say.
     if !wanted.is_empty() {
+        json::take(&mut document, "runtimeConfig");
         document.insert("runtimeConfig".into(), wanted.into());
     }
     if let Some(valid) = additions.valid_attachments {
@@ -109,11 +110,32 @@ mod tests {
     #[test]
     fn only_the_runtime_sets_its_keys() {
         let plugin = r#"{"type":"a","NAME":"x","cniversion":"9","prevResult":{"ips":[]},
-            "runtimeConfig":{"mac":"x"},"capabilities":{"mac":true},
+            "capabilities":{"mac":true},
             "cni.dev/attachments":[],"cni.dev/valid-attachments":[]}"#;
         assert_eq!(
             request(plugin, Additions::default()),
             r#"{"cniVersion":"1.1.0","name":"n","type":"a"}"#
+        );
+    }
+
+    #[test]
+    fn a_literal_runtime_config_stays_until_the_runtime_has_one() {
+        let plugin =
+            r#"{"type":"a","RuntimeConfig":{"mac":"x","y":1},"capabilities":{"mac":true}}"#;
+        let asked = |capability_args: &Value| {
+            let additions = Additions {
+                capability_args: capability_args.as_object(),
+                ..Additions::default()
+            };
+            request(plugin, additions)
+        };
+        assert_eq!(
+            asked(&json!({"other": 1})),
+            r#"{"RuntimeConfig":{"mac":"x","y":1},"cniVersion":"1.1.0","name":"n","type":"a"}"#
+        );
+        assert_eq!(
+            asked(&json!({"mac": "z"})),
+            r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"mac":"z"},"type":"a"}"#
         );
     }
 

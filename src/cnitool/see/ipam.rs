@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::{Selection, age, is_meant, moment, or_dash, short};
+use super::{Selection, age, count, is_meant, moment, or_dash, short};
 use crate::cnitool::table::{self, Cell, Tone};
 use crate::plugins::ipam::pool::{Holder, Record, Set};
 use crate::survey::Survey;
@@ -31,17 +31,18 @@ pub struct Pool<'a> {
     leases: Vec<Lease<'a>>,
 }
 
-/// One set of ranges, as far as it is taken. Sizes of IPv6 may have more digits than
-/// programs take for whole numbers.
+/// One set of ranges, as far as it is taken.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Share<'a> {
     /// First and last address of each.
     ranges: &'a [(IpAddr, IpAddr)],
     /// Gateways are not counted.
+    #[serde(serialize_with = "count")]
     size: u128,
     /// Leases in the ranges; leaked ones too, but not those that are nobody's.
     used: usize,
+    #[serde(serialize_with = "count")]
     free: u128,
     leaked: usize,
     /// What the next ADD gets; `null` when all are taken.

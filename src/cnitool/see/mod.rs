@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{Options, commands, output, table};
 use crate::cni::json;
@@ -49,6 +49,8 @@ Examples:
   cnitool ipam                  every pool and every lease
   cnitool ipam --network web    those of one network
   cnitool ipam --json | jq '.pools[].sets[].free'
+
+JSON: size and free are numbers up to 2^53, and strings of digits beyond, as of an IPv6 /64.
 
 NEXT is the address that the next ADD gets. A lease is leaked when its container is gone:
 `cnitool gc NETWORK` frees those of networks whose runtime keeps its results in /var/lib/cni.")]
@@ -315,6 +317,19 @@ pub fn print(lines: &[String]) -> Result<()> {
     output::answer(text.as_bytes())
 }
 
+/// For `serialize_with`: a number as JSON has it, or as a string of digits beyond 2⁵³, from where
+/// on many programs (jq, JavaScript) would read another number.
+///
+/// # Errors
+/// The serializer's.
+pub fn count<S: Serializer>(number: &u128, serializer: S) -> Result<S::Ok, S::Error> {
+    const LARGEST: u64 = 1 << 53;
+    match u64::try_from(*number) {
+        Ok(number @ ..=LARGEST) => serializer.serialize_u64(number),
+        _ => serializer.collect_str(number),
+    }
+}
+
 /// Prints a document.
 ///
 /// # Errors
@@ -328,6 +343,19 @@ pub fn print_json(document: &impl Serialize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_that_programs_would_misread_are_strings() {
+        let written = |number: u128| {
+            let mut bytes = Vec::new();
+            count(&number, &mut serde_json::Serializer::new(&mut bytes)).unwrap();
+            String::from_utf8(bytes).unwrap()
+        };
+        assert_eq!(written(0), "0");
+        assert_eq!(written(1 << 53), "9007199254740992");
+        assert_eq!(written((1 << 53) + 1), "\"9007199254740993\"");
+        assert_eq!(written(1 << 64), "\"18446744073709551616\"");
+    }
 
     #[test]
     fn ages_and_ids_are_short() {
