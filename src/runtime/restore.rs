@@ -230,7 +230,8 @@ fn host_ports(parameters: &Parameters) -> BTreeSet<(String, u64)> {
         .filter_map(|mapping| {
             let mapping = mapping.as_object()?;
             let protocol = plugin_member(mapping, "protocol");
-            let protocol = protocol.as_ref().and_then(Value::as_str).unwrap_or("tcp");
+            let protocol = protocol.as_ref().and_then(Value::as_str);
+            let protocol = protocol.filter(|word| !word.is_empty()).unwrap_or("tcp");
             let port = plugin_member(mapping, "hostPort")?.as_u64()?;
             Some((protocol.to_ascii_lowercase(), port))
         })

@@ -1,6 +1,5 @@
 //! One file: the keys of the list or of the single plugin, and which plugins belong to it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -8,10 +7,12 @@ use serde_json::Value;
 
 use super::Finding;
 use super::plugin::{Look, is_remark};
+use super::together::Member;
+use super::twice::keys_twice;
 use crate::cni::invocation::check_network_name;
 use crate::cni::json::{self, Object, Problem};
 use crate::cni::version::{self, Version};
-use crate::runtime::directory;
+use crate::runtime::directory::{self, LONE_PLUGIN, is_lone_plugin};
 use crate::runtime::network::parse_boolean;
 
 /// The keys of a list (specification section 1).
@@ -51,24 +52,29 @@ pub fn parse(file: &Path, raw: &[u8]) -> Result<Named> {
 
 /// The name that a file gives its network, however broken it is otherwise.
 pub fn name_in(file: &Path) -> Option<String> {
-    parse(file, &fs::read(file).ok()?).ok()?.name
+    parse(file, &directory::read_text(file).ok()?).ok()?.name
 }
 
 fn is_list(file: &Path, value: &Object) -> bool {
     file.extension().is_some_and(|e| e == "conflist") || value.contains_key("plugins")
 }
 
-/// Everything wrong with the document in `file`, its sibling plugins included.
-pub fn inspect(file: &Path, value: &Object, look: &Look<'_>) -> Vec<Finding> {
+/// Everything wrong with the document in `file`, which is `raw` and says `value`, its sibling
+/// plugins included.
+pub fn inspect(file: &Path, raw: &[u8], value: &Object, look: &Look<'_>) -> Vec<Finding> {
     let mut inspection = Inspection {
         file: file.into(),
         look,
         findings: Vec::new(),
     };
-    if is_list(file, value) {
+    let is_list = is_list(file, value);
+    if is_list {
         inspection.list(value);
     } else {
         inspection.single(value);
+    }
+    for problem in keys_twice(raw, is_list) {
+        inspection.problem(problem);
     }
     inspection.findings
 }
@@ -109,6 +115,13 @@ impl Inspection<'_> {
         if self.file.extension().is_none_or(|e| e != "conflist") {
             self.error("", "a list of plugins: rename the file to .conflist");
         }
+        if is_lone_plugin(list) && self.plugins_beside(list).is_empty() {
+            self.error(
+                "",
+                format!("a plugin, not a list of plugins: {LONE_PLUGIN}"),
+            );
+            return self.single(list);
+        }
         self.list_keys(list);
         self.name(list.get("name"));
         self.versions(list);
@@ -125,12 +138,15 @@ impl Inspection<'_> {
         } else {
             self.plugins_beside(list)
         };
+        let mut members = Vec::new();
         match list.get("plugins") {
             None if beside.is_empty() => self.error("plugins", "missing"),
             None => {}
             Some(Value::Array(plugins)) if !plugins.is_empty() => {
                 for (index, plugin) in plugins.iter().enumerate() {
-                    self.plugin(list, &format!("plugins[{index}]"), plugin);
+                    let path = format!("plugins[{index}]");
+                    self.plugin(list, &path, plugin);
+                    members.extend(Member::new(&self.file, &path, plugin));
                 }
             }
             Some(_) => self.error("plugins", "must be a list of at least one plugin"),
@@ -138,13 +154,18 @@ impl Inspection<'_> {
         let list_file = self.file.clone();
         for file in beside {
             self.file = file;
-            match fs::read(&self.file).map(|raw| json::parse_object("the file", &raw)) {
-                Ok(Ok(plugin)) => self.plugin(list, "", &plugin.into()),
-                Ok(Err(error)) => self.error("", format!("{error:#}")),
-                Err(error) => self.error("", format!("read the file: {error}")),
+            let raw = directory::read_text(&self.file);
+            match raw.and_then(|raw| json::parse_object("the file", &raw)) {
+                Ok(plugin) => {
+                    let plugin = plugin.into();
+                    self.plugin(list, "", &plugin);
+                    members.extend(Member::new(&self.file, "", &plugin));
+                }
+                Err(error) => self.error("", format!("{error:#}")),
             }
         }
         self.file = list_file;
+        self.together(&members);
     }
 
     /// The files of the directory called like the network.
@@ -242,7 +263,10 @@ impl Inspection<'_> {
         let mut list = Object::new();
         list.extend(name.map(|name| ("name".into(), name)));
         list.extend(version.map(|version| ("cniVersion".into(), version)));
-        self.plugin(&list, "", &document.clone().into());
+        let plugin = document.clone().into();
+        self.plugin(&list, "", &plugin);
+        let member = Member::new(&self.file, "", &plugin);
+        self.together(member.as_slice());
     }
 }
 
@@ -304,7 +328,7 @@ mod tests {
         };
         let file = Path::new(file);
         let document = parse(file, text.as_bytes()).unwrap();
-        inspect(file, &document.value, &look)
+        inspect(file, text.as_bytes(), &document.value, &look)
             .iter()
             .map(ToString::to_string)
             .collect()
@@ -321,7 +345,8 @@ mod tests {
                     "plugins": [
                         {"type": "missing", "capabilities": {"mac": 1}, "prevResult": {}},
                         {}, 5, {"type": 5},
-                        {"type": "foreign", "anything": 1, "ipam": {"type": "missing"}}
+                        {"type": "macvlan", "anything": 1, "ipam": {"type": "missing"}},
+                        {"type": "foreign", "ipam": {"type": "missing", "subnet": "usePodCidr"}}
                     ]
                 }"#
             ),

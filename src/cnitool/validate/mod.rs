@@ -7,6 +7,8 @@
 mod document;
 pub mod neighbours;
 mod plugin;
+mod together;
+mod twice;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ use serde_json::{Value, json};
 use super::table::{Tone, is_coloured, paint};
 use super::{Options, ValidateArgs, output};
 use crate::cni::json::{self, Problem};
+use crate::fsutil::without_byte_order_mark;
 use crate::runtime::directory::{self, Broken, Directory};
 use document::Named;
 use plugin::Look;
@@ -186,12 +189,14 @@ fn is_file(what: &str) -> bool {
 }
 
 fn inspect(file: &Path, directory: &Directory, look: &Look<'_>) -> Vec<Finding> {
+    // Not as a file of the directory is read: this one may be a pipe that was asked for.
     let raw = match std::fs::read(file).context("read the file") {
         Ok(raw) => raw,
         Err(error) => return vec![Finding::error(file, "", format!("{error:#}"))],
     };
-    let (named, mut findings) = match document::parse(file, &raw) {
-        Ok(Named { name, value }) => (name, document::inspect(file, &value, look)),
+    let raw = without_byte_order_mark(&raw);
+    let (named, mut findings) = match document::parse(file, raw) {
+        Ok(Named { name, value }) => (name, document::inspect(file, raw, &value, look)),
         Err(error) => {
             let broken = Broken {
                 file: file.into(),
@@ -219,7 +224,7 @@ pub fn fuzz(file: &Path, raw: &[u8]) -> bool {
     let Ok(Named { value, .. }) = document::parse(file, raw) else {
         return false;
     };
-    let findings = document::inspect(file, &value, &look);
+    let findings = document::inspect(file, raw, &value, &look);
     let problems = findings.iter().map(|finding| &finding.problem);
     crate::fuzz::assert_places(&value.into(), problems);
     findings.iter().all(|f| f.severity != Severity::Error)

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::document::Inspection;
+use super::together::uses_ipam;
 use crate::cni::json::{self, Object, Problem};
 use crate::cni::result::Dns;
 use crate::cni::skel::{Delegation, Plugin};
@@ -64,9 +65,15 @@ impl Inspection<'_> {
         let shared = json::problems::<Shared>(path, plugin);
         let mistyped = shared.into_iter().filter(|p| !p.is_unknown_key);
         mistyped.for_each(|problem| self.problem(problem));
-        for key in ["runtimeConfig", "prevResult"] {
-            if object.keys().any(|k| k.eq_ignore_ascii_case(key)) {
+        for key in object.keys() {
+            if key.eq_ignore_ascii_case("prevResult") {
                 let message = "the runtime's to set: not passed on to the plugin";
+                self.warning(&json::below(path, key), message);
+            } else if key.eq_ignore_ascii_case("runtimeConfig")
+                && plugin_member(object, "capabilities").is_some()
+            {
+                let message =
+                    "replaced as a whole where the runtime has something for its capabilities";
                 self.warning(&json::below(path, key), message);
             }
         }
@@ -90,10 +97,12 @@ impl Inspection<'_> {
         }
     }
 
-    /// Whom the plugin at `path` runs; of plugins that are not ours, IPAM is known.
+    /// Whom the plugin at `path` runs. Of the reference's plugins that we do not have, IPAM is
+    /// known; what other plugins make of such a section is their own business.
     fn delegations(&self, plugin_type: &str, path: &str, document: &Value) -> Vec<Delegation> {
         match (self.look.plugin)(plugin_type) {
             Some(plugin) => plugin.delegations(path, document),
+            None if !uses_ipam(plugin_type) => Vec::new(),
             None => Delegation::to_ipam(path, document).into_iter().collect(),
         }
     }
