@@ -25,6 +25,9 @@ pub struct Config {
     pub raw: Vec<u8>,
 }
 
+/// The list of GC: its name in the specification, and the one that libcni sends as well.
+const VALID: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 struct Shared {
@@ -63,6 +66,11 @@ pub struct Document {
     cni_version: String,
 }
 
+/// `text` without the byte order mark that some editors put in front of UTF-8.
+pub fn without_bom(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 /// Just enough of a configuration to answer every command, known or not.
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
@@ -76,8 +84,10 @@ impl Document {
     ///
     /// # Errors
     /// Code 6 or 7.
-    pub fn parse(raw: Vec<u8>) -> Result<Self> {
-        let object = json::parse_object("the network configuration on stdin", &raw)?;
+    pub fn parse(mut raw: Vec<u8>) -> Result<Self> {
+        // A delegate that is not ours would stumble over the mark, so it goes.
+        raw.drain(..raw.len() - without_bom(&raw).len());
+        let object = json::parse_fields("the network configuration on stdin", &raw)?;
         let value = Value::Object(object);
         let header: Header = json::decode("", &value)?;
         check_network_name(&header.name)?;
@@ -196,14 +206,20 @@ impl Config {
             .filter(|plugin| !plugin.is_empty()))
     }
 
-    /// GC: the attachments that live. Everything else of this network is stale.
+    /// GC: the attachments that live. Everything else of this network is stale. `null` is
+    /// an empty list: that is how Go writes one that nothing was ever put into.
     ///
     /// # Errors
-    /// Code 7 when the list is absent, or an entry lacks a name: guessing that nothing
+    /// Code 7 when the key is absent, or an entry lacks a name: guessing that nothing
     /// lives would destroy every container's network.
     pub fn valid_attachments(&self) -> Result<Vec<Attachment>> {
         let shared: Shared = self.read()?;
-        let Some(valid) = shared.valid.or(shared.valid_legacy) else {
+        let is_there = self.document.as_object().is_some_and(|document| {
+            let is_list = |key: &String| VALID.iter().any(|v| v.eq_ignore_ascii_case(key));
+            document.keys().any(is_list)
+        });
+        let empty = is_there.then(Vec::new);
+        let Some(valid) = shared.valid.or(shared.valid_legacy).or(empty) else {
             return Err(detailed(
                 Code::Config,
                 "cni.dev/valid-attachments is missing",
@@ -287,7 +303,7 @@ pub fn optional_cidr<'de, D: Deserializer<'de>>(
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_invalid| {
+    parse_cidr(&text).map(Some).ok_or_else(|| {
         D::Error::custom(format!(
             "\"{text}\" is not an address with prefix length, like 10.1.0.0/16"
         ))
@@ -299,6 +315,28 @@ pub fn parse_ip(text: &str) -> Option<std::net::IpAddr> {
     text.parse()
         .ok()
         .map(|ip: std::net::IpAddr| ip.to_canonical())
+}
+
+/// An address with the length of its prefix, such as `10.1.0.5/16`, its host bits kept.
+/// Octets are written as in [`parse_ip`], and a v4-mapped IPv6 address with at least its 96
+/// fixed bits is IPv4: `::ffff:10.1.0.5/112` is `10.1.0.5/16`. With fewer it is refused, for
+/// no IPv4 prefix says the same.
+pub fn parse_cidr(text: &str) -> Option<ipnet::IpNet> {
+    /// The bits in front of the IPv4 address.
+    const MAPPED: u8 = 96;
+    let (address, length) = text.split_once('/')?;
+    if !length.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let (address, length): (std::net::IpAddr, u8) = (address.parse().ok()?, length.parse().ok()?);
+    let canonical = address.to_canonical();
+    let length = if canonical == address {
+        length
+    } else {
+        // An IPv6 prefix is no longer than 128 bits, which is 32 more: `new` sees to it.
+        length.checked_sub(MAPPED)?
+    };
+    ipnet::IpNet::new(canonical, length).ok()
 }
 
 #[cfg(test)]
@@ -396,6 +434,17 @@ mod tests {
         }
         let none = negotiate(r#"{"name":"n","cniVersion":"1.1.0"}"#, Command::Gc).unwrap();
         assert!(none.valid_attachments().is_err());
+        for empty in [
+            r#""cni.dev/valid-attachments":null"#,
+            r#""CNI.dev/Valid-Attachments":null"#,
+            r#""cni.dev/attachments":null"#,
+            r#""cni.dev/valid-attachments":null,"cni.dev/attachments":null"#,
+            r#""cni.dev/valid-attachments":[]"#,
+        ] {
+            let text = format!(r#"{{"name":"n","cniVersion":"1.1.0",{empty}}}"#);
+            let valid = negotiate(&text, Command::Gc).unwrap().valid_attachments();
+            assert_eq!(valid.unwrap(), [], "{empty}");
+        }
         for (entry, key) in [
             (r#"{"id":"c","ifname":"e"}"#, "containerID"),
             (r#"{"containerID":"c"}"#, "ifname"),
@@ -409,6 +458,39 @@ mod tests {
                 error,
                 format!("cni.dev/valid-attachments[0].{key} is missing")
             );
+        }
+    }
+
+    #[test]
+    fn prefixes() {
+        for (text, net) in [
+            ("10.1.2.3/16", "10.1.2.3/16"),
+            ("10.1.2.3/016", "10.1.2.3/16"),
+            ("::ffff:10.9.0.5/120", "10.9.0.5/24"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::ffff:10.9.0.5/128", "10.9.0.5/32"),
+            ("fd00::5/64", "fd00::5/64"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(parse_cidr(text), Some(net.parse().unwrap()), "{text}");
+        }
+        for text in [
+            "010.1.0.0/16",
+            "10.001.0.0/16",
+            "10.1.0.00/16",
+            "10.1.0.0",
+            "10.1.0.0/",
+            "10.1.0.0/33",
+            "10.1.0.0/+16",
+            "10.1.0.0/16/1",
+            "10.1/16",
+            "::ffff:10.9.0.5/95",
+            "::ffff:10.9.0.5/129",
+            "fe80::1%eth0/64",
+            "/8",
+            "",
+        ] {
+            assert_eq!(parse_cidr(text), None, "{text}");
         }
     }
 

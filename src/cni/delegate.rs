@@ -63,7 +63,7 @@ pub fn read_result(plugin: &str, printed: &[u8], default: Version) -> Result<Cni
     let value = if printed.trim_ascii() == b"null" {
         serde_json::Value::Null
     } else {
-        json::parse_object(&what, printed)?.into()
+        json::parse_fields(&what, printed)?.into()
     };
     CniResult::parse(&value, default)
         .with_context(|| coded(Code::Decode, format!("{what} cannot be read")))

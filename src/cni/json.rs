@@ -18,6 +18,7 @@ use serde_json::ser::{CharEscape, CompactFormatter, Formatter, PrettyFormatter};
 use serde_json::{Map, Value};
 
 use super::error::{Code, coded, detailed};
+use super::fields;
 
 /// A JSON object as received.
 pub type Object = Map<String, Value>;
@@ -27,9 +28,21 @@ pub type Object = Map<String, Value>;
 /// # Errors
 /// Code 6, saying where the text stops being a JSON object. `what` names the document.
 pub fn parse_object(what: &str, bytes: &[u8]) -> Result<Object> {
-    let text = String::from_utf8_lossy(bytes);
-    let value: Value = serde_json::from_str(&text)
-        .with_context(|| coded(Code::Decode, format!("{what} is not valid JSON")))?;
+    object(what, serde_json::from_str(&String::from_utf8_lossy(bytes)))
+}
+
+/// As [`parse_object`], for what the reference plugins decode into fields: of keys that
+/// differ in case only, the last one counts (see [`fields`]).
+///
+/// # Errors
+/// As [`parse_object`].
+pub fn parse_fields(what: &str, bytes: &[u8]) -> Result<Object> {
+    object(what, fields::parse(&String::from_utf8_lossy(bytes)))
+}
+
+/// The object that `what` turned out to be.
+fn object(what: &str, parsed: serde_json::Result<Value>) -> Result<Object> {
+    let value = parsed.with_context(|| coded(Code::Decode, format!("{what} is not valid JSON")))?;
     match value {
         Value::Object(object) => Ok(object),
         other => Err(coded(

@@ -10,6 +10,7 @@ pub mod config;
 pub mod delegate;
 pub mod error;
 pub mod exec;
+pub mod fields;
 pub mod invocation;
 pub mod ipam;
 pub mod json;
