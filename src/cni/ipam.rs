@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::parse_ip;
+use super::config::{parse_cidr, parse_ip};
 use super::json::{self, Problem};
 use super::result::Route;
 
@@ -48,7 +48,7 @@ pub fn routes(written: &[WrittenRoute], path: &str, problems: &mut Vec<Problem>)
             problem("dst", "is missing: a route needs its destination".into());
             continue;
         }
-        let Ok(dst) = route.dst.parse() else {
+        let Some(dst) = parse_cidr(&route.dst) else {
             problem(
                 "dst",
                 format!(

@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use clap::Args;
-use ipnet::IpNet;
 use serde_json::{Value, json};
 
+use crate::cni::config::{parse_cidr, parse_ip};
 use crate::cni::error::{Code, detailed};
 use crate::cni::json::Object;
 use crate::net::mac::Mac;
@@ -32,7 +32,7 @@ pub struct Wishes {
 
 /// The text of an address, with or without the length of its prefix.
 fn parse_address(text: &str) -> Result<String, String> {
-    let is_one = text.parse::<IpAddr>().is_ok() || text.parse::<IpNet>().is_ok();
+    let is_one = parse_ip(text).is_some() || parse_cidr(text).is_some();
     is_one
         .then(|| text.to_owned())
         .ok_or_else(|| "expected an address, such as 10.1.0.5 or 10.1.0.5/24".to_owned())

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::Finding;
+use crate::cni::config::{parse_cidr, parse_ip};
 use crate::cni::json::{self, Object};
 use crate::runtime::directory::Directory;
 use crate::runtime::network::{Network, ipam, plugin_member, plugin_type};
@@ -94,8 +95,8 @@ pub fn subnets(network: &Network) -> Vec<Written<'_>> {
         }
         let mut note = |place: &str, range: &Object| {
             let subnet = plugin_member(range, "subnet");
-            let subnet = subnet.and_then(|subnet| subnet.as_str()?.parse::<IpNet>().ok());
-            let limit = |key| plugin_member(range, key)?.as_str()?.parse().ok();
+            let subnet = subnet.and_then(|subnet| parse_cidr(subnet.as_str()?));
+            let limit = |key| parse_ip(plugin_member(range, key)?.as_str()?);
             found.extend(subnet.map(|subnet| Written {
                 file: &plugin.file,
                 path: json::below(&plugin.path, &format!("ipam.{place}subnet")),

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use anyhow::Result;
-use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::cni::config::parse_cidr;
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
 use crate::net::traffic::TokenBucket;
@@ -179,7 +179,7 @@ impl Wire {
             ("shapedSubnets", &limits.shaped_subnets),
             ("unshapedSubnets", &limits.unshaped_subnets),
         ] {
-            for text in subnets.iter().filter(|text| text.parse::<IpNet>().is_err()) {
+            for text in subnets.iter().filter(|text| parse_cidr(text).is_none()) {
                 let message = format!("\"{text}\" is no subnet, such as 10.0.0.0/8");
                 refuse(key, message);
             }
@@ -200,7 +200,7 @@ impl WireBandwidth {
         } else {
             (&self.shaped_subnets, true)
         };
-        let subnets = written.iter().filter_map(|text| text.parse().ok());
+        let subnets = written.iter().filter_map(|text| parse_cidr(text));
         (!written.is_empty()).then(|| Selection {
             subnets: subnets.collect(),
             are_limited,

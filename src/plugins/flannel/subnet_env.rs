@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
+use crate::cni::config::parse_cidr;
 use crate::cni::error::{Code, coded, detailed};
 use crate::fsutil::without_byte_order_mark;
 
@@ -119,7 +120,7 @@ fn cidrs(name: &str, value: &str) -> Result<Vec<IpNet>, String> {
 
 /// A network, written as any address in it.
 fn cidr(name: &str, value: &str) -> Result<IpNet, String> {
-    let net: IpNet = value.parse().map_err(|_invalid| {
+    let net = parse_cidr(value).ok_or_else(|| {
         format!("has {name} with \"{value}\", which is not an address with prefix length")
     })?;
     Ok(net.trunc())

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::range::Written;
 use super::range_set::{self, RangeSet};
 use crate::cni::args;
-use crate::cni::config::{Config, parse_ip};
+use crate::cni::config::{Config, parse_cidr, parse_ip};
 use crate::cni::error::{Code, coded};
 use crate::cni::invocation::LONGEST_FILE_NAME;
 use crate::cni::ipam::{WrittenRoute, requested_addresses, routes};
@@ -260,7 +260,11 @@ fn path_or_default(text: &str) -> PathBuf {
 
 /// An address whose prefix length, if any, does not matter.
 fn without_length(text: &str) -> Option<IpAddr> {
-    parse_ip(text.split_once('/').map_or(text, |(ip, _)| ip))
+    if text.contains('/') {
+        parse_cidr(text).map(|net| net.addr())
+    } else {
+        parse_ip(text)
+    }
 }
 
 /// Gives `document` its meaning, in the order of behaviour 6.2. The settings are complete

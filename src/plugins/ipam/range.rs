@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::cni::config::parse_ip;
+use crate::cni::config::{parse_cidr, parse_ip};
 use crate::cni::json::Problem;
 use crate::cni::result::same_family;
 
@@ -97,7 +97,7 @@ impl Reader<'_> {
         if text.is_empty() {
             return self.problem("subnet", "is missing: a range needs its subnet".into());
         }
-        let Ok(subnet) = text.parse::<IpNet>() else {
+        let Some(subnet) = parse_cidr(text) else {
             return self.problem(
                 "subnet",
                 format!("\"{text}\" is not an address with prefix length, like 10.1.0.0/16"),
@@ -112,10 +112,12 @@ impl Reader<'_> {
                 ),
             );
         }
-        if subnet.addr().to_canonical() != subnet.addr() {
+        // As the reference, which hands out addresses of IPv4 subnets only if they are
+        // written so.
+        if subnet.addr().is_ipv4() && text.contains(':') {
             return self.problem(
                 "subnet",
-                format!("{subnet} is an IPv4 subnet written as IPv6: write it as IPv4"),
+                format!("{text} is an IPv4 subnet written as IPv6: write {subnet}"),
             );
         }
         if subnet.addr() != subnet.network() {
