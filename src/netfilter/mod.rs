@@ -183,6 +183,11 @@ impl Mapping {
             && same_family
     }
 
+    /// Whether `other`, which claims the same port, is for no more families than this.
+    pub fn includes(&self, other: &Self) -> bool {
+        self.host_ip.is_none() || other.host_ip.is_some()
+    }
+
     /// Whether a program on the host can use it by calling a loopback address.
     pub fn is_local(&self) -> bool {
         self.host_ip

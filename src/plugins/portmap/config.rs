@@ -159,10 +159,20 @@ impl Wire {
                 Ok(mapping) => {
                     let key = (mapping.protocol, mapping.host_port);
                     let others = taken.entry(key).or_default();
-                    if others.iter().any(|other| other.same_port(&mapping)) {
+                    let same = others.iter().filter(|other| other.same_port(&mapping));
+                    let same: Vec<Mapping> = same.copied().collect();
+                    if same
+                        .iter()
+                        .any(|o| o.container_port != mapping.container_port)
+                    {
                         let message = format!("host port {mapping} is mapped twice");
                         problems.push(Problem::new(path, message));
-                    } else {
+                    } else if !same.iter().any(|other| other.includes(&mapping)) {
+                        // What it says of one family only, this one says of both.
+                        others.retain(|other| !same.contains(other));
+                        if !same.is_empty() {
+                            mappings.retain(|other| !same.contains(other));
+                        }
                         others.push(mapping);
                         mappings.push(mapping);
                     }
@@ -256,10 +266,13 @@ impl WireMapping {
                 .filter(|port| *port != 0)
                 .ok_or_else(|| (key, format!("{port} is not a port: 1 to 65535")))
         };
-        let protocol = Protocol::named(&self.protocol.to_ascii_lowercase()).ok_or_else(|| {
-            let message = format!("\"{}\" is none of tcp, udp and sctp", self.protocol);
-            ("protocol", message)
-        })?;
+        let protocol = match self.protocol.to_ascii_lowercase().as_str() {
+            "" => Protocol::Tcp,
+            name => Protocol::named(name).ok_or_else(|| {
+                let message = format!("\"{}\" is none of tcp, udp and sctp", self.protocol);
+                ("protocol", message)
+            })?,
+        };
         let host_ip = if self.host_ip.is_empty() {
             None
         } else {
@@ -339,7 +352,9 @@ mod tests {
             {"hostPort": 81, "containerPort": 80, "protocol": "tcp"},
             {"hostPort": 81, "containerPort": 90, "protocol": "tcp"},
             {"hostPort": 82, "containerPort": 80, "protocol": "tcp", "hostIP": "0.0.0.0"},
-            {"hostPort": 82, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 82, "containerPort": 90, "protocol": "tcp"},
+            {"hostPort": 83, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"},
+            {"hostPort": 83, "containerPort": 90, "hostIP": "::ffff:192.0.2.1"},
         ]);
         assert_eq!(
             problems(&mapped(&mappings)),
@@ -350,8 +365,34 @@ mod tests {
                 "runtimeConfig.portMappings[3].hostIP: \"10.0.0\" is not an IP address",
                 "runtimeConfig.portMappings[5]: host port 81/tcp is mapped twice",
                 "runtimeConfig.portMappings[7]: host port 82/tcp is mapped twice",
+                "runtimeConfig.portMappings[9]: host port 192.0.2.1:83/tcp is mapped twice",
             ]
         );
+    }
+
+    #[test]
+    fn a_mapping_given_twice_is_one() {
+        let (any, v4, v6) = ("", "0.0.0.0", "::");
+        for (given, expected) in [
+            (&[any, any] as &[&str], &["8080/tcp"] as &[&str]),
+            (&[any, v4], &["8080/tcp"]),
+            (&[v4, any], &["8080/tcp"]),
+            (&[v6, any, v4], &["8080/tcp"]),
+            (&[v4, v6, any], &["8080/tcp"]),
+            (&[v4, v4], &["0.0.0.0:8080/tcp"]),
+            (&[v4, "::ffff:0.0.0.0"], &["0.0.0.0:8080/tcp"]),
+            (&[v4, v6], &["0.0.0.0:8080/tcp", "[::]:8080/tcp"]),
+            (
+                &[any, "192.0.2.1", "192.0.2.1"],
+                &["8080/tcp", "192.0.2.1:8080/tcp"],
+            ),
+        ] {
+            let mapping = |ip: &&str| json!({"hostPort": 8080, "containerPort": 80, "hostIP": ip});
+            let given_twice: Value = given.iter().map(mapping).collect();
+            let read = settings(&mapped(&given_twice)).unwrap().mappings;
+            let read: Vec<String> = read.iter().map(ToString::to_string).collect();
+            assert_eq!(read, expected, "{given:?}");
+        }
     }
 
     #[test]
