@@ -8,8 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cni::args;
-use crate::cni::config::parse_ip;
+use crate::cni::config::{parse_cidr, parse_ip};
 use crate::cni::error::{Code, detailed};
+use crate::cni::invocation::Command;
 use crate::cni::ipam::{WrittenRoute, requested_addresses, routes};
 use crate::cni::json::{self, Problem};
 use crate::cni::result::{Dns, Ip, Route, same_family};
@@ -73,17 +74,22 @@ impl Settings {
     pub fn resolve(call: &Call) -> Result<Self> {
         let document: Document = call.config.read()?;
         let mut problems = Vec::new();
-        let mut settings = document.settings("", &mut problems);
-        settings.append(&call.invocation.args)?;
-        settings.replace(&document, "", &mut problems);
+        let (mut settings, mut known) = document.settings("", &mut problems);
+        let is_asked = settings.append(&call.invocation.args, &mut known)?;
+        let is_replaced = settings.replace(&document, &known, "", &mut problems);
+        // STATUS is not told what the runtime is going to ask for.
+        if !is_asked && !is_replaced && call.invocation.command != Command::Status {
+            problems.extend(known.lone_gateways());
+        }
         settings.refuse_second(call.config.version, "", &mut problems);
         json::refuse(&problems)?;
         Ok(settings)
     }
 
     /// Appends the addresses of `CNI_ARGS`, and gives its gateways to the addresses in
-    /// whose networks they are.
-    fn append(&mut self, cni_args: &str) -> Result<()> {
+    /// whose networks they are. Answers whether there are any; `known` gets them without
+    /// these gateways, which are not for addresses that are asked for in other ways.
+    fn append(&mut self, cni_args: &str, known: &mut Known) -> Result<bool> {
         let invalid = |key: &str, why: String| {
             detailed(
                 Code::Environment,
@@ -96,10 +102,12 @@ impl Settings {
             let list = args.get(key).copied().unwrap_or_default().split(',');
             list.map(str::trim).filter(|item| !item.is_empty())
         };
-        let configured = self.ips.clone();
-        for item in items("IP") {
-            let ip = complete(item, &configured).map_err(|why| invalid("IP", why))?;
-            push(&mut self.ips, ip);
+        let asked = items("IP")
+            .map(|item| known.complete(item).map_err(|why| invalid("IP", why)))
+            .collect::<Result<Vec<Ip>>>()?;
+        for ip in &asked {
+            push(&mut self.ips, ip.clone());
+            push(&mut known.ips, ip.clone());
         }
         for item in items("GATEWAY") {
             let gateway = parse_ip(item)
@@ -110,13 +118,20 @@ impl Settings {
                 }
             }
         }
-        Ok(())
+        Ok(!asked.is_empty())
     }
 
     /// What the runtime asks for by name stands instead of everything else. Prefix lengths
-    /// and gateways that it leaves open are those of the network it is in.
-    fn replace(&mut self, document: &Document, root: &str, problems: &mut Vec<Problem>) {
-        let known = self.ips.clone();
+    /// and gateways that it leaves open are those of the network it is in. Answers whether
+    /// it asks for any.
+    fn replace(
+        &mut self,
+        document: &Document,
+        known: &Known,
+        root: &str,
+        problems: &mut Vec<Problem>,
+    ) -> bool {
+        let mut is_replaced = false;
         for (key, texts) in [
             ("args.cni.ips", &document.args.cni.ips),
             ("runtimeConfig.ips", &document.runtime_config.ips),
@@ -124,9 +139,10 @@ impl Settings {
             if texts.is_empty() {
                 continue;
             }
+            is_replaced = true;
             self.ips.clear();
             for (index, text) in texts.iter().enumerate() {
-                match complete(text, &known) {
+                match known.complete(text) {
                     Ok(ip) => push(&mut self.ips, ip),
                     Err(why) => {
                         let path = json::below(root, &format!("{key}[{index}]"));
@@ -135,6 +151,7 @@ impl Settings {
                 }
             }
         }
+        is_replaced
     }
 
     /// Results before 0.3.0 have one address of each family.
@@ -158,24 +175,38 @@ impl Settings {
 
 impl Document {
     /// What is configured, before anybody asks for something else.
-    fn settings(&self, root: &str, problems: &mut Vec<Problem>) -> Settings {
+    fn settings(&self, root: &str, problems: &mut Vec<Problem>) -> (Settings, Known) {
         let Some(ipam) = &self.ipam else {
             problems.push(Problem::new(json::below(root, "ipam"), "is missing"));
-            return Settings::default();
+            return (Settings::default(), Known::default());
         };
         let mut ips = Vec::new();
+        let mut gateways = Vec::new();
         for (index, written) in ipam.addresses.iter().enumerate() {
             let path = json::below(root, &format!("ipam.addresses[{index}]"));
             match written.resolve() {
                 Ok(ip) => push(&mut ips, ip),
-                Err((key, why)) => problems.push(Problem::new(json::below(&path, key), why)),
+                Err((key, why)) => {
+                    let problem = Problem::new(json::below(&path, key), why);
+                    match parse_ip(&written.gateway) {
+                        Some(gateway) if written.address.is_empty() => {
+                            gateways.push((gateway, problem));
+                        }
+                        _ => problems.push(problem),
+                    }
+                }
             }
         }
-        Settings {
+        let known = Known {
+            ips: ips.clone(),
+            gateways,
+        };
+        let settings = Settings {
             ips,
             routes: routes(&ipam.routes, &json::below(root, "ipam.routes"), problems),
             dns: ipam.dns.clone(),
-        }
+        };
+        (settings, known)
     }
 }
 
@@ -203,14 +234,36 @@ impl WrittenAddress {
     }
 }
 
+/// What the configuration says of the networks, for an address that leaves something open.
+#[derive(Default)]
+struct Known {
+    ips: Vec<Ip>,
+    /// Of entries without an address, each with what is wrong where it completes none.
+    gateways: Vec<(IpAddr, Problem)>,
+}
+
+impl Known {
+    /// The address that `text` means. The gateway is that of a known address in whose
+    /// network it is, else one that is in its own network.
+    fn complete(&self, text: &str) -> Result<Ip, String> {
+        let mut ip = complete(text, &self.ips)?;
+        let mut gateways = self.gateways.iter().map(|(gateway, _)| *gateway);
+        let near = gateways.find(|gateway| ip.address.contains(gateway));
+        ip.gateway = ip.gateway.or(near);
+        Ok(ip)
+    }
+
+    /// What is wrong with entries of a gateway only, when there is no address for them.
+    fn lone_gateways(self) -> impl Iterator<Item = Problem> {
+        self.gateways.into_iter().map(|(_, problem)| problem)
+    }
+}
+
 /// The address that `text` means. What it leaves open comes from the one of `known` in
 /// whose network it is.
 fn complete(text: &str, known: &[Ip]) -> Result<Ip, String> {
-    let (bare, written) = match text.parse::<IpNet>() {
-        Ok(net) => (Some(net.addr()), Some(net)),
-        Err(_) => (parse_ip(text), None),
-    };
-    let Some(bare) = bare else {
+    let written = parse_cidr(text);
+    let Some(bare) = written.map(|net| net.addr()).or_else(|| parse_ip(text)) else {
         return Err(format!(
             "\"{text}\" is not an address with prefix length, like 10.1.0.5/24"
         ));
@@ -252,8 +305,12 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
         .unwrap_or(Version::NEWEST);
     // A document of the wrong shape has been reported above and means nothing.
     if let Ok(read) = json::decode::<Document>(root, document) {
-        let mut settings = read.settings(root, &mut found);
-        settings.replace(&read, root, &mut found);
+        let (mut settings, known) = read.settings(root, &mut found);
+        let is_replaced = settings.replace(&read, &known, root, &mut found);
+        let may_be_asked = json::member(document, &["capabilities", "ips"]) == Some(true.into());
+        if !is_replaced && !may_be_asked {
+            found.extend(known.lone_gateways());
+        }
         // Without `ipam`, which is a problem of its own, there is nothing to point at.
         if read.ipam.is_some() {
             settings.refuse_second(version, root, &mut found);
@@ -325,7 +382,8 @@ mod tests {
                 "args",
                 json!({"cni": {"ips": ["10.1.0.9/28", "10.2.0.9", "10.1.0.9/24"]}})
             ),
-            ["10.1.0.9/28 10.1.0.1", "10.2.0.9/16 10.2.0.1"]
+            ["10.1.0.9/28 10.1.0.1", "10.2.0.9/16"],
+            "the gateway of CNI_ARGS is for the addresses of CNI_ARGS and of the configuration"
         );
         assert_eq!(
             with("runtimeConfig", json!({"ips": ["fd00:1::9", "10.9.0.9/8"]})),
@@ -336,6 +394,43 @@ mod tests {
             Vec::<String>::new(),
             "as the reference: whoever delegates refuses"
         );
+    }
+
+    #[test]
+    fn a_gateway_without_address_is_for_what_the_runtime_asks_for() {
+        let lone = |mut config: Value| {
+            config["ipam"] = json!({"addresses": [
+                {"gateway": "10.1.0.1"}, {"gateway": "fd00:1::1", "address": null},
+            ]});
+            config
+        };
+        let ips = json!(["10.1.0.5/24", "fd00:1::5/64", "10.2.0.5/16"]);
+        let completed = [
+            "10.1.0.5/24 10.1.0.1",
+            "fd00:1::5/64 fd00:1::1",
+            "10.2.0.5/16",
+        ];
+        let capability = lone(json!({"runtimeConfig": {"ips": ips}}));
+        assert_eq!(resolved(capability, ""), completed);
+        let args = lone(json!({"args": {"cni": {"ips": ips}}}));
+        assert_eq!(resolved(args.clone(), "GATEWAY=10.1.0.2"), completed);
+        assert_eq!(
+            resolved(lone(json!({})), "IP=10.1.0.5/24"),
+            ["10.1.0.5/24 10.1.0.1"]
+        );
+        let (code, message) = refused("1.1.0", lone(json!({})), "");
+        assert_eq!(code, 7);
+        assert!(message.contains("ipam.addresses[0].address"), "{message}");
+        let mut status = call("1.1.0", lone(json!({})), "");
+        status.invocation.command = Command::Status;
+        assert_eq!(Settings::resolve(&status).unwrap().ips, []);
+        for (document, count) in [
+            (lone(json!({})), 2),
+            (args, 0),
+            (lone(json!({"capabilities": {"ips": true}})), 0),
+        ] {
+            assert_eq!(problems("", &document).len(), count, "{document}");
+        }
     }
 
     #[test]
