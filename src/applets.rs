@@ -115,6 +115,24 @@ pub fn plugin(name: &str) -> Option<&'static dyn Plugin> {
     }
 }
 
+/// The applet that a file called `name` is: the one of this name, else the one with the
+/// longest name that `name` ends in after a `-`, as in `buildkit-cni-host-local`.
+pub fn called(name: &str) -> Option<&'static Applet> {
+    let ends_in = |end: &&str| {
+        name.strip_suffix(end)
+            .is_some_and(|rest| rest.ends_with('-'))
+    };
+    find(name).or_else(|| find(names().filter(ends_in).max_by_key(|end| end.len())?))
+}
+
+/// The plugin among [`called`].
+pub fn plugin_called(name: &str) -> Option<&'static dyn Plugin> {
+    match called(name)?.entry {
+        Entry::Plugin(plugin) => Some(plugin),
+        Entry::Tool(_) => None,
+    }
+}
+
 /// Every name of every applet, as the links are called.
 pub fn names() -> impl Iterator<Item = &'static str> {
     APPLETS
@@ -143,6 +161,25 @@ mod tests {
             assert!(!applet.summary.is_empty() && applet.summary.len() < 70);
             assert!(!applet.summary.contains('\n'));
         }
+    }
+
+    #[test]
+    fn other_names_end_in_one_of_ours() {
+        for (name, applet) in [
+            ("bridge", Some("bridge")),
+            ("cnv-bridge", Some("bridge")),
+            ("buildkit-cni-host-local", Some("ipam")),
+            ("my-static", Some("static")),
+            ("my-cnitool", Some("cnitool")),
+            ("bridge-v2", None),
+            ("vbridge", None),
+            ("local", None),
+            ("cnibox", None),
+            ("", None),
+        ] {
+            assert_eq!(called(name).map(|applet| applet.name), applet, "{name}");
+        }
+        assert!(plugin_called("my-cnitool").is_none());
     }
 
     #[test]

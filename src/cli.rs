@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -119,7 +120,10 @@ pub fn unknown_applet(name: &str) -> ExitCode {
         let object = ErrorObject {
             code: Code::Internal.number(),
             msg: format!("{NAME} has no applet called \"{name}\""),
-            details: format!("there are: {names}"),
+            details: format!(
+                "there are: {names}; a link of another name is the applet that the \"type\" of \
+                 the configuration names, or that its own name ends in, after \"-\""
+            ),
             ..ErrorObject::default()
         };
         if let Ok(bytes) = json::pretty(&object) {
@@ -132,7 +136,7 @@ pub fn unknown_applet(name: &str) -> ExitCode {
 }
 
 /// Whether a runtime is calling, and not a person.
-fn is_called_as_plugin() -> bool {
+pub fn is_called_as_plugin() -> bool {
     invocation::environment()
         .get("CNI_COMMAND")
         .is_some_and(|command| !command.is_empty())
@@ -210,6 +214,7 @@ fn install(args: &InstallArgs) -> Result<String> {
     }
     // Not the path: the file may be replaced while we run, by ourselves too.
     let bytes = fs::read("/proc/self/exe").context("read this binary")?;
+    let others = others(&dir)?;
     fsutil::replace_durably(&binary, MODE, &bytes)?;
     let mut report = vec![format!("{} ({} bytes)\n", binary.display(), bytes.len())];
     for name in applets::names() {
@@ -225,12 +230,59 @@ fn install(args: &InstallArgs) -> Result<String> {
             report.push(format!("{} -> {NAME}\n", link.display()));
         }
     }
+    for (name, other) in others {
+        let file = dir.join(&name);
+        match other {
+            Other::HardLink => fsutil::replace_with_hard_link(&file, &binary)?,
+            Other::Copy => fsutil::replace_durably(&file, MODE, &bytes)?,
+        }
+        report.push(format!("{} (kept up to date)\n", file.display()));
+    }
     drop(lock);
     // The links are whole either way; this makes them outlive a power cut as well.
     if let Err(error) = fs::File::open(&dir).and_then(|dir| dir.sync_all()) {
         log::warn(&format!("sync {}: {error}", dir.display()));
     }
     Ok(report.concat())
+}
+
+/// What somebody made of the binary that is replaced, under a name that ends in an applet's.
+#[derive(Clone, Copy)]
+enum Other {
+    HardLink,
+    Copy,
+}
+
+/// The hard links and copies of the binary in `dir` under names such as `cnv-bridge`: they
+/// would stay behind. Symlinks follow by themselves, and files of other contents and names
+/// are not ours.
+fn others(dir: &Path) -> Result<Vec<(String, Other)>> {
+    let binary = dir.join(NAME);
+    let Ok(old) = fs::metadata(&binary) else {
+        return Ok(Vec::new());
+    };
+    let is_copy = |file: &Path| {
+        let read = |path| fs::read(path).ok();
+        read(file).is_some_and(|bytes| Some(bytes) == read(&binary))
+    };
+    let mut others = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+        let entry = entry.with_context(|| format!("list {}", dir.display()))?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let is_alias = applets::find(&name).is_none() && applets::called(&name).is_some();
+        let Ok(meta) = entry.metadata() else { continue };
+        if !is_alias || !meta.is_file() || meta.len() != old.len() {
+            continue;
+        }
+        if (meta.dev(), meta.ino()) == (old.dev(), old.ino()) {
+            others.push((name, Other::HardLink));
+        } else if is_copy(&entry.path()) {
+            others.push((name, Other::Copy));
+        }
+    }
+    Ok(others)
 }
 
 /// Restores the rules of what the result cache knows, and tells of each attachment that

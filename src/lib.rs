@@ -1,11 +1,12 @@
 //! cnibox: every CNI plugin a Linux node needs, in one binary.
 //!
 //! The last path component of `argv[0]` says which applet this is; called as `cnibox`,
-//! the first argument does.
+//! the first argument does. See [`alias`] for names that no applet has.
 //!
 //! A library only so that the fuzz targets and the generator of manual pages have something
 //! to link with: [`main`] is all that the program is.
 
+mod alias;
 mod applets;
 mod cli;
 mod cni;
@@ -31,6 +32,7 @@ use std::process::ExitCode;
 use applets::{Applet, Entry};
 pub use cli::{completions, manual};
 use cni::error::{Code, ErrorObject};
+use cni::skel::Input;
 
 /// musl's allocator gives memory back to the kernel at every turn and has it mapped and
 /// zeroed again; a process of some milliseconds keeps what it has.
@@ -48,26 +50,34 @@ pub fn main() -> ExitCode {
         .unwrap_or_default();
     if called != cli::NAME {
         return match applets::find(&called) {
-            Some(applet) => run(applet, &called, args),
-            None => cli::unknown_applet(&called),
+            Some(applet) => run(applet, &called, args, &mut std::io::stdin().lock()),
+            None => alias::run(&called, args),
         };
     }
     let wanted = args.get(1).map(|arg| arg.to_string_lossy().into_owned());
     match wanted.as_deref().and_then(applets::find) {
-        Some(applet) => run(applet, &wanted.unwrap_or_default(), args.split_off(1)),
+        Some(applet) => {
+            let stdin = &mut std::io::stdin().lock();
+            run(
+                applet,
+                &wanted.unwrap_or_default(),
+                args.split_off(1),
+                stdin,
+            )
+        }
         None => cli::main(args),
     }
 }
 
-/// Runs `applet` under the `name` it was called by: its own or an alias.
-fn run(applet: &Applet, name: &str, args: Vec<OsString>) -> ExitCode {
+/// Runs `applet` under the `name` it was called by.
+fn run(applet: &Applet, name: &str, args: Vec<OsString>, stdin: &mut dyn Input) -> ExitCode {
     let status = match applet.entry {
         Entry::Plugin(plugin) => cni::skel::main(
             name,
             plugin,
-            applets::plugin,
+            applets::plugin_called,
             &cni::invocation::environment(),
-            &mut std::io::stdin().lock(),
+            stdin,
             &mut Stdout,
         ),
         Entry::Tool(tool) => tool(args),

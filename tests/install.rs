@@ -375,3 +375,136 @@ fn the_manifest_runs_the_image_as_it_is_made() {
     assert_eq!(spec["hostNetwork"], true);
     assert_eq!(spec["tolerations"][0]["operator"], "Exists");
 }
+
+/// A call of `file` with `config` on stdin, as a runtime would make it.
+fn call(file: &Path, command: &str, config: &str) -> Output {
+    run(
+        Command::new(file)
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", "c1")
+            .env("CNI_NETNS", "/none")
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", file.parent().unwrap()),
+        config,
+    )
+}
+
+/// The addresses that `file` hands out, called as an IPAM plugin.
+#[track_caller]
+fn hands_out(file: &Path, plugin: &str, ipam: &str) {
+    let output = call(
+        file,
+        "ADD",
+        &format!(
+            r#"{{"cniVersion":"1.0.0","name":"n","type":"{plugin}","ipam":{{"type":"{ipam}","addresses":[{{"address":"10.9.0.5/24"}}]}}}}"#
+        ),
+    );
+    assert!(output.ok, "{}: {output:?}", file.display());
+    assert_eq!(output.json()["ips"][0]["address"], "10.9.0.5/24");
+}
+
+/// Links and copies that somebody made for a runtime (buildkit, KubeVirt) or to try a second
+/// version.
+#[test]
+fn links_of_other_names_are_what_the_configuration_or_the_name_says() {
+    let dir = tempfile::tempdir().unwrap();
+    install(&[], dir.path());
+    let file = |name: &str| dir.path().join(name);
+    symlink("cnibox", file("static-v2")).unwrap();
+    symlink("cnibox", file("my-static")).unwrap();
+    symlink(file("static"), file("by-way")).unwrap();
+    symlink("by-way", file("by-ways")).unwrap();
+    fs::copy(binary(), file("a-static")).unwrap();
+    symlink("cnibox", file("cnv-bridge")).unwrap();
+    symlink("cnibox", file("buildkit-cni-host-local")).unwrap();
+
+    // The type of the configuration says it.
+    hands_out(&file("static-v2"), "static", "x");
+    // The name says it, and a type that is no applet's or the caller's says nothing.
+    for plugin in ["my-static", "a-static"] {
+        hands_out(&file(plugin), plugin, "x");
+        hands_out(&file(plugin), "ptp", plugin);
+    }
+    // The way says it.
+    hands_out(&file("by-way"), "by-way", "x");
+    hands_out(&file("by-ways"), "bridge", "by-ways");
+    // Anything but an applet's own words is the applet's error, not one about names.
+    let (code, message, _) = call(
+        &file("buildkit-cni-host-local"),
+        "ADD",
+        r#"{"cniVersion":"1.0.0","name":"n","type":"buildkit-cni-bridge","ipam":{"type":"buildkit-cni-host-local"}}"#,
+    )
+    .error();
+    assert_eq!(code, 7, "{message}");
+    assert!(message.contains("range"), "{message}");
+
+    // Neither says it.
+    for config in [
+        r#"{"cniVersion":"1.0.0","name":"n","type":"static-v2"}"#,
+        r#"{"cniVersion":"1.0.0","name":"n","type":"cnitool"}"#,
+        r#"{"cniVersion":"1.0.0","name":"n","type":"ptp","ipam":{"type":"static-v2"}}"#,
+        "{}",
+        "no JSON",
+    ] {
+        for command in ["ADD", "DEL", "STATUS"] {
+            let output = call(&file("static-v2"), command, config);
+            let (code, message, _) = output.error();
+            assert_eq!(code, 999, "{config}");
+            assert!(message.contains("\"static-v2\""), "{message}");
+        }
+    }
+    // VERSION does not come with a configuration that would tell.
+    for name in ["static-v2", "my-static", "by-ways", "cnv-bridge"] {
+        for config in ["", r#"{"cniVersion":"0.4.0"}"#] {
+            let output = call(&file(name), "VERSION", config);
+            assert!(output.ok, "{name}: {output:?}");
+            let answer = output.json();
+            assert_eq!(answer["supportedVersions"].as_array().unwrap().len(), 7);
+            let echoed = if config.is_empty() { "1.1.0" } else { "0.4.0" };
+            assert_eq!(answer["cniVersion"], echoed, "{name}");
+        }
+    }
+    // Who asks nothing hears of it.
+    let said = run(
+        Command::new(file("cnv-bridge")).env_remove("CNI_COMMAND"),
+        "",
+    );
+    assert!(said.ok && said.stderr.starts_with("CNI cnv-bridge plugin v"));
+}
+
+#[test]
+fn links_of_other_names_go_on_working_after_an_installation() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let newest = || fs::read(binary()).unwrap();
+    // What was there was the reference's, and somebody's link to it.
+    fs::write(file("static"), "the reference's").unwrap();
+    symlink("static", file("static-v2")).unwrap();
+    symlink(file("static"), file("cnv-static")).unwrap();
+    fs::copy(file("static"), file("copied-static")).unwrap();
+    for mode in ["", "--hardlink", "--copy"] {
+        let args: &[&str] = if mode.is_empty() { &[] } else { &[mode] };
+        install(args, dir.path());
+        for name in ["static-v2", "cnv-static"] {
+            hands_out(&file(name), name, "x");
+        }
+        assert_eq!(fs::read(file("copied-static")).unwrap(), b"the reference's");
+    }
+    // What is of an older version of ours follows.
+    let older = [newest(), b"older".to_vec()].concat();
+    fs::write(file("cnibox"), &older).unwrap();
+    fs::hard_link(file("cnibox"), file("hard-static")).unwrap();
+    fs::copy(file("cnibox"), file("my-static")).unwrap();
+    fs::copy(file("cnibox"), file("cnibox.old")).unwrap();
+    symlink("cnibox", file("soft-static")).unwrap();
+    let said = install(&[], dir.path());
+    for name in ["hard-static", "my-static", "soft-static"] {
+        assert_eq!(fs::read(file(name)).unwrap(), newest(), "{name}");
+        hands_out(&file(name), name, "x");
+        let is_told = said.stdout.contains(&format!("/{name} (kept up to date)"));
+        assert_eq!(is_told, name != "soft-static", "{said:?}");
+    }
+    let inode = |name| fs::metadata(file(name)).unwrap().ino();
+    assert_eq!(inode("hard-static"), inode("cnibox"));
+    assert_eq!(fs::read(file("cnibox.old")).unwrap(), older);
+}

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::collector::{Collector, Run};
-use super::config::{Config, Document};
+use super::config::{Config, Document, without_bom};
 use super::error::{Code, ErrorObject, coded};
 use super::invocation::{Command, Environment, Invocation, unknown_command};
 use super::json::{self, Object, Problem};
@@ -318,7 +318,9 @@ impl Session<'_> {
     fn serve(&mut self, word: &str, env: &Environment, stdin: &mut dyn Input) -> Result<Vec<u8>> {
         let command = Command::exact(word);
         if command == Some(Command::Version) {
-            return self.version(stdin);
+            let answer = versions(stdin, self.plugin.versions())?;
+            self.print(&answer)?;
+            return Ok(answer);
         }
         let invocation = command
             .map(|command| Invocation::parse(command, env))
@@ -353,26 +355,6 @@ impl Session<'_> {
         Ok(answer)
     }
 
-    /// Answers VERSION without insisting on anything, as the reference: stdin is not
-    /// read, only looked at for the version to echo.
-    fn version(&mut self, stdin: &dyn Input) -> Result<Vec<u8>> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Versions {
-            cni_version: &'static str,
-            supported_versions: Vec<&'static str>,
-        }
-        let asked = echo_version(stdin);
-        let versions = Versions {
-            cni_version: asked.unwrap_or(Version::NEWEST).as_str(),
-            supported_versions: self.plugin.versions().iter().map(|v| v.as_str()).collect(),
-        };
-        let mut line = json::compact(&versions)?;
-        line.push(b'\n');
-        self.print(&line)?;
-        Ok(line)
-    }
-
     fn print(&mut self, bytes: &[u8]) -> Result<()> {
         self.stdout
             .write_all(bytes)
@@ -392,9 +374,32 @@ impl Session<'_> {
     }
 }
 
+/// The answer to VERSION of a plugin that speaks `supported`. It insists on nothing, as the
+/// reference: stdin is not read, only looked at for the version to echo.
+///
+/// # Errors
+/// None that are known of.
+pub fn versions(stdin: &dyn Input, supported: &[Version]) -> Result<Vec<u8>> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Versions {
+        cni_version: &'static str,
+        supported_versions: Vec<&'static str>,
+    }
+    let asked = echo_version(stdin);
+    let versions = Versions {
+        cni_version: asked.unwrap_or(Version::NEWEST).as_str(),
+        supported_versions: supported.iter().map(|v| v.as_str()).collect(),
+    };
+    let mut line = json::compact(&versions)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
 /// The version in the configuration that a runtime may send along with VERSION.
 fn echo_version(stdin: &dyn Input) -> Option<Version> {
-    let mut object = json::parse_object("stdin", &stdin.peek()).ok()?;
+    let sent = stdin.peek();
+    let mut object = json::parse_fields("stdin", without_bom(&sent)).ok()?;
     match json::take(&mut object, "cniVersion")? {
         Value::String(text) => Version::exact(&text),
         _ => None,

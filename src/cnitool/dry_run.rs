@@ -117,7 +117,7 @@ fn ask(
     ];
     let env = env.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let env = Environment::from(env);
-    let call = Call::to_look(Command::Add, plugin, applets::plugin, &env, config)?;
+    let call = Call::to_look(Command::Add, plugin, applets::plugin_called, &env, config)?;
     plugin.preview(&call, preview)
 }
 
@@ -167,7 +167,7 @@ fn stale(plugin: &dyn Plugin, path: &str, config: &[u8]) -> Result<Vec<String>> 
     config.insert("cniVersion".into(), Version::NEWEST.as_str().into());
     let env = Environment::from([("CNI_PATH".to_owned(), path.to_owned())]);
     let config = json::compact(&config)?;
-    let call = Call::to_look(Command::Gc, plugin, applets::plugin, &env, config)?;
+    let call = Call::to_look(Command::Gc, plugin, applets::plugin_called, &env, config)?;
     let mut collector = Collector::new(Run::Dry);
     plugin.gc(&call, &mut collector)?;
     let (lines, errors) = collector.into_parts();
@@ -217,7 +217,11 @@ pub fn check(chain: &Chain<'_>, parameters: &Parameters) -> Result<()> {
 
 /// The plugin of `step`, if it is one of ours.
 fn own(step: &Step<'_>) -> Option<&'static dyn Plugin> {
-    delegate::own(&step.plugin.plugin, &step.executable, applets::plugin)
+    delegate::own(
+        &step.plugin.plugin,
+        &step.executable,
+        applets::plugin_called,
+    )
 }
 
 fn headline(step: &Step<'_>, command: Command) -> String {

@@ -218,12 +218,12 @@ impl Document<'_> {
 /// One that is not ours would remove it: the protocol knows no dry run.
 fn ask(step: &Step<'_>, path: &str, config: Vec<u8>, collector: &mut Collector) -> Result<()> {
     let (name, executable) = (&step.plugin.plugin, &step.executable);
-    let Some(plugin) = delegate::own(name, executable, applets::plugin) else {
+    let Some(plugin) = delegate::own(name, executable, applets::plugin_called) else {
         collector.note(delegate::would_run_foreign(name, executable));
         return Ok(());
     };
     let env = Environment::from([("CNI_PATH".to_owned(), path.to_owned())]);
-    Call::to_look(Command::Gc, plugin, applets::plugin, &env, config)
+    Call::to_look(Command::Gc, plugin, applets::plugin_called, &env, config)
         .and_then(|call| plugin.gc(&call, collector))
         .with_context(|| step.failed("gc"))
 }
