@@ -28,6 +28,11 @@ impl<'a> Undo<'a> {
         });
     }
 
+    /// Whether there is nothing to undo.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
     /// Keeps what was made.
     pub fn commit(mut self) {
         self.steps.clear();

@@ -671,6 +671,51 @@ fn a_bridge_that_is_there_must_filter_or_have_no_ports() {
 
 #[test]
 #[ignore = "needs bridge VLAN filtering: make test-vm"]
+fn a_filtering_bridge_of_somebody_else_passes_frames_at_once() {
+    let lab = Lab::new();
+    // As a network manager makes it: with an uplink that is a trunk, and an address that was
+    // there before the first port, so that the bridge's carrier never changes.
+    lab.node.sh(
+        "ip link add br1 address 52:54:00:aa:bb:cc type bridge vlan_filtering 1 stp_state 0 && \
+         ip link set br1 up && \
+         ip netns add ext && ip link add up0 type veth peer name up1 netns ext && \
+         ip link set up0 master br1 up && bridge vlan add dev up0 vid 100 && \
+         ip -n ext link set up1 up && ip -n ext link add link up1 name up1.100 type vlan id 100 && \
+         ip -n ext addr add 10.9.0.77/24 dev up1.100 && ip -n ext link set up1.100 up",
+    );
+    lab.node.netns("red");
+    let added = lab.call("red").run("ADD", &routed());
+    assert_eq!(added.stderr, "");
+    added.json();
+    for address in ["10.9.0.1", "10.9.0.77"] {
+        assert!(lab.reaches("red", address), "{address}");
+    }
+    lab.del("red", &routed());
+    assert!(lab.node.succeeds("ip link show dev br1"));
+}
+
+#[test]
+#[ignore = "needs bridge VLAN filtering: make test-vm"]
+fn an_add_that_fails_leaves_a_bridge_as_it_was() {
+    let lab = Lab::new();
+    let broken = with(
+        routed(),
+        json!({"ipam": {"type": "host-local", "subnet": "10.9.0.0/24",
+        "routes": [{"dst": "10.7.0.0/16", "gw": "10.66.0.1"}]}}),
+    );
+    lab.node.netns("c1");
+    lab.call("c1").run("ADD", &broken).error();
+    assert_eq!(lab.node.links(), [] as [String; 0]);
+    lab.node.sh("ip link add br1 type bridge");
+    lab.call("c1").run("ADD", &broken).error();
+    let link = &lab.node.ip("link show dev br1")[0];
+    assert_eq!(link["linkinfo"]["info_data"]["vlan_filtering"], 0);
+    assert_eq!(link["operstate"], "DOWN");
+    assert_eq!(lab.node.links(), ["br1"]);
+}
+
+#[test]
+#[ignore = "needs bridge VLAN filtering: make test-vm"]
 fn check_misses_vlans_filtering_and_gateway() {
     let lab = Lab::new();
     let config = with(routed(), json!({"vlanTrunk": [{"minID": 10, "maxID": 12}]}));

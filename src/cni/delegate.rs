@@ -21,30 +21,29 @@ use crate::fsutil;
 use crate::journal;
 use crate::undo::Undo;
 
-/// Delegates ADD to `plugin` and answers its result. The delegate's DEL goes on `undo`.
+/// Delegates ADD to `plugin` and answers its result. How to undo it goes on `undo`.
 ///
 /// An executed delegate is told to DEL even if its ADD fails, as the specification wants.
-/// One of our own undoes a failed ADD itself: a DEL could only hit what an earlier ADD of
-/// the same attachment still holds.
+/// One of our own undoes its ADD itself, whether that failed or something after it: a DEL
+/// could hit what an earlier ADD of the same attachment still holds, and keeps what others may
+/// use, such as a bridge.
 ///
 /// # Errors
 /// The delegate's error object, unchanged.
 pub fn add<'a>(call: &'a Call, plugin: &str, undo: &mut Undo<'a>) -> Result<CniResult> {
-    let name = plugin.to_owned();
-    let what = format!("DEL of delegate {name}");
-    let release = move || run(call, &name, Command::Del);
     match locate(call, plugin)? {
         Located::Here(delegate) => {
             let inner = enter(call, plugin, Command::Add)?;
-            let mut own = Undo::default();
             inner.config.allow(Command::Add, delegate.versions())?;
-            let result = step(plugin, Command::Add, || delegate.add(&inner, &mut own))?;
-            own.commit();
-            undo.push(what, release);
-            Ok(result)
+            // The steps to undo it refer to it, until the process ends.
+            let inner = Box::leak(Box::new(inner));
+            step(plugin, Command::Add, || delegate.add(inner, undo))
         }
         Located::Elsewhere(executable) => {
-            undo.push(what, release);
+            let name = plugin.to_owned();
+            undo.push(format!("DEL of delegate {name}"), move || {
+                run(call, &name, Command::Del)
+            });
             let env = [("CNI_COMMAND", Command::Add.as_str())];
             let printed = step(plugin, Command::Add, || {
                 exec::run(&executable, &env, &call.config.raw)

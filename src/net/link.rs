@@ -45,6 +45,9 @@ pub struct Link {
     pub is_up: bool,
     /// Whether frames pass: operational state "up".
     pub is_running: bool,
+    /// Whether the kernel takes it to be up and sends frames through it (`IFF_RUNNING`):
+    /// operational state "up", or "unknown", as of a link whose carrier has never changed.
+    pub counts_as_up: bool,
     /// Whether nothing is at its other end (`NO-CARRIER`), known at once: the operational state
     /// follows after up to a second.
     pub is_cut_off: bool,
@@ -72,6 +75,9 @@ pub struct Link {
     pub accepts_advertisements: Option<bool>,
     /// Whether 127.0.0.1 may be on the other side of it (IPv4 sysctl `route_localnet`).
     pub routes_localnet: bool,
+    /// Of a bridge: how long a new port waits, twice over, before it passes frames where the
+    /// bridge speaks the spanning tree protocol; in hundredths of a second.
+    pub forward_delay: u32,
     /// Of a bridge: how it treats VLANs; `None` where the kernel was built without VLAN
     /// filtering (`CONFIG_BRIDGE_VLAN_FILTERING`).
     pub vlans: Option<VlanFiltering>,
@@ -92,6 +98,7 @@ impl Link {
         let mut link = Self {
             index: message.header.index,
             is_up: flags.contains(LinkFlags::Up),
+            counts_as_up: flags.contains(LinkFlags::Running),
             is_cut_off: !flags.contains(LinkFlags::LowerUp),
             is_without_arp: flags.contains(LinkFlags::Noarp),
             is_promiscuous: flags.contains(LinkFlags::Promisc),
@@ -130,6 +137,7 @@ impl Link {
                             }
                             LinkInfo::Data(InfoData::Bridge(data)) => {
                                 link.vlans = VlanFiltering::from_data(&data);
+                                link.forward_delay = forward_delay(&data);
                             }
                             _ => {}
                         }
@@ -199,6 +207,15 @@ fn withheld(flags: &[InfoBridgePort]) -> Vec<&'static str> {
     flags.iter().filter_map(setting).collect()
 }
 
+/// What the attributes of a bridge say of its forward delay.
+fn forward_delay(data: &[InfoBridge]) -> u32 {
+    let delay = data.iter().find_map(|member| match member {
+        InfoBridge::ForwardDelay(delay) => Some(*delay),
+        _ => None,
+    });
+    delay.unwrap_or_default()
+}
+
 impl VlanFiltering {
     /// Kernels without VLAN filtering tell that it is off, but no default.
     fn from_data(data: &[InfoBridge]) -> Option<Self> {
@@ -253,22 +270,22 @@ pub fn list(netlink: &Netlink) -> Result<Vec<Link>> {
     Ok(links.collect())
 }
 
-/// Whether a bridge has any port.
+/// The ports of a bridge (`ip link show master BRIDGE`).
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn has_ports(netlink: &Netlink, bridge: &Link) -> Result<bool> {
-    // Kernels before 4.4 list every link.
+pub fn ports(netlink: &Netlink, bridge: &Link) -> Result<Vec<Link>> {
     let request = change_of(0).controller(bridge.index).build();
     let found = netlink
         .dump(&RouteNetlinkMessage::GetLink(request))
         .with_context(|| format!("list the ports of bridge {}", bridge.name))?;
-    Ok(found.into_iter().any(|message| match message {
-        RouteNetlinkMessage::NewLink(link) => {
-            Link::from_message(link).controller == Some(bridge.index)
-        }
-        _ => false,
-    }))
+    let links = found.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
+        _ => None,
+    });
+    // Kernels before 4.4 list every link.
+    let ports = links.filter(|link| link.controller == Some(bridge.index));
+    Ok(ports.collect())
 }
 
 /// Spares the kernel adding up what passed the link on each processor, and both sides half
@@ -307,21 +324,22 @@ pub fn create_bridge(
         bridge = bridge.mtu(mtu);
     }
     if vlan_filtering {
-        bridge = bridge.set_info_data(vlan_filtering_on());
+        bridge = bridge.set_info_data(filtering(true));
     }
     create(netlink, bridge.build()).with_context(|| format!("create bridge {name}"))
 }
 
-/// Lets the ports' VLANs decide where frames go (`ip link set dev … type bridge
+/// Lets the ports' VLANs decide where frames go, or not (`ip link set dev … type bridge
 /// vlan_filtering 1`).
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn filter_vlans(netlink: &Netlink, bridge: &Link) -> Result<()> {
+pub fn filter_vlans(netlink: &Netlink, bridge: &Link, is_on: bool) -> Result<()> {
     let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Bridge)
         .index(bridge.index)
-        .set_info_data(vlan_filtering_on());
-    let what = format!("switch VLAN filtering on for bridge {}", bridge.name);
+        .set_info_data(filtering(is_on));
+    let state = if is_on { "on" } else { "off" };
+    let what = format!("switch VLAN filtering {state} for bridge {}", bridge.name);
     change(netlink, message, &what)
 }
 
@@ -376,8 +394,8 @@ pub fn can_filter_vlans(netlink: &Netlink) -> Result<Option<bool>> {
 }
 
 /// The part of a request that does.
-fn vlan_filtering_on() -> InfoData {
-    InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])
+fn filtering(is_on: bool) -> InfoData {
+    InfoData::Bridge(vec![InfoBridge::VlanFiltering(is_on)])
 }
 
 /// Creates an intermediate functional block, not yet up (`ip link add NAME mtu MTU

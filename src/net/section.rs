@@ -18,6 +18,14 @@ pub const DIR: &str = "/run/cni";
 /// Code 11 when somebody else is in there for longer than `limit`; code 5 when the file
 /// cannot be locked.
 pub fn enter(name: &str, limit: Duration) -> Result<Lock> {
+    enter_within(name, limit)?.ok_or_else(|| occupied(name, limit))
+}
+
+/// As [`enter`], but answers `None` when somebody else is in there for longer than `limit`.
+///
+/// # Errors
+/// Code 5 when the file cannot be locked.
+pub fn enter_within(name: &str, limit: Duration) -> Result<Option<Lock>> {
     locked(name, limit, fsutil::lock_within)
 }
 
@@ -26,6 +34,14 @@ pub fn enter(name: &str, limit: Duration) -> Result<Lock> {
 /// # Errors
 /// As [`enter`].
 pub fn share(name: &str, limit: Duration) -> Result<Lock> {
+    share_within(name, limit)?.ok_or_else(|| occupied(name, limit))
+}
+
+/// As [`share`], but answers `None` when somebody else keeps it for longer than `limit`.
+///
+/// # Errors
+/// Code 5 when the file cannot be locked.
+pub fn share_within(name: &str, limit: Duration) -> Result<Option<Lock>> {
     locked(name, limit, fsutil::share_within)
 }
 
@@ -41,27 +57,34 @@ pub fn check_writable() -> Result<()> {
 /// A way to lock a file, such as [`fsutil::lock_within`].
 type Way = fn(&Path, u32, Duration) -> Result<Option<Lock>>;
 
-fn locked(name: &str, limit: Duration, way: Way) -> Result<Lock> {
+fn locked(name: &str, limit: Duration, way: Way) -> Result<Option<Lock>> {
     let path = lock_file(name)?;
     let lock = || {
         fsutil::create_directory(Path::new(DIR), 0o755)?;
         way(&path, 0o600, limit)
     };
-    let locked = lock().with_context(|| {
+    lock().with_context(|| {
         let sentence = format!(
             "keep others out of {}: make {DIR} a directory in which root can write",
             path.display()
         );
         coded(Code::Io, sentence)
-    })?;
-    locked.ok_or_else(|| is_occupied(name, &path, limit).into())
+    })
+}
+
+/// The error of those who waited in vain for the section `name`.
+pub fn occupied(name: &str, limit: Duration) -> anyhow::Error {
+    match lock_file(name) {
+        Ok(path) => is_occupied(name, &path, limit).into(),
+        Err(error) => error,
+    }
 }
 
 /// Says that somebody else kept `lock`, which is that of `what`, for as long as `limit`.
 pub fn is_occupied(what: &str, lock: &Path, limit: Duration) -> Coded {
     let sentence = format!(
         "wait {} seconds for the lock of {what}, held by {}",
-        limit.as_secs(),
+        limit.as_secs_f32(),
         fsutil::lock_holder(lock).unwrap_or_else(|| "another process".into()),
     );
     coded(Code::TryAgain, sentence)

@@ -14,6 +14,7 @@ mod masquerade;
 pub mod portmap;
 mod preview;
 pub mod ptp;
+mod shared;
 pub mod r#static;
 pub mod tuning;
 mod veth;

@@ -4,62 +4,20 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use nix::errno::Errno;
 
+use super::base::Base;
 use super::config::Settings;
 use super::plan::{self, Plan};
 use super::vlan;
 use crate::cni::error::{Code, detailed};
 use crate::cni::skel::Call;
 use crate::log;
+use crate::net::addr;
 use crate::net::link::{self, Link};
 use crate::net::mac::Mac;
 use crate::net::netlink::{Netlink, tolerate};
-use crate::net::{addr, sysctl};
 use crate::plugins::host_end::Identity;
+use crate::plugins::shared::Shared;
 use crate::plugins::veth::{Pair, Sides, explain_ipv6, quietly};
-use crate::undo::Undo;
-
-/// Makes sure that the bridge exists, is up, and ignores router advertisements.
-/// `existing` is the bridge that was found, if one was.
-///
-/// Somebody else may be doing the same right now: every step is one that can be done
-/// twice.
-///
-/// # Errors
-/// Code 7 when the name belongs to something that is no bridge, or to one that cannot be
-/// made to filter VLANs.
-pub fn ensure_bridge(host: &Netlink, settings: &Settings, existing: Option<Link>) -> Result<Link> {
-    let name = &settings.bridge;
-    let mut bridge = existing;
-    if bridge.is_none() {
-        let filtering = settings.vlans.is_some();
-        let created = link::create_bridge(host, name, Mac::random()?, settings.mtu, filtering);
-        tolerate(created, &[Errno::EEXIST])?;
-        bridge = find_bridge(host, name)?;
-        // A random hardware address needs no asking around; without this the bridge's
-        // link-local address cannot be used for a second or two.
-        quietly(name, "accept_dad", "0");
-    }
-    let bridge =
-        bridge.with_context(|| format!("bridge {name} was deleted while it was being set up"))?;
-    vlan::ensure_filtering(host, settings, &bridge)?;
-    ignore_advertisements(&bridge);
-    let must_be_promiscuous = settings.promiscuous && !bridge.is_promiscuous;
-    if !bridge.is_up || must_be_promiscuous {
-        let mut change = link::change_of(bridge.index).up();
-        if must_be_promiscuous {
-            change = change.promiscuous(true);
-        }
-        link::change(host, change, &format!("set bridge {name} up"))?;
-    }
-    Ok(bridge)
-}
-
-/// Keeps a link from taking routes from router advertisements, where it does.
-fn ignore_advertisements(link: &Link) {
-    if link.accepts_advertisements != Some(false) {
-        quietly(&link.name, "accept_ra", "0");
-    }
-}
 
 /// The bridge called `name`, if there is one.
 ///
@@ -90,9 +48,10 @@ pub fn find_bridge(host: &Netlink, name: &str) -> Result<Option<Link>> {
 pub fn ensure_gateways(
     host: &Netlink,
     settings: &Settings,
+    base: &Base,
     gateway: &Link,
     wanted: &[IpNet],
-    undo: &mut Undo<'_>,
+    shared: &Shared<'_>,
 ) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
@@ -103,14 +62,20 @@ pub fn ensure_gateways(
         .collect();
     let changes = plan::gateway_addresses(settings, &gateway.name, &existing, wanted)?;
     for address in changes.remove {
+        let what = format!("give {} its address {address} back", gateway.name);
+        let index = gateway.index;
+        base.on_failure(host, shared, what, move |host| {
+            let added = addr::add(host, index, address, false);
+            tolerate(added, &[Errno::EEXIST, Errno::ENODEV])
+        })?;
         addr::delete(host, gateway.index, address)?;
-        let (host, index) = (host.clone(), gateway.index);
-        undo.push(
-            format!("give {} its address {address} back", gateway.name),
-            move || tolerate(addr::add(&host, index, address, false), &[Errno::EEXIST]),
-        );
     }
     for address in &changes.add {
+        let (index, net) = (gateway.index, *address);
+        let what = format!("remove address {net} from {}", gateway.name);
+        base.on_failure(host, shared, what, move |host| {
+            addr::delete(host, index, net)
+        })?;
         let added = addr::add(host, gateway.index, *address, false);
         tolerate(added, &[Errno::EEXIST])
             .map_err(|error| explain_ipv6(error, &gateway.name, address))
@@ -119,7 +84,7 @@ pub fn ensure_gateways(
     if !changes.add.is_empty() {
         pin_mac(host, gateway)?;
     }
-    sysctl::forward(host, wanted.iter().map(IpNet::addr))
+    shared.forward(host, wanted.iter().map(IpNet::addr))
 }
 
 /// A bridge whose address was never set takes that of its lowest port, and changes it as
@@ -149,7 +114,9 @@ pub fn attach(
     pair: &Pair,
 ) -> Result<Link> {
     let port = &pair.host_end;
-    ignore_advertisements(port);
+    if port.accepts_advertisements != Some(false) {
+        quietly(&port.name, "accept_ra", "0");
+    }
     link::make_bridge_port(&sides.host, port, bridge, Identity::of(call).alias)?;
     link::set_bridge_port_up(&sides.host, port, settings.hairpin, settings.isolated)?;
     let vlans = vlan::memberships(settings.vlans.as_ref());

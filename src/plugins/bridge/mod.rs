@@ -4,6 +4,7 @@
 //! plugin named in the configuration; without one the attachment is layer 2 only.
 
 mod apply;
+mod base;
 mod check;
 mod config;
 #[cfg(any(test, fuzzing))]
@@ -28,12 +29,14 @@ use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Shape;
 use crate::journal::step;
+use crate::log;
 use crate::net::bridge_vlan::Vlans;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::section;
 use crate::netfilter::nftables::{self, Nftables};
 use crate::netfilter::{self, Known, Owner};
+use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{container_end, host_end, masquerade};
 use crate::undo::Undo;
@@ -76,27 +79,31 @@ impl Plugin for Bridge {
             None => Plan::default(),
         };
 
-        let bridge = step("make sure of the bridge", || {
-            // IPAM may have taken its time, and somebody else the bridge.
-            let existing = match &ipam {
-                Some(_) => apply::find_bridge(&sides.host, &settings.bridge)?,
-                None => existing,
-            };
-            apply::ensure_bridge(&sides.host, &settings, existing)
-        })?;
+        if let Some(Err(error)) = existing.map(|bridge| base::sweep(&sides.host, &bridge)) {
+            log::warn(&format!("{error:#}"));
+        }
+        let shared = Shared::enter(undo)?;
         let vlan = settings.gateway_vlan();
+        let base = step("make sure of the bridge", || {
+            let addresses = match vlan {
+                Some(_) => &[],
+                None => plan.gateway_addresses.as_slice(),
+            };
+            // IPAM may have taken its time, and somebody else the bridge: it is looked for again.
+            base::ensure(&sides.host, &settings, addresses, &shared)
+        })?;
         let lock = vlan.map(|_| vlan_gateway::lock()).transpose()?;
         let gateway = match vlan {
-            Some(vlan) => vlan_gateway::ensure(&sides.host, &settings, &bridge, vlan, undo)?,
-            None => bridge.clone(),
+            Some(vlan) => vlan_gateway::ensure(&sides.host, &settings, &base.link, vlan, undo)?,
+            None => base.link.clone(),
         };
         step("make sure of the gateways", || {
             let wanted = &plan.gateway_addresses;
-            apply::ensure_gateways(&sides.host, &settings, &gateway, wanted, undo)
+            apply::ensure_gateways(&sides.host, &settings, &base, &gateway, wanted, &shared)
         })?;
         let pair = veth::create_pair(&sides, call, settings.mac, settings.mtu, undo)?;
         let bridge = step("attach to the bridge", || {
-            apply::attach(&sides, call, &settings, &bridge, &pair)
+            apply::attach(&sides, call, &settings, &base.link, &pair)
         })?;
         if vlan.is_some() {
             vlan_gateway::fit_mtu(&sides.host, &bridge, &gateway)?;
@@ -131,6 +138,7 @@ impl Plugin for Bridge {
             });
         }
 
+        base.finish(&sides.host, &shared)?;
         let ipam = ipam.unwrap_or_default();
         let on_host = |link: Link| Interface {
             name: link.name,

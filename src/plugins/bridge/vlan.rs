@@ -89,15 +89,18 @@ pub fn require_filtering(host: &Netlink, settings: &Settings, bridge: Option<&Li
     }
 }
 
-/// Switches VLAN filtering on for a bridge that somebody else made, if it has no ports.
+/// Switches VLAN filtering on for a bridge that somebody else made, if it has no ports. Answers
+/// whether it was off.
 ///
 /// # Errors
 /// Those of [`require_filtering`].
-pub fn ensure_filtering(host: &Netlink, settings: &Settings, bridge: &Link) -> Result<()> {
+pub fn ensure_filtering(host: &Netlink, settings: &Settings, bridge: &Link) -> Result<bool> {
     require_filtering(host, settings, Some(bridge))?;
     match bridge.vlans {
-        Some(vlans) if settings.vlans.is_some() && !vlans.is_on => link::filter_vlans(host, bridge),
-        _ => Ok(()),
+        Some(vlans) if settings.vlans.is_some() && !vlans.is_on => {
+            link::filter_vlans(host, bridge, true).map(|()| true)
+        }
+        _ => Ok(false),
     }
 }
 
@@ -105,7 +108,7 @@ pub fn ensure_filtering(host: &Netlink, settings: &Settings, bridge: &Link) -> R
 /// filtering would drop: that is for the operator to decide. Without ports nobody is hurt.
 fn require_idle_or_filtering(host: &Netlink, settings: &Settings, bridge: &Link) -> Result<()> {
     let is_on = |link: &Link| link.vlans.is_some_and(|vlans| vlans.is_on);
-    if is_on(bridge) || !link::has_ports(host, bridge)? {
+    if is_on(bridge) || link::ports(host, bridge)?.is_empty() {
         return Ok(());
     }
     // Another ADD may have switched it on before it made the port.

@@ -39,12 +39,9 @@ impl Plugin for Flannel {
         let delegated = Delegated::new(call, document)?;
         // First of all, so that DEL finds it if we are killed from here on.
         Scratch::keep(call, &settings.data_dir, &delegated.document, undo)?;
-        let mut own = Undo::default();
-        let result = delegate::add(&delegated.call, &delegated.plugin, &mut own)?;
-        own.commit();
-        let what = format!("DEL of delegate {}", delegated.plugin);
-        undo.push(what, move || delegated.run(Command::Del));
-        Ok(result)
+        // The steps to undo it refer to it, until the process ends.
+        let delegated = Box::leak(Box::new(delegated));
+        delegate::add(&delegated.call, &delegated.plugin, undo)
     }
 
     fn del(&self, call: &Call) -> Result<()> {

@@ -23,11 +23,12 @@ use crate::cni::skel::{Call, Plugin};
 use crate::journal::step;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
-use crate::net::{addr, route, sysctl};
+use crate::net::{addr, route};
 use crate::netfilter::{self, Known, Owner};
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
+use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{masquerade, preview as words};
 use crate::undo::Undo;
@@ -48,6 +49,7 @@ impl Plugin for Ptp {
         let ipam = delegate::add(call, &settings.ipam, undo)?;
         let plan = Plan::new(settings.mtu, &ipam)?;
 
+        let shared = Shared::enter(undo)?;
         let pair = veth::create_pair(&sides, call, None, settings.mtu, undo)?;
         set_up_host_end(&sides.host, call, &pair.host_end)?;
         let addressing = Addressing {
@@ -63,7 +65,7 @@ impl Plugin for Ptp {
         step("lead the host to the container", || {
             lead_to_container(&sides.host, &pair.host_end, &plan)
         })?;
-        sysctl::forward(&sides.host, plan.ips.iter().map(|ip| ip.address.addr()))?;
+        shared.forward(&sides.host, plan.ips.iter().map(|ip| ip.address.addr()))?;
         if settings.masquerade {
             masquerade::add(call, settings.backend, &plan.ips, undo)?;
         }
