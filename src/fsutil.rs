@@ -27,7 +27,7 @@ const PRIVATE_DIR: u32 = 0o700;
 const SHARED_DIR: u32 = 0o755;
 
 /// How long those wait for each other that write into one directory: each takes much less.
-const BUSY_WAIT: Duration = Duration::from_secs(2);
+const BUSY_WAIT: Duration = Duration::from_millis(500);
 
 /// Whether `name` is that of a file being written, or left behind by a killed process.
 pub fn is_aside(name: &str) -> bool {

@@ -339,16 +339,14 @@ fn wait_for_addresses(sides: &Sides, end: &Link) -> Result<()> {
     }
 }
 
-/// How long the port may take until it forwards. It normally does before we look.
-const PORT_LIMIT: Duration = Duration::from_millis(2550);
-
-/// Waits until frames pass through `port`, the host's end or a bridge's own.
+/// Waits until `port`, the host's end, has its carrier, and the kernel has noticed: until then
+/// it drops what the host sends through it. It normally has noticed before we look.
 ///
 /// # Errors
 /// When the kernel cannot be asked; a port that is late is only worth a warning.
-pub fn wait_for_port(host: &Netlink, port: &Link) -> Result<()> {
+pub fn wait_for_port(host: &Netlink, port: &Link, limit: Duration) -> Result<()> {
     let running = step("wait until the port is up", || {
-        Netlink::wait_until(Changes::Links, None, PORT_LIMIT, || {
+        Netlink::wait_until(Changes::Links, None, limit, || {
             let link = link::by_index(host, port.index)?;
             Ok(link.filter(|link| link.is_running).map(drop))
         })

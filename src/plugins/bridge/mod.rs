@@ -11,6 +11,7 @@ mod config;
 pub mod fuzz;
 mod plan;
 mod preview;
+mod ready;
 mod rules;
 mod vlan;
 mod vlan_gateway;
@@ -129,10 +130,7 @@ impl Plugin for Bridge {
             veth::set_up(&sides.container, &pair.container_end)?;
         }
         if settings.container_end_up {
-            veth::wait_for_port(&sides.host, &pair.host_end)?;
-            // A bridge whose last port has gone gets its carrier back a moment after the
-            // next one has.
-            veth::wait_for_port(&sides.host, &bridge)?;
+            ready::wait(&sides.host, &pair.host_end, &bridge)?;
             step("announce the addresses", || {
                 apply::announce(&sides, &gateway, &pair.container_end, &plan);
             });

@@ -8,6 +8,8 @@ mod config;
 pub mod fuzz;
 mod plan;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde_json::Value;
@@ -35,6 +37,9 @@ use crate::undo::Undo;
 
 use config::Settings;
 use plan::Plan;
+
+/// How long the host's end may take until it is up.
+const PORT_LIMIT: Duration = Duration::from_millis(500);
 
 /// The applet.
 #[derive(Debug)]
@@ -69,7 +74,7 @@ impl Plugin for Ptp {
         if settings.masquerade {
             masquerade::add(call, settings.backend, &plan.ips, undo)?;
         }
-        veth::wait_for_port(&sides.host, &pair.host_end)?;
+        veth::wait_for_port(&sides.host, &pair.host_end, PORT_LIMIT)?;
 
         let container_end = Interface {
             name: pair.container_end.name,
