@@ -369,8 +369,10 @@ fn an_add_that_fails_leaves_nothing() {
     let (code, message, _) = call
         .run("ADD", &config(&before, json!({"ingressRate": 8000})))
         .error();
-    assert_eq!(code, 7);
-    assert!(message.starts_with("ingressBurst: "), "{message}");
+    assert_eq!(
+        (code, message.as_str()),
+        (7, "if rate is set, burst must also be set")
+    );
 }
 
 #[test]
@@ -433,4 +435,137 @@ fn what_one_implementation_added_the_other_removes() {
         ));
     }
     assert_eq!(seen[0], seen[1]);
+}
+
+/// Bits per second and bits: what people write, what Kubernetes makes of annotations, and what
+/// ends at 32 or 64 bits of whatever is calculated of it.
+const RATES: [u64; 12] = [
+    7,
+    8,
+    80,
+    1000,
+    100_000,
+    15_000_000,
+    1_000_000_000,
+    34_359_738_359,
+    34_359_738_368,
+    1_000_000_000_000,
+    1 << 62,
+    u64::MAX,
+];
+const BURSTS: [u64; 12] = [
+    1,
+    8,
+    800,
+    12_160,
+    1_000_000,
+    100_000_000,
+    2_147_483_647,
+    1 << 32,
+    34_359_738_351,
+    34_359_738_352,
+    34_359_738_360,
+    u64::MAX,
+];
+
+/// Whatever the limit, the kernel shows the same after either implementation's ADD, each
+/// accepts in CHECK what the other has set, and both refuse the same in the same words.
+#[test]
+fn every_rate_and_burst_becomes_what_the_reference_makes_of_it() {
+    let node = Node::new();
+    let (ours, before) = container(&node);
+    let theirs = ours
+        .clone()
+        .executable(Path::new(REFERENCE).join("bandwidth"));
+    let veth = host_end(&before);
+    let mut pairs = vec![(0, 8), (8, 0)];
+    pairs.extend(
+        RATES
+            .iter()
+            .flat_map(|rate| BURSTS.map(|burst| (*rate, burst))),
+    );
+    let mut accepted = 0;
+    for (rate, burst) in pairs {
+        let limits = json!({"ingressRate": rate, "ingressBurst": burst,
+                            "egressRate": rate, "egressBurst": burst});
+        let config = config(&before, limits);
+        let mut answers = [(&theirs, &ours), (&ours, &theirs)].map(|(adds, other)| {
+            let added = adds.run("ADD", &config);
+            if !added.ok {
+                return Err(added.error().1);
+            }
+            let links = [vec![veth.to_owned()], ifbs(&node)].concat();
+            let show = |link: &String| node.sh(&format!("tc -d qdisc show dev {link}"));
+            let shown = links.iter().map(show).collect::<Vec<_>>();
+            let added = with(config.clone(), json!({"prevResult": added.json()}));
+            for checks in [adds, other] {
+                let checked = checks.run("CHECK", &added);
+                assert!(checked.ok, "{rate} {burst}: {checked:?}");
+            }
+            other.run("DEL", &added).silent();
+            node.sh(&format!(
+                "tc qdisc del dev {veth} root; tc qdisc del dev {veth} ingress"
+            ));
+            Ok((links, shown))
+        });
+        // What the reference leaves of an ADD that fails.
+        node.sh(&format!(
+            "tc qdisc del dev {veth} root 2>/dev/null; tc qdisc del dev {veth} ingress 2>/dev/null; true"
+        ));
+        for ifb in ifbs(&node) {
+            node.sh(&format!("ip link del {ifb}"));
+        }
+        let [theirs, ours] = &mut answers;
+        assert_eq!(ours, theirs, "{rate} {burst}");
+        accepted += usize::from(ours.is_ok());
+    }
+    assert!((50..140).contains(&accepted), "{accepted}");
+}
+
+#[test]
+fn a_host_end_that_the_result_does_not_name_is_not_guessed() {
+    let node = Node::new();
+    let (ours, before) = container(&node);
+    let theirs = ours
+        .clone()
+        .executable(Path::new(REFERENCE).join("bandwidth"));
+    let interfaces = before["interfaces"].clone();
+    let named = |change: Value| {
+        let mut result = before.clone();
+        result["interfaces"] = change;
+        config(&result, limits())
+    };
+    let sandboxed = with(interfaces[0].clone(), json!({"sandbox": "/run/netns/c1"}));
+    for (config, sentence) in [
+        (named(json!([])), "no interfaces provided"),
+        (
+            named(json!([interfaces[1]])),
+            "no veth peer of container interface found in host ns",
+        ),
+        (
+            named(json!([sandboxed, interfaces[1]])),
+            "no veth peer of container interface found in host ns",
+        ),
+    ] {
+        for call in [&ours, &theirs] {
+            let (code, message, _) = call.run("ADD", &config).error();
+            assert_eq!((code, message.as_str()), (999, sentence));
+            let (_, message, _) = call.run("CHECK", &config).error();
+            assert_eq!(message, sentence);
+        }
+    }
+    assert_eq!(node.links(), [host_end(&before)]);
+    let shown = node.sh(&format!("tc qdisc show dev {}", host_end(&before)));
+    assert!(!shown.contains("tbf"), "{shown}");
+    // Both say more or less the same of a container without such an interface.
+    let elsewhere = |call: &Call| {
+        call.clone()
+            .ifname("eth7")
+            .run("ADD", &named(interfaces.clone()))
+    };
+    for call in [&ours, &theirs] {
+        let (_, message, _) = elsewhere(call).error();
+        let sentence = "container interface eth7 has no veth peer";
+        assert!(message.starts_with(sentence), "{message}");
+    }
 }

@@ -53,6 +53,14 @@ const BUFFER: usize = 28;
 const TBF_SIZE: usize = 36;
 
 impl TokenBucket {
+    /// Bytes of the largest packet that the kernel lets through (`psched_ns_t2l`): it counts no
+    /// more than 32 bits of nanoseconds here, and refuses a bucket in which there is no room.
+    pub fn largest_packet(self) -> u64 {
+        const NANOSECONDS: u64 = 1_000_000_000;
+        let time = (u64::from(self.buffer) * 64).min(u32::MAX.into());
+        time.wrapping_mul(self.rate) / NANOSECONDS
+    }
+
     fn options(self) -> Vec<DefaultNla> {
         let mut parameters = vec![0; TBF_SIZE];
         let rate = u32::try_from(self.rate).unwrap_or(u32::MAX);

@@ -2,21 +2,21 @@
 
 use std::fmt;
 
-use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
-
 use crate::cni::config::parse_cidr;
+use anyhow::{Context, Result};
+use crate::cni::error::{Code, coded};
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
 use crate::net::traffic::TokenBucket;
 use crate::net::traffic::selection::{End, Selection};
 
-/// How long a packet may wait in the kernel's queue: behind it, more are dropped.
-const LATENCY_MS: u64 = 25;
+/// Microseconds that a packet may wait in the kernel's queue: behind it, more are dropped.
+const LATENCY: f64 = 25_000.0;
 
-/// Ticks: the kernel counts no more than 32 bits of nanoseconds, 64 to a tick.
-const LONGEST_BURST: u32 = u32::MAX / 64;
+/// The kernel's ticks, of 64 ns each, in a microsecond.
+const TICKS: f64 = 15.625;
 
 /// Bytes: a burst must be below.
 const LARGEST_BURST: u64 = u32::MAX as u64;
@@ -98,16 +98,22 @@ impl Settings {
     /// Code 6 for a wrong type, 7 for what is wrong otherwise; each names the key.
     pub fn resolve(call: &Call) -> Result<Self> {
         let wire: Wire = call.config.read()?;
-        json::refuse(&wire.problems(""))?;
         let (_, limits) = wire.limits();
-        let limit = |rate, burst, end| {
-            let bucket = token_bucket(rate, burst)?;
+        let problems = json::refuse(&wire.problems(""));
+        // The reference has its own sentence for what is wrong with a limit.
+        match limits.directions().into_iter().find_map(Direction::flaw) {
+            Some(flaw) => problems.context(coded(Code::Config, flaw.sentence))?,
+            None => problems?,
+        }
+        let limit = |direction: Direction, end| {
+            let bucket = direction.bucket()?;
             let selection = limits.selection(end);
             Some(Limit { bucket, selection })
         };
+        let [ingress, egress] = limits.directions();
         Ok(Self {
-            ingress: limit(limits.ingress_rate, limits.ingress_burst, End::Source),
-            egress: limit(limits.egress_rate, limits.egress_burst, End::Destination),
+            ingress: limit(ingress, End::Source),
+            egress: limit(egress, End::Destination),
         })
     }
 
@@ -158,17 +164,14 @@ impl Wire {
     /// Values that are wrong by themselves or together.
     fn problems(&self, root: &str) -> Vec<Problem> {
         let (place, limits) = self.limits();
-        let mut problems: Vec<Problem> = [
-            ("ingress", limits.ingress_rate, limits.ingress_burst),
-            ("egress", limits.egress_rate, limits.egress_burst),
-        ]
-        .into_iter()
-        .filter_map(|(direction, rate, burst)| {
-            let (key, message) = problem(direction, rate, burst)?;
-            let path = json::below(root, &format!("{place}{direction}{key}"));
-            Some(Problem::new(path, message))
-        })
-        .collect();
+        let directions = limits.directions().into_iter();
+        let mut problems: Vec<Problem> = directions
+            .filter_map(|direction| {
+                let Flaw { key, message, .. } = direction.flaw()?;
+                let path = json::below(root, &format!("{place}{}{key}", direction.name));
+                Some(Problem::new(path, message))
+            })
+            .collect();
         let is_own = self.shaped_subnets.is_some() || self.unshaped_subnets.is_some();
         let place = if is_own { "" } else { place };
         let mut refuse = |key: &str, message| {
@@ -193,6 +196,21 @@ impl Wire {
 }
 
 impl WireBandwidth {
+    fn directions(&self) -> [Direction; 2] {
+        [
+            Direction {
+                name: "ingress",
+                rate: self.ingress_rate,
+                burst: self.ingress_burst,
+            },
+            Direction {
+                name: "egress",
+                rate: self.egress_rate,
+                burst: self.egress_burst,
+            },
+        ]
+    }
+
     /// Which packets are limited, those with the other side's address at `end`.
     fn selection(&self, end: End) -> Option<Selection> {
         let (written, are_limited) = if self.shaped_subnets.is_empty() {
@@ -209,43 +227,111 @@ impl WireBandwidth {
     }
 }
 
-/// Which key of a direction is wrong, and why.
-fn problem(direction: &str, rate: u64, burst: u64) -> Option<(&'static str, String)> {
-    match (rate, burst) {
-        (0, 0) => None,
-        (_, 0) => Some((
-            "Burst",
-            format!("must be set together with {direction}Rate"),
-        )),
-        (0, _) => Some((
-            "Rate",
-            format!("must be set together with {direction}Burst"),
-        )),
-        (1..8, _) => Some(("Rate", format!("{rate} is less than 8 bits per second"))),
-        (_, burst) if burst / 8 >= LARGEST_BURST => Some((
-            "Burst",
-            format!("{burst} bits are 4 GB or more, which the kernel cannot count"),
-        )),
-        (_, 1..8) => Some(("Burst", format!("{burst} is less than 8 bits"))),
-        _ => None,
+/// The limit of one direction, as written.
+#[derive(Debug, Clone, Copy)]
+struct Direction {
+    /// How its keys begin.
+    name: &'static str,
+    /// Bits per second.
+    rate: u64,
+    /// Bits.
+    burst: u64,
+}
+
+/// What is wrong with a limit.
+struct Flaw {
+    /// The end of the key.
+    key: &'static str,
+    /// What is wrong with it.
+    message: String,
+    /// What the reference says.
+    sentence: &'static str,
+}
+
+impl Direction {
+    fn flaw(self) -> Option<Flaw> {
+        let Self { name, rate, burst } = self;
+        let (key, message, sentence) = match (rate, burst) {
+            (0, 0) => return None,
+            (_, 0) => (
+                "Burst",
+                format!("must be set together with {name}Rate"),
+                "if rate is set, burst must also be set",
+            ),
+            (0, _) => (
+                "Rate",
+                format!("must be set together with {name}Burst"),
+                "if burst is set, rate must also be set",
+            ),
+            (_, burst) if burst / 8 >= LARGEST_BURST => (
+                "Burst",
+                format!("{burst} bits are 4 GB or more, which the kernel cannot count"),
+                "burst cannot be more than 4GB",
+            ),
+            (1..8, _) => (
+                "Rate",
+                format!("{rate} is less than 8 bits per second"),
+                REFUSED,
+            ),
+            (_, 1..8) => ("Burst", format!("{burst} is less than 8 bits"), REFUSED),
+            _ if self.bucket()?.largest_packet() == 0 => (
+                "Burst",
+                format!(
+                    "{burst} bits at {rate} bits per second: the kernel makes a bucket of it that no packet fits"
+                ),
+                REFUSED,
+            ),
+            _ => return None,
+        };
+        Some(Flaw {
+            key,
+            message,
+            sentence,
+        })
+    }
+
+    /// What the kernel is told: what the reference tells it, so that either can check what the
+    /// other set. The reference calculates with floating point numbers of 64 bits, whose
+    /// results it cuts to 32, and adds what was cut without regard to a carry.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "the reference loses the same digits"
+    )]
+    fn bucket(self) -> Option<TokenBucket> {
+        let (rate, burst) = (self.rate / 8, self.burst / 8);
+        if rate == 0 {
+            return None;
+        }
+        let burst = u32::try_from(burst).unwrap_or(u32::MAX);
+        let microseconds = cut(f64::from(burst) * 1_000_000.0 / rate as f64);
+        Some(TokenBucket {
+            rate,
+            limit: cut(rate as f64 * LATENCY / 1_000_000.0).wrapping_add(burst),
+            buffer: cut(f64::from(microseconds) * TICKS),
+        })
     }
 }
 
-/// What the kernel is told: as the reference, so that either can check what the other set.
-fn token_bucket(rate: u64, burst: u64) -> Option<TokenBucket> {
-    let (rate, burst) = (rate / 8, burst / 8);
-    if rate == 0 {
-        return None;
+/// What the reference says where the kernel refuses a bucket.
+const REFUSED: &str = "create qdisc: invalid argument";
+
+/// `number` as Go makes an unsigned integer of 32 bits of it: on x86-64 the lower half of a
+/// signed one of 64 bits, which is 2⁶³ for what does not fit; elsewhere the nearest.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "that is what it is for"
+)]
+fn cut(number: f64) -> u32 {
+    if cfg!(not(target_arch = "x86_64")) {
+        return number as u32;
     }
-    let capped = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-    // Whole microseconds, of 15.625 ticks each.
-    let microseconds = burst.saturating_mul(1_000_000) / rate;
-    Some(TokenBucket {
-        rate,
-        // u64::MAX / 8 times 25 is too much for 64 bits, and for the kernel anyway.
-        limit: capped((rate.saturating_mul(LATENCY_MS) / 1000).saturating_add(burst)),
-        buffer: capped(microseconds.saturating_mul(125) / 8).min(LONGEST_BURST),
-    })
+    const TOO_MUCH: f64 = 9_223_372_036_854_775_808.0;
+    if number < TOO_MUCH {
+        number as i64 as u32
+    } else {
+        0
+    }
 }
 
 #[cfg(test)]
@@ -273,8 +359,20 @@ mod tests {
             }
         );
         assert_eq!(limited.egress, None);
-        let huge = resolve(json!({"egressRate": u64::MAX, "egressBurst": 8})).unwrap();
-        assert_eq!(huge.egress.unwrap().bucket.limit, u32::MAX);
+        // Kubernetes' burst, as `tc` showed it behind the reference.
+        let pod = json!({"egressRate": 1_000_000, "egressBurst": 2_147_483_647});
+        assert_eq!(
+            resolve(pod).unwrap().egress.unwrap().bucket,
+            TokenBucket {
+                rate: 125_000,
+                limit: 268_438_580,
+                buffer: if cfg!(target_arch = "x86_64") {
+                    3_489_660_803
+                } else {
+                    u32::MAX
+                },
+            }
+        );
     }
 
     #[test]
@@ -298,44 +396,67 @@ mod tests {
 
     #[test]
     fn wrong_values_are_named() {
-        for (config, code, start) in [
-            (json!({"ingressRate": 8000}), 7, "ingressBurst: must be set"),
-            (json!({"egressBurst": 8000}), 7, "egressRate: must be set"),
+        for (config, code, start, details) in [
+            (
+                json!({"ingressRate": 8000}),
+                7,
+                "if rate is set, burst must also be set",
+                "ingressBurst: must be set",
+            ),
+            (
+                json!({"egressBurst": 8000}),
+                7,
+                "if burst is set, rate must also be set",
+                "egressRate: must be set",
+            ),
             (
                 json!({"egressRate": 7, "egressBurst": 8}),
                 7,
+                REFUSED,
                 "egressRate: 7 is less",
+            ),
+            (
+                json!({"egressRate": 80_000_000_000_u64, "egressBurst": 8}),
+                7,
+                REFUSED,
+                "egressBurst: 8 bits at 80000000000 bits per second",
             ),
             (
                 json!({"egressRate": 8000, "egressBurst": 34_359_738_360_u64}),
                 7,
+                "burst cannot be more than 4GB",
                 "egressBurst: 34359738360 bits",
             ),
             (
                 json!({"runtimeConfig": {"bandwidth": {"ingressRate": 8000}}}),
                 7,
+                "if rate is set, burst must also be set",
                 "runtimeConfig.bandwidth.ingressBurst: ",
             ),
-            (json!({"ingressRate": -1}), 6, "ingressRate: "),
+            (json!({"ingressRate": -1}), 6, "ingressRate: ", ""),
             (
                 json!({"shapedSubnets": ["10.0.0.0/33"]}),
                 7,
                 "shapedSubnets: \"10.0.0.0/33\" is no subnet",
+                "",
             ),
             (
                 json!({"runtimeConfig": {"bandwidth": {"unshapedSubnets": ["fd00::"]}}}),
                 7,
                 "runtimeConfig.bandwidth.unshapedSubnets: \"fd00::\" is no",
+                "",
             ),
             (
                 json!({"shapedSubnets": ["::/0"], "unshapedSubnets": ["10.0.0.0/8"]}),
                 7,
                 "unshapedSubnets: cannot be there together",
+                "",
             ),
         ] {
             let object = ErrorObject::from_error(&resolve(config).unwrap_err());
             assert_eq!(object.code, code, "{object}");
             assert!(object.msg.starts_with(start), "{object}");
+            assert!(object.details.starts_with(details), "{object}");
         }
         let found = validate("plugins[0]", &json!({"ingresRate": 5, "ingressRate": 8000}));
         let paths: Vec<&str> = found.iter().map(|p| p.path.as_str()).collect();

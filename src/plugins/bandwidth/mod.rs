@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, agree, coded, not_available};
+use crate::cni::error::{Code, agree, coded, detailed, not_available};
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Interface};
@@ -56,7 +56,7 @@ impl Plugin for Bandwidth {
         }
         let sides = step("open the namespaces", || Sides::open(call))?;
         let host = &sides.host;
-        let host_end = find_host_end(&sides, call)?;
+        let host_end = find_host_end(&sides, call, &result)?;
         if let Some(limit) = settings.ingress {
             undo.push("remove the limit", {
                 let (host, host_end) = (host.clone(), host_end.clone());
@@ -102,12 +102,12 @@ impl Plugin for Bandwidth {
 
     fn check(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
-        required_result(call)?;
+        let result = required_result(call)?;
         if !settings.any() {
             return Ok(());
         }
         let sides = Sides::open(call)?;
-        let host_end = find_host_end(&sides, call)?;
+        let host_end = find_host_end(&sides, call, &result)?;
         let mut differences = Vec::new();
         if let Some(wanted) = settings.ingress {
             differences.extend(compare(&sides.host, &host_end, &wanted)?);
@@ -189,17 +189,46 @@ fn required_result(call: &Call) -> Result<CniResult> {
     ))
 }
 
-/// The host's end of the pair whose other end is the container's interface.
-fn find_host_end(sides: &Sides, call: &Call) -> Result<Link> {
+/// The host's end of the pair whose other end is the container's interface: one that `result`
+/// names as the host's.
+fn find_host_end(sides: &Sides, call: &Call, result: &CniResult) -> Result<Link> {
     let ifname = &call.invocation.attachment.ifname;
-    let end = link::by_name(&sides.container, ifname)?
-        .with_context(|| format!("there is no link {ifname} in {}", sides.netns.path()))?;
-    let peer = end.peer.filter(|_| end.kind == "veth");
-    let peer = peer.with_context(|| format!("{ifname} is no veth: only those can be limited"))?;
+    if result.interfaces.is_empty() {
+        let advice = "the result of the plugin before this one must name the container's interface and its other end on the host";
+        return Err(detailed(Code::Internal, "no interfaces provided", advice));
+    }
+    let without_peer = |why: String| {
+        let sentence = format!("container interface {ifname} has no veth peer");
+        detailed(Code::Internal, sentence, why)
+    };
+    let end = link::by_name(&sides.container, ifname)?.ok_or_else(|| {
+        without_peer(format!(
+            "there is no link {ifname} in {}",
+            sides.netns.path()
+        ))
+    })?;
+    let peer = end
+        .peer
+        .filter(|_| end.kind == "veth")
+        .ok_or_else(|| without_peer(format!("{ifname} is no veth: only those can be limited")))?;
     // An index means something in its own namespace only: it is the pair if it points back.
-    link::by_index(&sides.host, peer)?
+    let host_end = link::by_index(&sides.host, peer)?
         .filter(|host_end| host_end.kind == "veth" && host_end.peer == Some(end.index))
-        .with_context(|| format!("the other end of {ifname} is not on this host"))
+        .ok_or_else(|| {
+            let sentence = format!("veth peer with index {peer} is not in host ns");
+            let why = format!("the other end of {ifname} is not on this host");
+            detailed(Code::Internal, sentence, why)
+        })?;
+    let mut on_host = result.interfaces.iter().filter(|i| i.sandbox.is_empty());
+    if on_host.any(|interface| interface.name == host_end.name) {
+        return Ok(host_end);
+    }
+    let why = format!(
+        "prevResult names no interface {} on the host, which is the other end of {ifname}",
+        host_end.name
+    );
+    let sentence = "no veth peer of container interface found in host ns";
+    Err(detailed(Code::Internal, sentence, why))
 }
 
 /// How the limit of `link` differs, in words.
