@@ -14,11 +14,13 @@ use crate::applets::{self, APPLETS, Applet};
 use crate::cni::error::{Code, ErrorObject};
 use crate::cni::version::Version;
 use crate::cni::{invocation, json};
+use crate::cnitool::output;
+use crate::cnitool::table::Line;
 use crate::runtime::cache::{self, Cache};
 use crate::runtime::gc;
 use crate::runtime::quiet;
 use crate::runtime::restore::{self, Outcome, Scope};
-use crate::{cnitool, fsutil, log};
+use crate::{cnitool, fsutil, log, text};
 
 /// The binary's own name. Under any other it is an applet.
 pub const NAME: &str = "cnibox";
@@ -91,8 +93,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() => return fail(error.render().to_string().trim_end()),
-        Err(error) => return print(&error.render().to_string()),
+        Err(error) => return output::usage(&error),
     };
     match cli.verb {
         // A configuration of "type": "cnibox": better an error than a success of nothing.
@@ -100,7 +101,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         None => print(&overview()),
         Some(Verb::List) => print(&applets::names().fold(String::new(), |all, n| all + n + "\n")),
         Some(Verb::Install(args)) => match install(&args) {
-            Ok(report) => print(&report),
+            Ok(report) => print_lines(report),
             Err(error) => fail(&format!("{NAME}: install: {error:#}")),
         },
         Some(Verb::Restore(args)) => {
@@ -127,9 +128,10 @@ pub fn unknown_applet(name: &str) -> ExitCode {
             ..ErrorObject::default()
         };
         if let Ok(bytes) = json::pretty(&object) {
-            drop(std::io::stdout().write_all(&bytes));
+            drop(crate::Stdout.write_all(&bytes));
         }
     }
+    let name = text::escape(name);
     fail(&format!(
         "{NAME}: no applet is called \"{name}\"{advice}\nthere are: {names}"
     ))
@@ -177,19 +179,26 @@ Commands:
     )
 }
 
+/// Prints a page of our own.
 fn print(text: &str) -> ExitCode {
-    let mut stdout = std::io::stdout().lock();
-    let printed = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush());
+    told(output::page(text))
+}
+
+/// Prints lines, whatever names are in them.
+fn print_lines(lines: Vec<String>) -> ExitCode {
+    let lines: Vec<Line> = lines.into_iter().map(Line::from).collect();
+    told(output::lines(&lines))
+}
+
+fn told(printed: Result<()>) -> ExitCode {
     match printed {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("{NAME}: write to stdout: {error}")),
+        Err(error) => fail(&format!("{NAME}: {error:#}")),
     }
 }
 
 fn fail(text: &str) -> ExitCode {
-    drop(writeln!(std::io::stderr(), "{text}"));
+    log::page(text);
     ExitCode::FAILURE
 }
 
@@ -198,7 +207,7 @@ const MODE: u32 = 0o755;
 
 /// Installs into a directory that runtimes are using: every name is replaced in one
 /// step by something complete, the binary first. Answers what was done.
-fn install(args: &InstallArgs) -> Result<String> {
+fn install(args: &InstallArgs) -> Result<Vec<String>> {
     fsutil::create_directory(&args.dir, MODE)?;
     // The lock is not taken through a symlink.
     let dir =
@@ -216,18 +225,18 @@ fn install(args: &InstallArgs) -> Result<String> {
     let bytes = fs::read("/proc/self/exe").context("read this binary")?;
     let others = others(&dir)?;
     fsutil::replace_durably(&binary, MODE, &bytes)?;
-    let mut report = vec![format!("{} ({} bytes)\n", binary.display(), bytes.len())];
+    let mut report = vec![format!("{} ({} bytes)", binary.display(), bytes.len())];
     for name in applets::names() {
         let link = dir.join(name);
         if args.copy {
             fsutil::replace_durably(&link, MODE, &bytes)?;
-            report.push(format!("{} (copy)\n", link.display()));
+            report.push(format!("{} (copy)", link.display()));
         } else if args.hardlink {
             fsutil::replace_with_hard_link(&link, &binary)?;
-            report.push(format!("{} (hard link)\n", link.display()));
+            report.push(format!("{} (hard link)", link.display()));
         } else {
             fsutil::replace_with_symlink(&link, Path::new(NAME))?;
-            report.push(format!("{} -> {NAME}\n", link.display()));
+            report.push(format!("{} -> {NAME}", link.display()));
         }
     }
     for (name, other) in others {
@@ -243,7 +252,7 @@ fn install(args: &InstallArgs) -> Result<String> {
     if let Err(error) = fs::File::open(&dir).and_then(|dir| dir.sync_all()) {
         log::warn(&format!("sync {}: {error}", dir.display()));
     }
-    Ok(report.concat())
+    Ok(report)
 }
 
 /// What somebody made of the binary that is replaced, under a name that ends in an applet's.
@@ -328,9 +337,9 @@ fn restore(args: &RestoreArgs) -> Result<ExitCode> {
         }
     });
     lines.push(format!(
-        "attachments of which nothing was missing: {complete}\n"
+        "attachments of which nothing was missing: {complete}"
     ));
-    let printed = print(&lines.join("\n"));
+    let printed = print_lines(lines);
     Ok(if failed == 0 {
         printed
     } else {

@@ -21,7 +21,9 @@ mod net;
 mod netfilter;
 mod plugins;
 mod runtime;
+mod shell;
 mod survey;
+mod text;
 mod undo;
 
 use std::ffi::OsString;
@@ -91,6 +93,10 @@ fn run(applet: &Applet, name: &str, args: Vec<OsString>, stdin: &mut dyn Input) 
 struct Stdout;
 
 impl Write for Stdout {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the door of the protocol"
+    )]
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         Ok(nix::unistd::write(std::io::stdout(), bytes)?)
     }

@@ -233,8 +233,9 @@ fn assert_true(bench: &Bench, told: &str, address: &str, result: &str) {
         let Some(listed) = rule.trim().strip_prefix("nft add rule ") else {
             continue;
         };
-        let listed = listed.splitn(4, ' ').nth(3).unwrap();
-        assert!(rules.contains(listed), "{rule}\nin {told}");
+        // What the shell, which it is quoted for, makes of it.
+        let listed = shlex::split(listed).unwrap()[3..].join(" ");
+        assert!(rules.contains(&listed), "{rule}\nin {told}");
     }
     let host_end = host_end(told);
     assert!(bench.node.links().contains(&host_end), "{host_end}");

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::error::{Code, ErrorObject, coded, detailed};
 use super::json;
+use crate::{log, text};
 
 /// The executable of plugin `name`: the first regular file of that name in `path`.
 ///
@@ -120,12 +121,13 @@ fn spawn(executable: &Path, env: &[(&str, &str)], stdin: &[u8]) -> std::io::Resu
 fn pass_on(mut notes: impl Read) -> Vec<u8> {
     let mut kept = Vec::new();
     let mut chunk = [0; 4096];
+    let mut shown = text::Stream::default();
     while let Ok(length @ 1..) = notes.read(&mut chunk) {
         let read = chunk.get(..length).unwrap_or_default();
-        // Best effort: a closed stderr is no reason to fail.
-        drop(std::io::stderr().write_all(read));
+        log::pass_on(&shown.escape(read));
         kept.extend_from_slice(read);
     }
+    log::pass_on(&shown.finish());
     kept
 }
 

@@ -300,7 +300,7 @@ fn about(name: &str, plugin: &dyn Plugin) {
         versions.join(", "),
         env!("CARGO_PKG_VERSION"),
     );
-    drop(std::io::stderr().write_all(text.as_bytes()));
+    log::page(&text);
 }
 
 struct Session<'a> {

@@ -37,7 +37,7 @@ pub fn add(options: &Options, args: &AddArgs) -> Result<ExitCode> {
         }
         let _lock = keep_collectors_out();
         let print =
-            |result: &CniResult| output::deliver(&json::pretty(&result.to_wire(chain.version())?)?);
+            |result: &CniResult| output::answer(json::pretty(&result.to_wire(chain.version())?)?);
         let added = chain.add(&parameters, on_failure, print);
         added.map(drop).inspect_err(|_| {
             hint_at_netns(&parameters.netns);

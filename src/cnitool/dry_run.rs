@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::output;
+use super::table::Line;
 use crate::applets;
 use crate::cni::collector::{Collector, Run};
 use crate::cni::delegate;
@@ -32,13 +33,13 @@ use crate::runtime::parameters::Parameters;
 /// Those of ADD that can be foreseen; what comes before is printed.
 pub fn add(chain: &Chain<'_>, path: &str, parameters: &Parameters) -> Result<()> {
     let steps = chain.steps_of_add(parameters)?;
-    let mut text = format!("{}\n", gc::describe(parameters));
-    let done = add_each(chain, &steps, path, parameters, &mut text);
+    let mut lines = vec![gc::describe(parameters).into()];
+    let done = add_each(chain, &steps, path, parameters, &mut lines);
     if done.is_ok() {
         let file = chain.cache_file(parameters);
-        text = format!("{text}would keep the result in {}\n", file.display());
+        lines.push(format!("would keep the result in {}", file.display()).into());
     }
-    output::answer(text.as_bytes())?;
+    output::lines(&lines)?;
     done
 }
 
@@ -47,13 +48,13 @@ fn add_each(
     steps: &[Step<'_>],
     path: &str,
     parameters: &Parameters,
-    text: &mut String,
+    lines: &mut Vec<Line>,
 ) -> Result<()> {
     let mut result: Option<CniResult> = None;
     // The last plugin whose result cannot be known.
     let mut unknown: Option<&str> = None;
     for step in steps {
-        text.push_str(&headline(step, Command::Add));
+        lines.push(headline(step, Command::Add));
         let mut preview = Preview::default();
         let plugin = own(step);
         let told = match (plugin, &result, unknown) {
@@ -82,7 +83,7 @@ fn add_each(
                 )
             }
         };
-        text.extend(preview.into_lines().into_iter().map(line));
+        lines.extend(preview.into_lines().into_iter().map(line));
         match told.with_context(|| step.failed("add"))? {
             Some(known) => result = Some(known),
             None => unknown = Some(&step.plugin.plugin),
@@ -127,8 +128,8 @@ fn ask(
 /// # Errors
 /// When a plugin cannot tell.
 pub fn del(chain: &Chain<'_>, path: &str, parameters: &Parameters) -> Result<()> {
-    let mut lines = vec![format!("{}\n", gc::describe(parameters))];
-    lines.extend(existing_link(parameters)?);
+    let mut lines = vec![gc::describe(parameters).into()];
+    lines.extend(existing_link(parameters)?.map(Line::from));
     let requests = |valid: &[Attachment]| chain.gc_requests(valid);
     let with = requests(std::slice::from_ref(&parameters.attachment));
     let without = requests(&[]);
@@ -146,18 +147,18 @@ pub fn del(chain: &Chain<'_>, path: &str, parameters: &Parameters) -> Result<()>
                 let kept: BTreeSet<String> = stale(plugin, path, &this)?.into_iter().collect();
                 let mut gone = stale(plugin, path, &none)?;
                 gone.retain(|what| !kept.contains(what));
-                lines.extend(gone.into_iter().map(|what| format!("  {what}\n")));
+                lines.extend(gone.into_iter().map(|what| format!("  {what}").into()));
             }
             (Err(error), _) | (_, Err(error)) => {
-                lines.push(format!("cannot run DEL: {error:#}\n"));
+                lines.push(format!("cannot run DEL: {error:#}").into());
             }
         }
     }
     let file = chain.cache_file(parameters);
     if file.exists() {
-        lines.push(format!("would remove {}\n", file.display()));
+        lines.push(format!("would remove {}", file.display()).into());
     }
-    output::answer(lines.concat().as_bytes())
+    output::lines(&lines)
 }
 
 /// What a GC with this configuration would do, in the words of a dry run. Versions before
@@ -200,7 +201,7 @@ fn existing_link(parameters: &Parameters) -> Result<Option<String>> {
     } else {
         format!(" with {}", addresses.join(", "))
     };
-    Ok(Some(format!("there is {ifname}{kind}{with}\n")))
+    Ok(Some(format!("there is {ifname}{kind}{with}")))
 }
 
 /// Prints which plugins would be asked; they change nothing by themselves.
@@ -208,11 +209,11 @@ fn existing_link(parameters: &Parameters) -> Result<Option<String>> {
 /// # Errors
 /// Names a plugin that is missing.
 pub fn check(chain: &Chain<'_>, parameters: &Parameters) -> Result<()> {
-    let mut lines = vec![format!("{}\n", gc::describe(parameters))];
+    let mut lines = vec![gc::describe(parameters).into()];
     for step in chain.all_steps(Command::Check)? {
         lines.push(headline(&step, Command::Check));
     }
-    output::answer(lines.concat().as_bytes())
+    output::lines(&lines)
 }
 
 /// The plugin of `step`, if it is one of ours.
@@ -224,14 +225,12 @@ fn own(step: &Step<'_>) -> Option<&'static dyn Plugin> {
     )
 }
 
-fn headline(step: &Step<'_>, command: Command) -> String {
+fn headline(step: &Step<'_>, command: Command) -> Line {
     let (word, plugin) = (command.as_str(), &step.plugin.plugin);
-    format!(
-        "would run {word} {plugin} ({})\n",
-        Path::new(&step.executable).display()
-    )
+    let file = Path::new(&step.executable).display();
+    format!("would run {word} {plugin} ({file})").into()
 }
 
-fn line((subject, what): (Subject, String)) -> String {
-    format!("  {subject:<8} {what}\n")
+fn line((subject, what): (Subject, String)) -> Line {
+    format!("  {subject:<8} {what}").into()
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
+use super::table::Line;
 use super::{GcArgs, Options, commands, output, see};
 use crate::applets;
 use crate::cni::collector::{Collector, Run};
@@ -209,8 +210,8 @@ impl Document<'_> {
             format!("would keep container {id}, interface {ifname}")
         });
         let lines = stale.chain(self.notes.iter().cloned()).chain(kept);
-        let lines: String = lines.map(|line| line + "\n").collect();
-        output::answer(lines.as_bytes())
+        let lines: Vec<Line> = lines.map(Line::from).collect();
+        output::lines(&lines)
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::table::{self, Cell, Tone, headings, is_coloured};
+use super::table::{self, Cell, Line, Tone, headings};
 use super::{ListArgs, Options, output};
 use crate::cni::json::{self as wire, Object};
 use crate::runtime::chain::find;
@@ -22,14 +22,13 @@ pub fn run(options: &Options, args: &ListArgs) -> Result<ExitCode> {
     let directory = directory::load(options.conf())?;
     let directories: Vec<PathBuf> = std::env::split_paths(options.path()).collect();
     let locate = |plugin: &str| find(plugin, &directories).ok();
-    let text = if args.json {
+    if args.json {
         let mut document = wire::pretty(&document(&directory, &locate))?;
         document.push(b'\n');
-        document
+        output::document(document)?;
     } else {
-        render(&directory, &locate, is_coloured()).into_bytes()
-    };
-    output::answer(&text)?;
+        output::lines(&render(&directory, &locate))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -98,17 +97,17 @@ fn ipam_type(plugin: &Object) -> Option<String> {
 
 const HEADER: [&str; 5] = ["NAME", "VERSION", "FILE", "PLUGIN", "EXECUTABLE"];
 
-fn render(directory: &Directory, locate: Locate<'_>, is_coloured: bool) -> String {
+fn render(directory: &Directory, locate: Locate<'_>) -> Vec<Line> {
     let mut rows = vec![headings(&HEADER)];
     for network in &directory.networks {
         rows.extend(rows_of(network, locate));
     }
     let mut lines = if directory.networks.is_empty() {
-        vec![format!("no networks in {}", directory.path.display())]
+        vec![format!("no networks in {}", directory.path.display()).into()]
     } else {
-        table::lines(&rows, is_coloured)
+        table::lines(&rows)
     };
-    let mut tell = |tone, text: String| lines.push(table::paint(&text, tone, is_coloured));
+    let mut tell = |tone, text: String| lines.push(Line::toned(text, tone));
     for network in &directory.networks {
         if let Some(first) = earlier(directory, network) {
             let (file, first_file) = (network.file.display(), first.file.display());
@@ -120,7 +119,7 @@ fn render(directory: &Directory, locate: Locate<'_>, is_coloured: bool) -> Strin
     for broken in &directory.broken {
         tell(Tone::Bad, format!("broken: {broken}"));
     }
-    lines.join("\n") + "\n"
+    lines
 }
 
 /// One row for each plugin and each delegate; the first one names the network.
@@ -181,8 +180,10 @@ mod tests {
         };
         let locate =
             |plugin: &str| (plugin != "portmap").then(|| PathBuf::from(format!("/bin/{plugin}")));
+        let lines = render(&directory, &locate);
+        let lines: Vec<String> = lines.iter().map(|line| format!("{line}\n")).collect();
         assert_eq!(
-            render(&directory, &locate, false),
+            lines.concat(),
             "\
 NAME   VERSION  FILE               PLUGIN               EXECUTABLE
 dbnet  1.1.0    /net.d/1.conflist  bridge               /bin/bridge

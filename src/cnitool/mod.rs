@@ -7,10 +7,10 @@ mod dry_run;
 mod exec;
 mod gc;
 mod list;
-mod output;
+pub mod output;
 mod packet;
 mod see;
-mod table;
+pub mod table;
 mod trace;
 mod validate;
 

@@ -1,42 +1,74 @@
-//! The one place where cnitool prints: answers on stdout, everything else on stderr.
+//! The one place where answers are printed on stdout; everything else goes to stderr, through
+//! [`crate::log`]. Lines for people have no control characters in them, whatever the names in
+//! them are; documents for machines are exact.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use super::table::{self, Line};
 use crate::cni::error::{Code, Coded, ErrorObject, coded};
+use crate::{log, text};
 
-/// Prints an answer, as it is.
+/// Prints a document that somebody depends on: who does not get it is told.
 ///
 /// # Errors
 /// Code 5 when stdout is closed or full.
-pub fn answer(bytes: &[u8]) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    stdout
-        .write_all(bytes)
-        .and_then(|()| stdout.flush())
-        .context(coded(Code::Io, "write the answer to stdout"))
+pub fn answer(document: Vec<u8>) -> Result<()> {
+    write(&text::json(document)).context(coded(Code::Io, "write the answer to stdout"))
 }
 
-/// Prints what is in vain unless somebody receives it.
+/// Prints a JSON document to look at.
 ///
 /// # Errors
-/// Code 5 when stdout is closed, full, or a pipe that nobody reads any more.
-pub fn deliver(bytes: &[u8]) -> Result<()> {
+/// Code 5 when stdout is full. A reader who has seen enough is none.
+pub fn document(document: Vec<u8>) -> Result<()> {
+    show(&text::json(document))
+}
+
+/// Prints lines for people.
+///
+/// # Errors
+/// As [`document`].
+pub fn lines(lines: &[Line]) -> Result<()> {
+    let is_coloured = table::is_coloured();
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(&line.render(is_coloured));
+        text.push('\n');
+    }
+    show(text.as_bytes())
+}
+
+/// Prints text of our own whose lines stay lines, such as help or a picture.
+///
+/// # Errors
+/// As [`document`].
+pub fn page(text: &str) -> Result<()> {
+    show(text::page(text).as_bytes())
+}
+
+fn show(bytes: &[u8]) -> Result<()> {
+    match write(bytes) {
+        // As in `cnitool ps | head`.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context(coded(Code::Io, "write the answer to stdout")),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the door to stdout")]
+fn write(bytes: &[u8]) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout
-        .write_all(bytes)
-        .and_then(|()| stdout.flush())
-        .context(coded(Code::Io, "write the result to stdout"))
+    stdout.write_all(bytes).and_then(|()| stdout.flush())
 }
 
-/// Prints a line for the operator. A closed stderr is nobody's error.
-pub fn note(line: &str) {
-    drop(writeln!(std::io::stderr(), "{line}"));
+/// Prints a note for the operator. A closed stderr is nobody's error.
+pub fn note(text: &str) {
+    log::say(text);
 }
 
-/// Prints an error with its causes, on one line.
+/// Prints an error with its causes.
 pub fn report(error: &anyhow::Error) {
     note(&describe(error));
 }
@@ -59,9 +91,9 @@ pub fn describe(error: &anyhow::Error) -> String {
 pub fn usage(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     if !error.use_stderr() {
-        return answer(text.as_bytes()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+        return page(&text).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
-    note(text.trim_end());
+    log::page(&text);
     ExitCode::FAILURE
 }
 

@@ -74,20 +74,22 @@ impl Drop for StepsFile {
 impl Observer for Trace {
     fn starts(&self, call: &PluginCall<'_>) {
         if self.verbose {
-            output::note(&format!(
-                "--> {} {} ({})\n    stdin: {}",
-                call.command.as_str(),
-                call.plugin,
-                call.executable.display(),
-                String::from_utf8_lossy(call.stdin),
-            ));
+            let (command, plugin) = (call.command.as_str(), call.plugin);
+            let file = call.executable.display();
+            output::note(&format!("--> {command} {plugin} ({file})"));
+            let stdin = String::from_utf8_lossy(call.stdin);
+            for line in indented("stdin: ", &stdin) {
+                output::note(&line);
+            }
         }
     }
 
     fn ended(&self, call: &PluginCall<'_>, outcome: &Result<Vec<u8>>, took: Duration) {
         let milliseconds = took.as_secs_f64() * 1e3;
         if self.verbose {
-            output::note(&ending(call, outcome, milliseconds));
+            for line in ending(call, outcome, milliseconds) {
+                output::note(&line);
+            }
         }
         if let Some(steps) = &self.timing {
             output::note(&format!(
@@ -130,23 +132,34 @@ fn lines(told: &Steps, called: &str) -> Vec<String> {
         .collect()
 }
 
-fn ending(call: &PluginCall<'_>, outcome: &Result<Vec<u8>>, milliseconds: f64) -> String {
+/// How a call ended, line by line.
+fn ending(call: &PluginCall<'_>, outcome: &Result<Vec<u8>>, milliseconds: f64) -> Vec<String> {
     let (command, plugin) = (call.command.as_str(), call.plugin);
     match outcome {
         Ok(printed) => {
-            let mut text = format!("<-- {command} {plugin}: ok in {milliseconds:.1} ms");
-            let printed = String::from_utf8_lossy(printed);
-            for (index, line) in printed.lines().enumerate() {
-                let label = if index == 0 { "stdout: " } else { "        " };
-                text = format!("{text}\n    {label}{line}");
-            }
-            text
+            let mut lines = vec![format!(
+                "<-- {command} {plugin}: ok in {milliseconds:.1} ms"
+            )];
+            lines.extend(indented("stdout: ", &String::from_utf8_lossy(printed)));
+            lines
         }
-        Err(error) => format!(
-            "<-- {command} {plugin}: failed in {milliseconds:.1} ms\n    error: {}",
-            output::describe(error)
-        ),
+        Err(error) => vec![
+            format!("<-- {command} {plugin}: failed in {milliseconds:.1} ms"),
+            format!("    error: {}", output::describe(error)),
+        ],
     }
+}
+
+/// The lines of `text` below its label.
+fn indented(label: &str, text: &str) -> Vec<String> {
+    let width = label.len();
+    let lines = text.lines().enumerate();
+    lines
+        .map(|(index, line)| {
+            let label = if index == 0 { label } else { "" };
+            format!("    {label:width$}{line}")
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -166,11 +179,16 @@ mod tests {
         };
         assert_eq!(
             ending(&call, &Ok(b"{\n    \"x\": 1\n}".to_vec()), 1.25),
-            "<-- ADD a: ok in 1.2 ms\n    stdout: {\n                \"x\": 1\n            }"
+            [
+                "<-- ADD a: ok in 1.2 ms",
+                "    stdout: {",
+                "                \"x\": 1",
+                "            }"
+            ]
         );
         assert_eq!(
             ending(&call, &Err(anyhow::anyhow!("no")), 1.0),
-            "<-- ADD a: failed in 1.0 ms\n    error: no"
+            ["<-- ADD a: failed in 1.0 ms", "    error: no"]
         );
     }
 }

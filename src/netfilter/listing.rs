@@ -7,6 +7,7 @@ use super::iptables::Iptables;
 use super::nftables::Tag;
 use super::{BackendName, Mapping, Owner, nftables};
 use crate::cni::invocation::Attachment;
+use crate::shell::ShellCommand;
 
 /// Every rule that says whose it is.
 #[derive(Debug, Default)]
@@ -40,7 +41,7 @@ pub struct OwnedRule {
     /// Who made it.
     pub backend: BackendName,
     /// The command that shows it and its neighbours.
-    pub command: String,
+    pub command: ShellCommand,
     /// The rule, in the words of its backend.
     pub text: String,
     /// What it is for.

@@ -17,6 +17,7 @@ use crate::netfilter::{Mapping, Protocol};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::ipam::pool::{Holder, Pool, Record};
 use crate::runtime::network::{PluginConfiguration, plugin_member};
+use crate::shell::ShellCommand;
 
 /// One attachment, and all that there is of it.
 #[derive(Debug, Clone)]
@@ -510,7 +511,7 @@ fn leftovers(view: &View<'_>) -> Vec<String> {
     }
     let links = view.host_end.iter().chain(&view.others);
     left.extend(links.map(|link| format!("link {}", link.name)));
-    let mut chains: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut chains: BTreeMap<&ShellCommand, usize> = BTreeMap::new();
     for rule in &view.rules {
         *chains.entry(&rule.command).or_default() += 1;
     }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::facts::{Facts, Inside, has_gateway_here, no_answers, outside};
-use super::{Finding, attach_again, ip, name};
+use super::{Finding, attach_again, ip, name, set_sysctl_inside};
 use crate::cni::result::Route;
 use crate::net::link::Link;
 use crate::net::route::MAIN_TABLE;
 use crate::runtime::network::plugin_member;
+use crate::shell::{ShellScript, shell};
 use crate::survey::Namespace;
 use crate::survey::attachment::{State, View};
 use crate::survey::stack::Stack;
@@ -32,7 +33,7 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         let what = format!("its result cannot be used: {why}");
         let why =
             "if no runtime is writing it just now, none can check it, or delete it as it was made";
-        findings.push(Finding::error(name(view), what, why, format!("rm {file}")));
+        findings.push(Finding::error(name(view), what, why, shell!["rm", file]));
     }
     let Some(link) = view.link else {
         let what = format!("{} is gone", view.attachment.ifname);
@@ -65,7 +66,7 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
 fn orphan(view: &View<'_>, left: &[String]) -> Finding {
     let what = format!("it is gone, and left {}", left.join(", "));
     let why = "its address cannot be used again, and its rules may lead packets astray";
-    let mend = format!("cnitool gc {}", view.network);
+    let mend = shell!["cnitool", "gc", view.network];
     Finding::warning(name(view), what, why, mend)
 }
 
@@ -87,7 +88,9 @@ fn link_state(view: &View<'_>, link: &Link) -> Vec<Finding> {
             name(view),
             format!("{ifname} is down"),
             "nothing leaves the container or reaches it",
-            format!("{ip} link set {ifname} up && {}", put_back(view)),
+            ip.clone()
+                .args(["link", "set", ifname, "up"])
+                .and(put_back(view)),
         ));
     }
     if link.is_without_arp && link.kind == "veth" {
@@ -95,7 +98,7 @@ fn link_state(view: &View<'_>, link: &Link) -> Vec<Finding> {
             name(view),
             format!("{ifname} does not use ARP"),
             "the container finds none of its neighbours, its gateway included",
-            format!("{ip} link set {ifname} arp on"),
+            ip.args(["link", "set", ifname, "arp", "on"]),
         ));
     }
     findings
@@ -109,7 +112,7 @@ fn loopback(view: &View<'_>, stack: &Stack) -> Option<Finding> {
         name(view),
         "its loopback interface lo is down",
         "its processes do not reach each other at 127.0.0.1, nor itself at its own addresses",
-        format!("{} link set lo up", ip(view)),
+        ip(view).args(["link", "set", "lo", "up"]),
     ))
 }
 
@@ -121,10 +124,7 @@ fn silent(view: &View<'_>, inside: &Inside, link: &Link) -> Option<Finding> {
         name(view),
         format!("net/{key} is 8: it answers no ARP on {}", link.name),
         "neither its gateway nor its neighbours find it",
-        format!(
-            "nsenter --net={} sysctl -w net/{key}=0",
-            view.netns.unwrap_or_default()
-        ),
+        set_sysctl_inside(view, &format!("net/{key}"), "0"),
     ))
 }
 
@@ -149,18 +149,17 @@ fn addresses(facts: &Facts<'_>, view: &View<'_>, stack: &Stack, link: &Link) -> 
                 link.mtu
             ),
             "the container has lost its IPv6 addresses and routes",
-            format!("{ip} link set {ifname} mtu {mtu} && {}", put_back(view)),
+            ip.clone()
+                .args(["link", "set", ifname, "mtu", &mtu.to_string()])
+                .and(put_back(view)),
         ));
     } else if is_off && has_ipv6 {
-        let netns = view.netns.unwrap_or_default();
+        let key = format!("net/{key}");
         findings.push(Finding::error(
             name(view),
             format!("IPv6 is switched off on {ifname}"),
             "the container has lost its IPv6 addresses and routes",
-            format!(
-                "nsenter --net={netns} sysctl -w net/ipv6/conf/{ifname}/disable_ipv6=0 && {}",
-                put_back(view)
-            ),
+            set_sysctl_inside(view, &key, "0").and(put_back(view)),
         ));
     }
     for net in &view.addresses {
@@ -175,14 +174,18 @@ fn addresses(facts: &Facts<'_>, view: &View<'_>, stack: &Stack, link: &Link) -> 
                 "others find nobody at the address that the container was given",
                 put_back(view),
             )),
-            Some(address) if address.is_duplicate => findings.push(Finding::error(
-                name(view),
-                format!("{net} on {ifname} is somebody else's too: duplicate address detection failed"),
-                "the kernel does not use the address",
-                format!(
-                    "find the other with `{ip} neighbour`, then: {ip} address del {net} dev {ifname} && {ip} address add {net} dev {ifname}"
-                ),
-            )),
+            Some(address) if address.is_duplicate => {
+                let net_text = net.to_string();
+                let find = ip.clone().arg(&"neighbour");
+                let change = |verb| ip.clone().args(["address", verb, &net_text, "dev", ifname]);
+                let again = change("del").and(change("add"));
+                findings.push(Finding::error(
+                    name(view),
+                    format!("{net} on {ifname} is somebody else's too: duplicate address detection failed"),
+                    "the kernel does not use the address",
+                    format!("find the other with `{find}`, then: {again}"),
+                ));
+            }
             Some(_) => {}
         }
     }
@@ -190,23 +193,26 @@ fn addresses(facts: &Facts<'_>, view: &View<'_>, stack: &Stack, link: &Link) -> 
 }
 
 /// The command that gives the interface the addresses and routes of its result again.
-fn put_back(view: &View<'_>) -> String {
+fn put_back(view: &View<'_>) -> ShellScript {
     let (ip, ifname) = (ip(view), &view.attachment.ifname);
-    let mut commands: Vec<String> = Vec::new();
+    let mut commands = Vec::new();
     for net in &view.addresses {
-        let nodad = if net.addr().is_ipv6() { " nodad" } else { "" };
-        commands.push(format!("{ip} address replace {net} dev {ifname}{nodad}"));
+        let nodad = net.addr().is_ipv6().then_some("nodad");
+        let net = net.to_string();
+        let replace = ip.clone().args(["address", "replace", &net, "dev", ifname]);
+        commands.push(replace.args(nodad));
     }
     let record = view.record();
     for route in record.map_or(&[][..], |record| &record.result.routes) {
         let route = destination(view, route);
-        commands.push(format!("{ip} route replace {route} dev {ifname}"));
+        let replace = ip.clone().args(["route", "replace"]).args(&route);
+        commands.push(replace.args(["dev", ifname]));
     }
-    commands.join(" && ")
+    ShellScript::all(commands)
 }
 
 /// A route of the result in the words of `ip route`: `default via 10.9.0.1`.
-fn destination(view: &View<'_>, route: &Route) -> String {
+fn destination(view: &View<'_>, route: &Route) -> Vec<String> {
     let dst = match (route.dst.prefix_len(), route.dst.addr().is_ipv4()) {
         (0, true) => "default".to_owned(),
         (0, false) => "::/0".to_owned(),
@@ -219,8 +225,8 @@ fn destination(view: &View<'_>, route: &Route) -> String {
         .gw
         .or_else(|| ips.find_map(|ip| ip.gateway.filter(is_alike)));
     match gateway {
-        Some(gateway) => format!("{dst} via {gateway}"),
-        None => dst,
+        Some(gateway) => vec![dst, "via".to_owned(), gateway.to_string()],
+        None => vec![dst],
     }
 }
 
@@ -254,11 +260,9 @@ fn duplicates(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
                 &object,
                 format!("both have {twice}"),
                 "packets for it reach now the one and now the other",
-                format!(
-                    "{} address del {twice}/{length} dev {}",
-                    ip(wrong),
-                    wrong.attachment.ifname
-                ),
+                ip(wrong)
+                    .args(["address", "del", &format!("{twice}/{length}")])
+                    .args(["dev", &wrong.attachment.ifname]),
             ));
         }
         let same_mac = other
@@ -271,12 +275,9 @@ fn duplicates(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
                 &object,
                 format!("both have hardware address {}", link.mac),
                 "the bridge sends the frames of both to whichever sent last",
-                format!(
-                    "{} link set {} address {}",
-                    ip(wrong),
-                    wrong.attachment.ifname,
-                    given_mac(wrong).unwrap_or("MAC"),
-                ),
+                ip(wrong)
+                    .args(["link", "set", &wrong.attachment.ifname, "address"])
+                    .arg(&given_mac(wrong).unwrap_or("MAC")),
             ));
         }
     }
@@ -290,7 +291,7 @@ fn duplicates(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
                 name(view),
                 format!("its address {ip} is also the host's, on {host_link}"),
                 "the host takes the packets for the container",
-                format!("ip address del {} dev {host_link}", address.net),
+                shell!["ip", "address", "del", address.net, "dev", host_link],
             ));
         }
     }
@@ -308,13 +309,13 @@ fn twin(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Option<Finding> {
             && !link.mac.is_empty()
     })?;
     let mend = if let Some(given) = given_mac(view) {
-        format!("{} link set {} address {given}", ip(view), link.name)
+        ip(view).args(["link", "set", &link.name, "address", given])
     } else {
         let record = view.record();
         let mut made = record.map_or(&[][..], |r| &r.result.interfaces).iter();
         let made = made.find(|i| i.name == twin.name && i.sandbox.is_empty());
         let mac = made.map_or("MAC", |interface| &interface.mac);
-        format!("ip link set {} address {mac}", twin.name)
+        shell!["ip", "link", "set", twin.name, "address", mac]
     };
     Some(Finding::error(
         name(view),
@@ -356,7 +357,7 @@ fn mtu(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
                 link.mtu, narrow.mtu, narrow.name
             ),
             "large packets are lost without a word: connections hang once data flows",
-            format!("{ip} link set {ifname} mtu {}", narrow.mtu),
+            ip.args(["link", "set", ifname, "mtu", &narrow.mtu.to_string()]),
         ));
         return findings;
     }
@@ -368,7 +369,8 @@ fn mtu(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
                 link.mtu, end.mtu, end.name
             ),
             "large packets for the container are lost without a word, those of UDP at least",
-            format!("{ip} link set {ifname} mtu {}", end.mtu),
+            ip.clone()
+                .args(["link", "set", ifname, "mtu", &end.mtu.to_string()]),
         ));
     }
     let uplinks = view
@@ -377,6 +379,8 @@ fn mtu(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
         .filter_map(|net| facts.uplink(net.addr()));
     let uplink = uplinks.min_by_key(|uplink| uplink.mtu);
     if let Some(uplink) = uplink.filter(|uplink| uplink.mtu < link.mtu && has_gateway_here(view)) {
+        let mtu = uplink.mtu.to_string();
+        let narrow = ip.args(["link", "set", ifname, "mtu", &mtu]);
         findings.push(Finding::warning(
             name(view),
             format!(
@@ -384,10 +388,7 @@ fn mtu(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Vec<Finding> {
                 link.mtu, uplink.mtu, uplink.name
             ),
             "large packets depend on ICMP answers, which firewalls like to drop",
-            format!(
-                "set \"mtu\": {} in the configuration; until then {ip} link set {ifname} mtu {0}",
-                uplink.mtu
-            ),
+            format!("set \"mtu\": {mtu} in the configuration; until then {narrow}"),
         ));
     }
     findings
@@ -419,9 +420,12 @@ fn routes(view: &View<'_>, stack: &Stack) -> Vec<Finding> {
         let route = destination(view, wanted);
         findings.push(Finding::error(
             name(view),
-            format!("there is no route to {route}"),
+            format!("there is no route to {}", route.join(" ")),
             "the container cannot send there",
-            format!("{ip} route replace {route} dev {}", view.attachment.ifname),
+            ip.clone()
+                .args(["route", "replace"])
+                .args(&route)
+                .args(["dev", &view.attachment.ifname]),
         ));
     }
     findings
@@ -446,7 +450,8 @@ fn ways_out(
             name(view),
             format!("a route says {kind} for {}", route.dst),
             "what the container sends there is dropped",
-            format!("{ip} route del {kind} {}", route.dst),
+            ip.clone()
+                .args(["route", "del", kind, &route.dst.to_string()]),
         ));
     }
     if !findings.is_empty() {
@@ -474,7 +479,8 @@ fn ways_out(
         let Some(default) = default else { continue };
         match hop {
             None => {
-                let family = if outside.is_ipv4() { "" } else { " -6" };
+                let family = outside.is_ipv6().then_some("-6");
+                let show = ip.clone().args(family).arg(&"rule");
                 findings.push(Finding::error(
                     name(view),
                     format!(
@@ -482,7 +488,7 @@ fn ways_out(
                         link.name
                     ),
                     "a policy rule forbids them, or sends them to a table without a way out",
-                    format!("find the rule with `{ip}{family} rule`, and delete it"),
+                    format!("find the rule with `{show}`, and delete it"),
                 ));
             }
             Some((index, gateway)) if *index != link.index || *gateway != default.gateway => {
@@ -496,14 +502,15 @@ fn ways_out(
 
 /// A server of names that its result tells it to ask.
 fn lost(view: &View<'_>, server: IpAddr) -> Finding {
+    let server_text = server.to_string();
+    let add = ip(view).args(["route", "add", &server_text, "via", "GATEWAY"]);
     Finding::warning(
         name(view),
         format!("there is no route to {server}, the name server of its result"),
         "names are not resolved in the container, or slowly",
         format!(
-            "name another server in the configuration of {}, or add a route: {} route add {server} via GATEWAY",
+            "name another server in the configuration of {}, or add a route: {add}",
             view.network,
-            ip(view)
         ),
     )
 }
@@ -559,11 +566,11 @@ fn astray(
             through.name, view.attachment.ifname
         ),
         "they pass its network by",
-        format!(
-            "{} route del {dst}{via} dev {}{table}",
-            ip(view),
-            through.name
-        ),
+        ip(view)
+            .args(["route", "del", &dst])
+            .args(via.split_whitespace())
+            .args(["dev", &through.name])
+            .args(table.split_whitespace()),
     ))
 }
 
@@ -586,12 +593,9 @@ fn wrong_peers(facts: &Facts<'_>, view: &View<'_>, inside: &Inside, link: &Link)
                         name(peer)
                     ),
                     "what the container sends there reaches nobody",
-                    format!(
-                        "{} neighbour del {} dev {}",
-                        ip(view),
-                        neighbour.ip,
-                        link.name
-                    ),
+                    ip(view)
+                        .args(["neighbour", "del", &neighbour.ip.to_string()])
+                        .args(["dev", &link.name]),
                 )
             })
         })
@@ -609,7 +613,9 @@ fn neighbours(facts: &Facts<'_>, view: &View<'_>, inside: &Inside, link: &Link) 
         let Some(neighbour) = known.find(|n| n.ip == gateway) else {
             continue;
         };
-        let forget = format!("{} neighbour del {gateway} dev {}", ip(view), link.name);
+        let forget = ip(view)
+            .args(["neighbour", "del", &gateway.to_string()])
+            .args(["dev", &link.name]);
         let right = here
             .filter(|_| has_gateway_here(view))
             .map(|link| &link.mac);

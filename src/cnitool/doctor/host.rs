@@ -7,9 +7,10 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::facts::{Facts, has_gateway_here, input, no_answers, outside};
-use super::{Finding, attach_again, name, port, uplink};
+use super::{Finding, attach_again, name, port, set_sysctl, uplink};
 use crate::net::link::Link;
 use crate::net::route::{Forwarded, MAIN_TABLE};
+use crate::shell::shell;
 use crate::survey::attachment::{State, View};
 
 /// What is wrong there.
@@ -52,7 +53,7 @@ fn silent(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Option<Finding> {
         "host",
         format!("net/{key} is 8: it answers no ARP on {}", link.name),
         "its containers do not find their gateway",
-        format!("sysctl -w net/{key}=0"),
+        set_sysctl(&format!("net/{key}"), "0"),
     ))
 }
 
@@ -63,7 +64,7 @@ fn host_end(view: &View<'_>, end: &Link) -> Vec<Finding> {
             format!("host end {}", end.name),
             format!("it is down ({})", name(view)),
             "nothing leaves the container or reaches it",
-            format!("ip link set {} up", end.name),
+            shell!["ip", "link", "set", end.name, "up"],
         ));
     }
     if end.is_without_arp && view.bridge.is_none() {
@@ -71,7 +72,7 @@ fn host_end(view: &View<'_>, end: &Link) -> Vec<Finding> {
             format!("host end {}", end.name),
             format!("it does not use ARP ({})", name(view)),
             "the host cannot find the container",
-            format!("ip link set {} arp on", end.name),
+            shell!["ip", "link", "set", end.name, "arp", "on"],
         ));
     }
     findings
@@ -88,7 +89,7 @@ fn bridge(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
             &object,
             "it is down",
             "none of its containers reaches anything",
-            format!("ip link set {} up", bridge.name),
+            shell!["ip", "link", "set", bridge.name, "up"],
         ));
     }
     if bridge.is_without_arp && has_gateway_here(view) {
@@ -96,20 +97,19 @@ fn bridge(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
             &object,
             "it does not use ARP",
             "it does not answer its containers, which look for their gateway",
-            format!("ip link set {} arp on", bridge.name),
+            shell!["ip", "link", "set", bridge.name, "arp", "on"],
         ));
     }
     let key = format!("ipv6/conf/{}/disable_ipv6", bridge.name);
     let is_v6 = view.addresses.iter().any(|net| net.addr().is_ipv6());
     if is_v6 && has_gateway_here(view) && facts.host.sysctl(&key) == Some("1") {
+        let switch_on = set_sysctl(&format!("net/{key}"), "0");
+        let add = shell!["ip", "address", "add", "GATEWAY", "dev", bridge.name];
         findings.push(Finding::error(
             &object,
             "IPv6 is switched off on it",
             "its containers have no gateway for IPv6",
-            format!(
-                "sysctl -w net.ipv6.conf.{0}.disable_ipv6=0, then ip address add GATEWAY dev {0}",
-                bridge.name
-            ),
+            format!("{switch_on}, then {add}"),
         ));
     }
     findings
@@ -147,7 +147,14 @@ fn gateways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
             format!("{kind} {}", link.name),
             format!("gateway {gateway} is not on it"),
             "its containers reach no other network",
-            format!("ip address add {gateway}/{length} dev {}", link.name),
+            shell![
+                "ip",
+                "address",
+                "add",
+                format!("{gateway}/{length}"),
+                "dev",
+                link.name
+            ],
         ));
     }
     findings
@@ -155,13 +162,13 @@ fn gateways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
 
 /// Somebody else has said that the gateway's address is his.
 fn duplicate(net: IpNet, link: &str) -> Finding {
+    let again = shell!["ip", "address", "del", net, "dev", link]
+        .and(shell!["ip", "address", "add", net, "dev", link, "nodad"]);
     Finding::error(
         format!("bridge {link}"),
         format!("gateway {net} is somebody else's too: duplicate address detection failed"),
         "the kernel does not use the address: its containers reach no other network",
-        format!(
-            "find the other with --probe, then: ip address del {net} dev {link} && ip address add {net} dev {link} nodad"
-        ),
+        format!("find the other with --probe, then: {again}"),
     )
 }
 
@@ -192,11 +199,13 @@ fn routes_to(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
             ),
             None => format!("there is no route to {ip}, or one that forbids"),
         };
+        let get = shell!["ip", "route", "get", ip];
+        let replace = shell!["ip", "route", "replace", net.trunc(), "dev", link.name];
         findings.push(Finding::error(
             "host",
             what,
             format!("{} cannot be reached, and gets no answers", name(view)),
-            format!("look at `ip route get {ip}` and `ip rule`, and remove the route or rule that is in the way; ip route replace {} dev {}", net.trunc(), link.name),
+            format!("look at `{get}` and `ip rule`, and remove the route or rule that is in the way; {replace}"),
         ));
     }
     findings
@@ -236,7 +245,7 @@ fn forwarding(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
                 "host",
                 format!("net.{key} is 0"),
                 why,
-                format!("sysctl -w net.{key}=1"),
+                set_sysctl(&format!("net.{key}"), "1"),
             ));
             continue;
         }
@@ -252,7 +261,7 @@ fn forwarding(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
                     "host",
                     format!("net.{key} is 0", key = key.replace('/', ".")),
                     format!("the host passes on nothing that comes in by {}", link.name),
-                    format!("sysctl -w net/{key}=1"),
+                    set_sysctl(&format!("net/{key}"), "1"),
                 ));
             }
         }
@@ -294,24 +303,21 @@ fn ways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
             && [Errno::EXDEV, Errno::EINVAL].contains(&errno)
             && filters.iter().any(|mode| *mode > 0);
         let (what, mend) = if is_filter {
+            let key = format!("net/ipv4/conf/{}/rp_filter", link.name);
+            let loosen = set_sysctl(&key, "2");
             (
                 format!("rp_filter drops what comes from {ip} by {}", link.name),
-                format!(
-                    "sysctl -w net/ipv4/conf/{}/rp_filter=2, or mend the route that leads to {ip} elsewhere",
-                    link.name
-                ),
+                format!("{loosen}, or mend the route that leads to {ip} elsewhere"),
             )
         } else {
+            let to = outside(ip);
+            let get = shell!["ip", "route", "get", to, "from", ip, "iif", link.name];
             (
                 format!(
                     "it forwards nothing from {ip} to the outside: {}",
                     errno.desc().to_lowercase()
                 ),
-                format!(
-                    "look at `ip rule` and `ip route get {} from {ip} iif {}`, and delete what forbids it",
-                    outside(ip),
-                    link.name
-                ),
+                format!("look at `ip rule` and `{get}`, and delete what forbids it"),
             )
         };
         let why = format!("{} reaches no other network", name(view));
@@ -369,11 +375,14 @@ pub fn overlaps_of(
             }
             Ordering::Equal => "packets go to the one or the other, by the routes' metric",
         };
+        let remove = shell!["ip", "route", "del", theirs, "dev", through];
         findings.push(Finding::warning(
             &object,
-            format!("its subnet {subnet} overlaps the host's own route to {theirs} through {through}"),
+            format!(
+                "its subnet {subnet} overlaps the host's own route to {theirs} through {through}"
+            ),
             wins,
-            format!("choose another subnet in the configuration, or remove the route: ip route del {theirs} dev {through}"),
+            format!("choose another subnet in the configuration, or remove the route: {remove}"),
         ));
     }
     for (kind, route) in &facts.host.forbidding {
@@ -385,7 +394,7 @@ pub fn overlaps_of(
                     "a route of the host says {kind} for {theirs}, which is in its subnet {subnet}"
                 ),
                 "containers with these addresses cannot be reached",
-                format!("ip route del {kind} {theirs}"),
+                shell!["ip", "route", "del", kind, theirs],
             ));
         }
     }
@@ -409,7 +418,7 @@ fn neighbours(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         .filter(|n| n.index == end.index && is_own(n.ip));
     known
         .filter_map(|neighbour| {
-            let forget = format!("ip neighbour del {} dev {}", neighbour.ip, end.name);
+            let forget = shell!["ip", "neighbour", "del", neighbour.ip, "dev", end.name];
             if neighbour.is_permanent && neighbour.mac != link.mac {
                 Some(Finding::error(
                     "host",

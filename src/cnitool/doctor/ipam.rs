@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::facts::Facts;
 use super::{Finding, name};
 use crate::plugins::ipam::pool::{Holder, Pool};
+use crate::shell::shell;
 use crate::survey::attachment::{State, View};
 use crate::survey::is_host_local;
 
@@ -49,7 +50,7 @@ pub fn check_view(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
                 name(view),
                 format!("its address {ip} has no lease"),
                 "another container may get the address",
-                format!("printf '{id}\\r\\n{ifname}' > {directory}/{ip}"),
+                shell!["printf", "%s\\r\\n%s", id, ifname].into_file(&format!("{directory}/{ip}")),
             ),
         });
     }
@@ -78,6 +79,7 @@ pub fn check_pools(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
                 continue;
             }
             let ranges: Vec<String> = set.ranges.iter().map(|(a, b)| format!("{a}-{b}")).collect();
+            let collect = shell!["cnitool", "gc", pool.network];
             findings.push(Finding::error(
                 format!("network {}", pool.network),
                 format!(
@@ -86,10 +88,7 @@ pub fn check_pools(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
                     ranges.join(",")
                 ),
                 "no container can be added",
-                format!(
-                    "free leaked leases with `cnitool gc {}`, or add a range",
-                    pool.network
-                ),
+                format!("free leaked leases with `{collect}`, or add a range"),
             ));
         }
         let outside = pool
@@ -104,10 +103,10 @@ pub fn check_pools(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
                 format!("network {}", pool.network),
                 format!("the lease of {} names nobody", blank.join(", ")),
                 "its writer did not finish: the next ADD may take the address",
-                format!(
-                    "rm {}/{}",
-                    pool.directory.display(),
-                    blank.join(&format!(" {}/", pool.directory.display()))
+                shell!["rm"].args(
+                    blank
+                        .iter()
+                        .map(|ip| pool.directory.join(ip).display().to_string()),
                 ),
             ));
         }

@@ -4,6 +4,7 @@ use super::facts::{Facts, input};
 use super::{Finding, ip, name};
 use crate::net::link::Link;
 use crate::net::traffic::Discipline;
+use crate::shell::{ShellCommand, shell};
 use crate::survey::attachment::View;
 
 /// Bytes per second; a limit below is no use to anybody.
@@ -14,30 +15,32 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let (Some(link), Some(inside)) = (view.link, facts.inside_of(view)) {
         let ip = ip(view);
-        let tc = match ip.strip_suffix(" ip") {
-            Some(enter) => format!("{enter} tc"),
-            None => ip.replacen("ip", "tc", 1),
-        };
+        let tc = ShellCommand::tc_in(view.netns.unwrap_or_default());
         let object = name(view);
-        findings.extend(traffic(&object, link, &inside.traffic, &tc));
-        findings.extend(xdp(&object, link, &ip));
+        findings.extend(traffic(&object, link, &inside.traffic, tc));
+        findings.extend(xdp(&object, link, ip));
     }
     let uplinks = view.addresses.iter().map(|net| facts.uplink(net.addr()));
     let here = [view.host_end, input(view)].into_iter().chain(uplinks);
     for link in here.flatten() {
         let object = format!("link {}", link.name);
-        findings.extend(traffic(&object, link, &facts.host.traffic, "tc"));
+        findings.extend(traffic(&object, link, &facts.host.traffic, shell!["tc"]));
     }
     if let Some(end) = view.host_end {
-        findings.extend(xdp(&format!("link {}", end.name), end, "ip"));
+        findings.extend(xdp(&format!("link {}", end.name), end, shell!["ip"]));
     }
     findings
 }
 
-fn traffic(object: &str, link: &Link, all: &[(u32, Discipline)], tc: &str) -> Option<Finding> {
+fn traffic(
+    object: &str,
+    link: &Link,
+    all: &[(u32, Discipline)],
+    tc: ShellCommand,
+) -> Option<Finding> {
     let (_, discipline) = all.iter().find(|(index, _)| *index == link.index)?;
     let name = &link.name;
-    let mend = format!("{tc} qdisc del dev {name} root");
+    let mend = tc.args(["qdisc", "del", "dev", name, "root"]);
     match discipline {
         Discipline::Drops | Discipline::Loses(100) => Some(Finding::error(
             object,
@@ -61,14 +64,14 @@ fn traffic(object: &str, link: &Link, all: &[(u32, Discipline)], tc: &str) -> Op
     }
 }
 
-fn xdp(object: &str, link: &Link, ip: &str) -> Option<Finding> {
+fn xdp(object: &str, link: &Link, ip: ShellCommand) -> Option<Finding> {
     let name = &link.name;
     link.has_xdp.then(|| {
         Finding::warning(
             object,
             format!("an XDP program sees what {name} receives before everybody else"),
             "what it drops or takes is seen by no rule, no trace and no capture",
-            format!("{ip} link set dev {name} xdp off"),
+            ip.args(["link", "set", "dev", name, "xdp", "off"]),
         )
     })
 }

@@ -28,10 +28,11 @@ use clap::Args;
 use serde::Serialize;
 
 use self::facts::Facts;
-use super::see::{is_meant, look, print, print_json, short};
-use super::table::{self, Tone, paint};
+use super::see::{is_meant, look, print_json, short};
+use super::table::{Line, Tone};
 use super::{Options, output};
 use crate::runtime::network::plugin_member;
+use crate::shell::{ShellCommand, shell};
 use crate::survey::attachment::{self, View};
 
 /// The exit status for "could not look".
@@ -166,7 +167,7 @@ fn examine(options: &Options, args: &DoctorArgs) -> Result<ExitCode> {
         let findings = &findings;
         print_json(&Document { findings, doubts })?;
     } else {
-        print(&lines(&findings, could_look, table::is_coloured()))?;
+        output::lines(&lines(&findings, could_look))?;
     }
     Ok(match (findings.is_empty(), could_look) {
         (false, _) => ExitCode::FAILURE,
@@ -210,10 +211,16 @@ fn flows(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
                 format!("port {mapping}"),
                 format!("a flow that the kernel remembers leads to {ip} and not to {}", name(view)),
                 "its client, which keeps its own port, is not answered: rules see the first packet only",
-                format!(
-                    "conntrack -D -p {protocol} --orig-port-dst {} --reply-src {ip}",
-                    mapping.host_port
-                ),
+                shell![
+                    "conntrack",
+                    "-D",
+                    "-p",
+                    protocol,
+                    "--orig-port-dst",
+                    mapping.host_port,
+                    "--reply-src",
+                    ip
+                ],
             )
         })
         .collect()
@@ -232,12 +239,12 @@ fn in_order(all: Vec<Finding>) -> Vec<Finding> {
 }
 
 /// For people.
-fn lines(findings: &[Finding], could_look: bool, is_coloured: bool) -> Vec<String> {
+fn lines(findings: &[Finding], could_look: bool) -> Vec<Line> {
     if findings.is_empty() {
         let text = if could_look {
-            paint("nothing is wrong", Tone::Good, is_coloured)
+            Line::toned("nothing is wrong", Tone::Good)
         } else {
-            "nothing is wrong as far as could be looked".to_owned()
+            "nothing is wrong as far as could be looked".into()
         };
         return vec![text];
     }
@@ -247,10 +254,10 @@ fn lines(findings: &[Finding], could_look: bool, is_coloured: bool) -> Vec<Strin
             Severity::Error => ("error:", Tone::Bad),
             Severity::Warning => ("warning:", Tone::Warning),
         };
-        let word = paint(word, tone, is_coloured);
-        lines.push(format!("{word} {}: {}", finding.object, finding.what));
-        lines.push(format!("  why:  {}", finding.why));
-        lines.push(format!("  mend: {}", finding.mend));
+        let text = format!(" {}: {}", finding.object, finding.what);
+        lines.push(Line::toned(word, tone).then(text));
+        lines.push(format!("  why:  {}", finding.why).into());
+        lines.push(format!("  mend: {}", finding.mend).into());
     }
     lines
 }
@@ -261,21 +268,33 @@ fn name(view: &View<'_>) -> String {
 }
 
 /// The start of a command that is run in the container's namespace and is `ip`'s.
-fn ip(view: &View<'_>) -> String {
-    let path = view.netns.unwrap_or_default();
-    match path
-        .strip_prefix("/run/netns/")
-        .or_else(|| path.strip_prefix("/var/run/netns/"))
-    {
-        Some(name) => format!("ip -n {name}"),
-        None => format!("nsenter --net={path} ip"),
-    }
+fn ip(view: &View<'_>) -> ShellCommand {
+    ShellCommand::ip_in(view.netns.unwrap_or_default())
 }
 
 /// The start of a command that is run in the container's namespace.
-fn inside(view: &View<'_>) -> String {
-    let start = ip(view).replacen("ip -n", "ip netns exec", 1);
-    start.strip_suffix(" ip").unwrap_or(&start).to_owned()
+fn inside(view: &View<'_>) -> ShellCommand {
+    ShellCommand::inside(view.netns.unwrap_or_default())
+}
+
+/// The command that makes an attachment's rules again.
+fn restore(view: &View<'_>) -> ShellCommand {
+    shell!["cnibox", "restore", view.network]
+}
+
+/// The command that sets a sysctl, `net` and all else with slashes: names of links may have
+/// dots in them.
+fn set_sysctl(key: &str, value: &str) -> ShellCommand {
+    shell!["sysctl", "-w", format!("{key}={value}")]
+}
+
+/// The same in the container. Without `ip netns exec`, which mounts another `/sys`.
+fn set_sysctl_inside(view: &View<'_>, key: &str, value: &str) -> ShellCommand {
+    let enter = shell![
+        "nsenter",
+        format!("--net={}", view.netns.unwrap_or_default())
+    ];
+    enter.run(&set_sysctl(key, value))
 }
 
 /// Whether the attachment's configuration keeps its container from its neighbours.
@@ -289,10 +308,8 @@ fn is_kept_apart(view: &View<'_>) -> bool {
 
 /// The advice for what only the plugins can put right.
 fn attach_again(view: &View<'_>) -> String {
-    format!(
-        "restart the container, or `cnitool del {network} {netns} --id {id}` and `cnitool add` with the same arguments",
-        network = view.network,
-        netns = view.netns.unwrap_or("NETNS"),
-        id = view.attachment.container_id,
-    )
+    let netns = view.netns.unwrap_or("NETNS");
+    let id = &view.attachment.container_id;
+    let del = shell!["cnitool", "del", view.network, netns, "--id", id];
+    format!("restart the container, or `{del}` and `cnitool add` with the same arguments")
 }

@@ -7,12 +7,13 @@ use nix::errno::Errno;
 
 use super::facts::Facts;
 use super::host::overlaps_of;
-use super::{Finding, program};
+use super::{Finding, program, set_sysctl};
 use crate::applets;
 use crate::cnitool::validate::neighbours;
 use crate::runtime::chain;
 use crate::runtime::directory::Broken;
 use crate::runtime::network::{Network, ipam, plugin_member, plugin_type};
+use crate::shell::shell;
 use crate::survey::attachment::bridge_name;
 
 /// What is wrong with it; `what` is the network or container that is meant.
@@ -42,14 +43,12 @@ pub fn check(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
     }
     if what.is_none() {
         for broken in &facts.survey.directory.broken {
+            let validate = shell!["cnitool", "validate", broken.file.display()];
             findings.push(Finding::error(
                 format!("file {}", broken.file.display()),
                 format!("it holds no usable network: {:#}", broken.error),
                 "runtimes pass over it, or refuse all networks",
-                format!(
-                    "mend it (cnitool validate {}), or remove it",
-                    broken.file.display()
-                ),
+                format!("mend it ({validate}), or remove it"),
             ));
         }
     }
@@ -83,7 +82,7 @@ fn unreadable(broken: &Broken) -> Finding {
         format!("file {}", broken.file.display()),
         format!("it holds no usable result: {:#}", broken.error),
         "if no runtime is writing it just now, none can delete the container that it belongs to, or reuse its ports and addresses",
-        format!("rm {}", broken.file.display()),
+        shell!["rm", broken.file.display()],
     )
 }
 
@@ -94,8 +93,11 @@ fn unwritable(facts: &Facts<'_>) -> Vec<Finding> {
         let path = directory.display();
         let mend = match why.root_cause().downcast_ref() {
             Some(Errno::EROFS) => program::remount("rw", directory),
-            Some(Errno::ENOSPC) => format!("make room, see: df -h {path}; df -i {path}"),
-            _ => format!("see what is in the way: namei -l {path}"),
+            Some(Errno::ENOSPC) => {
+                let (bytes, files) = (shell!["df", "-h", path], shell!["df", "-i", path]);
+                format!("make room, see: {bytes}; {files}")
+            }
+            _ => format!("see what is in the way: {}", shell!["namei", "-l", path]),
         };
         Finding::error(
             format!("directory {path}"),
@@ -153,8 +155,8 @@ fn shadowed(network: &Network, first: &Network) -> Finding {
         ),
         "this file is never used: changes to it have no effect",
         format!(
-            "rename the network or remove one of the files: rm {}",
-            network.file.display()
+            "rename the network or remove one of the files: {}",
+            shell!["rm", network.file.display()]
         ),
     )
 }
@@ -204,7 +206,10 @@ fn configuration(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
                 &object,
                 format!("plugin {plugin} is not in {}", places.join(":")),
                 "containers can be neither added nor deleted",
-                format!("cnibox install {first}, or name the directory with --path"),
+                format!(
+                    "{}, or name the directory with --path",
+                    shell!["cnibox", "install", first]
+                ),
             ));
         }
     }
@@ -225,10 +230,10 @@ fn no_resolver(object: &str, network: &Network, file: &Path) -> Finding {
 fn unusable(object: &str, plugin: &str, file: &Path) -> Option<Finding> {
     let directory = file.parent().unwrap_or(file).display();
     let reinstall = match applets::find(plugin) {
-        Some(_) => format!("cnibox install {directory}"),
+        Some(_) => shell!["cnibox", "install", directory].into(),
         None => format!("install {plugin} in {directory} again, for this machine"),
     };
-    let (what, mend) = program::flaw(file, &reinstall)?;
+    let (what, mend) = program::flaw(file, reinstall)?;
     Some(Finding::error(
         object,
         format!("plugin {} {what}", file.display()),
@@ -244,10 +249,8 @@ fn connections(facts: &Facts<'_>) -> Option<Finding> {
         .host
         .number("netfilter/nf_conntrack_max")
         .filter(|most| *most > 0)?;
-    let mend = format!(
-        "sysctl -w net.netfilter.nf_conntrack_max={}",
-        most.saturating_mul(2)
-    );
+    let more = most.saturating_mul(2).to_string();
+    let mend = set_sysctl("net.netfilter.nf_conntrack_max", &more);
     if count >= most {
         let what = format!("the table of connections is full: {count} of {most}");
         let why = "packets of new connections are dropped";
@@ -276,14 +279,13 @@ fn known_neighbours(facts: &Facts<'_>) -> Vec<Finding> {
             .filter(|n| n.ip.is_ipv4() == is_v4);
         let count = own.count() as u64;
         if count.saturating_mul(10) >= most.saturating_mul(9) {
+            let key = format!("net.{family}.neigh.default.gc_thresh3");
+            let raise = set_sysctl(&key, &most.saturating_mul(4).to_string());
             findings.push(Finding::error(
                 "host",
                 format!("the table of {family} neighbours is full: {count} of {most}"),
                 "containers that are not in it cannot be reached",
-                format!(
-                    "sysctl -w net.{family}.neigh.default.gc_thresh3={} (and gc_thresh2 and gc_thresh1 below it)",
-                    most.saturating_mul(4)
-                ),
+                format!("{raise} (and gc_thresh2 and gc_thresh1 below it)"),
             ));
         }
     }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::facts::{Facts, OUTSIDE, has_gateway_here, input};
-use super::{Finding, Severity, inside, is_kept_apart, name};
+use super::{Finding, Severity, inside, is_kept_apart, name, restore};
 use crate::net::link::Link;
 use crate::net::route::Forwarded;
 use crate::netfilter::listing::Purpose;
@@ -13,6 +13,7 @@ use crate::netfilter::nftables::walk::{
     Translation,
 };
 use crate::netfilter::{BackendName, Mapping, Protocol};
+use crate::shell::{ShellCommand, ShellScript, shell};
 use crate::survey::attachment::{Port, View};
 
 /// What becomes of the packets of an attachment. Those of the outside are of two places far
@@ -264,7 +265,7 @@ impl Walk<'_, '_> {
             "host".to_owned(),
             format!("the {} drops {what} ({})", told(&place), self.ip),
             "no connection is made",
-            mend("", hook, &place, link),
+            mend(None, hook, &place, link),
         ))
     }
 
@@ -288,7 +289,7 @@ impl Walk<'_, '_> {
             name(view),
             format!("inside, the {} drops {what} ({})", told(&place), self.ip),
             "no connection is made, unless it is one that the rules there let pass",
-            mend(&format!("{} ", inside(view)), hook, &place, view.link?),
+            mend(Some(&inside(view)), hook, &place, view.link?),
         ))
     }
 
@@ -306,7 +307,7 @@ impl Walk<'_, '_> {
                     "host".to_owned(),
                     format!("the {} gives {what} ({ip}) the address {to}", told(place)),
                     "it is not the host's: answers come back only if they are sent here for another reason",
-                    removal("", place),
+                    removal(None, place),
                 ))
             }
             Translation::None(_) if is_ours && !packet.entry.1 => Some(finding(
@@ -316,7 +317,7 @@ impl Walk<'_, '_> {
                     "no packet comes to the rule that masquerades {ip}: no chain leads to chain masq_checks"
                 ),
                 why,
-                format!("cnibox restore {}", view.network),
+                restore(view),
             )),
             Translation::None(Some(place)) if !is_ours => Some(finding(
                 Severity::Error,
@@ -326,7 +327,7 @@ impl Walk<'_, '_> {
                     told(place)
                 ),
                 why,
-                removal("", place),
+                removal(None, place),
             )),
             _ => None,
         }
@@ -337,8 +338,8 @@ impl Walk<'_, '_> {
         let object = format!("port {}", port.mapping);
         let entry = packet.entry.0;
         let is_ours = |place: &Place| {
-            let mut words = place.chain.split(' ');
-            words.any(|word| word == "cni_hostport" || word.starts_with("CNI-"))
+            let mut names = [&place.table, &place.chain].into_iter();
+            names.any(|name| name == "cni_hostport" || name.starts_with("CNI-"))
         };
         let is_right = || {
             let Mapping {
@@ -363,7 +364,7 @@ impl Walk<'_, '_> {
                         name(self.view)
                     ),
                     "its own rule gets no packet",
-                    removal("", place),
+                    removal(None, place),
                 ))
             }
             Translation::None(_) if !packet.entry.1 => Some(finding(
@@ -374,7 +375,7 @@ impl Walk<'_, '_> {
                     name(self.view)
                 ),
                 "its own rule gets no packet",
-                format!("cnibox restore {}", self.view.network),
+                restore(self.view),
             )),
             _ => None,
         }
@@ -404,13 +405,19 @@ impl Walk<'_, '_> {
 }
 
 /// What is wrong, with what, why that matters, and what mends it.
-fn finding(severity: Severity, object: String, what: String, why: &str, mend: String) -> Finding {
+fn finding(
+    severity: Severity,
+    object: String,
+    what: String,
+    why: &str,
+    mend: impl Into<String>,
+) -> Finding {
     Finding {
         severity,
         object,
         what,
         why: why.to_owned(),
-        mend,
+        mend: mend.into(),
     }
 }
 
@@ -439,36 +446,36 @@ fn through<'a>(
 
 /// A rule or a policy, in words.
 fn told(place: &Place) -> String {
-    let Place {
-        chain,
-        rule,
-        legacy,
-    } = place;
-    match rule {
-        Some(rule) if legacy.is_some() => format!("rule {rule} of chain {chain}"),
-        Some(rule) => format!("rule with handle {rule} of chain {chain}"),
-        None => format!("policy of chain {chain}"),
+    match place.rule {
+        Some(rule) if place.legacy.is_some() => format!("rule {rule} of chain {place}"),
+        Some(rule) => format!("rule with handle {rule} of chain {place}"),
+        None => format!("policy of chain {place}"),
     }
 }
 
-/// The command that removes a rule. `prefix` is what it is run with.
-fn removal(prefix: &str, place: &Place) -> String {
-    let chain = &place.chain;
+/// The command that removes a rule; `enter` is what it is run by.
+fn removal(enter: Option<&ShellCommand>, place: &Place) -> ShellScript {
     let rule = place.rule.unwrap_or_default();
-    match chain.split(' ').collect::<Vec<_>>().as_slice() {
-        [tool, table, chain] if place.legacy.is_some() => {
-            format!("{prefix}{tool} -t {table} -D {chain} {rule}")
-        }
-        _ => format!(
-            "{prefix}nft -a list chain {chain} && {prefix}nft delete rule {chain} handle {rule}"
-        ),
+    if let Some(tool) = place.legacy {
+        let delete = shell![tool, "-t", place.table, "-D", place.chain, rule];
+        return entered(enter, delete).into();
+    }
+    let names = place.names();
+    entered(enter, names.list()).and(entered(enter, names.delete(rule)))
+}
+
+/// `command` run by what leads into a namespace, if anything does.
+fn entered(enter: Option<&ShellCommand>, command: ShellCommand) -> ShellCommand {
+    match enter {
+        Some(enter) => enter.clone().run(&command),
+        None => command,
     }
 }
 
 /// The command that has packets by `link` pass.
-fn mend(prefix: &str, hook: Hook, place: &Place, link: &Link) -> String {
+fn mend(enter: Option<&ShellCommand>, hook: Hook, place: &Place, link: &Link) -> ShellScript {
     if place.rule.is_some() {
-        return removal(prefix, place);
+        return removal(enter, place);
     }
     let (input, output) = match hook {
         Hook::Packet(FORWARD) | Hook::Frame(FORWARD) => (true, true),
@@ -477,18 +484,18 @@ fn mend(prefix: &str, hook: Hook, place: &Place, link: &Link) -> String {
         }
         _ => (false, true),
     };
-    let (chain, link) = (&place.chain, &link.name);
-    let words: Vec<&str> = chain.split(' ').collect();
-    let pass = |flag: &str, word: &str| match words.as_slice() {
-        [tool, table, chain] if place.legacy.is_some() => {
-            format!("{prefix}{tool} -t {table} -I {chain} {flag} {link} -j ACCEPT")
-        }
-        _ => format!("{prefix}nft insert rule {chain} {word} {link} accept"),
+    let link = &link.name;
+    let pass = |flag: &str, key: &str| {
+        let pass = match place.legacy {
+            Some(tool) => shell![tool, "-t", place.table, "-I", place.chain]
+                .args([flag, link, "-j", "ACCEPT"]),
+            None => place.names().accept(key, link),
+        };
+        entered(enter, pass)
     };
     let ways = [
         input.then(|| pass("-i", "iifname")),
         output.then(|| pass("-o", "oifname")),
     ];
-    let ways: Vec<String> = ways.into_iter().flatten().collect();
-    ways.join(" && ")
+    ShellScript::all(ways.into_iter().flatten())
 }

@@ -7,6 +7,7 @@ use crate::net::bridge_vlan::{Membership, Vlans};
 use crate::net::link::Link;
 use crate::plugins::bridge;
 use crate::runtime::network::{PluginConfiguration, plugin_member};
+use crate::shell::{ShellCommand, shell};
 use crate::survey;
 use crate::survey::attachment::{View, bridge_name};
 
@@ -34,7 +35,8 @@ fn elsewhere(facts: &Facts<'_>, view: &View<'_>, end: &Link, wanted: &str) -> Fi
             format!("bridge {wanted}"),
             "it does not exist",
             "none of its containers reaches anything",
-            format!("ip link add {wanted} type bridge && ip link set {wanted} up"),
+            shell!["ip", "link", "add", wanted, "type", "bridge"]
+                .and(shell!["ip", "link", "set", wanted, "up"]),
         );
     }
     let place = match view.bridge {
@@ -48,7 +50,7 @@ fn elsewhere(facts: &Facts<'_>, view: &View<'_>, end: &Link, wanted: &str) -> Fi
             name(view)
         ),
         "the container reaches neither its gateway nor its neighbours",
-        format!("ip link set {} master {wanted}", end.name),
+        shell!["ip", "link", "set", end.name, "master", wanted],
     )
 }
 
@@ -61,21 +63,30 @@ fn passing(view: &View<'_>, end: &Link, bridge: &Link) -> Option<Finding> {
     // A port that is down is disabled too.
     let is_alive = end.is_up && bridge.is_up && end.is_running;
     let state = end.is_blocked.filter(|_| is_alive)?;
+    let switch_off = shell![
+        "ip",
+        "link",
+        "set",
+        bridge.name,
+        "type",
+        "bridge",
+        "stp_state",
+        0
+    ];
     Some(Finding::error(
         object(end),
         format!("the bridge has it in state {state} ({})", name(view)),
         "the bridge passes no frames of the container",
-        format!(
-            "wait for STP, or switch it off: ip link set {} type bridge stp_state 0",
-            bridge.name
-        ),
+        format!("wait for STP, or switch it off: {switch_off}"),
     ))
 }
 
 /// What a port that nobody has touched does not do.
 fn settings(view: &View<'_>, end: &Link, plugin: &PluginConfiguration) -> Vec<Finding> {
     let wants = |key| plugin_member(&plugin.document, key) == Some(serde_json::Value::Bool(true));
-    let mend = |setting: &str| format!("bridge link set dev {} {setting}", end.name);
+    let mend = |setting: &str| -> ShellCommand {
+        shell!["bridge", "link", "set", "dev", end.name].args(setting.split(' '))
+    };
     let mut findings = Vec::new();
     if end.is_isolated && !wants("portIsolation") {
         findings.push(Finding::warning(
@@ -131,7 +142,16 @@ fn vlans(
             format!("bridge {}", bridge.name),
             "it does not filter VLANs, and its network asks for them",
             "containers of different VLANs are not kept apart, and those behind a trunk are not reached",
-            format!("ip link set {} type bridge vlan_filtering 1", bridge.name),
+            shell![
+                "ip",
+                "link",
+                "set",
+                bridge.name,
+                "type",
+                "bridge",
+                "vlan_filtering",
+                1
+            ],
         );
         return Vec::from_iter(asked.map(|_| finding));
     };
@@ -170,12 +190,13 @@ fn memberships(
             Some(now) => now.to_string(),
         };
         // Without a word, `bridge` keeps the tag.
-        let flags = format!(" {how}").replace(" tagged", "");
+        let flags = how.to_string();
+        let flags = flags.split(' ').filter(|word| *word != "tagged");
         findings.push(Finding::error(
             object(end),
             format!("it is to be in VLAN {vlan} ({how}), and is {now} ({container})"),
             "the bridge drops the container's frames, or takes them for those of another VLAN",
-            format!("bridge vlan add dev {} vid {vlan}{flags}", end.name),
+            shell!["bridge", "vlan", "add", "dev", end.name, "vid", vlan].args(flags),
         ));
     }
     let others = found.keys().filter(|vlan| !wanted.contains_key(vlan));
@@ -184,7 +205,7 @@ fn memberships(
             object(end),
             format!("it is in VLAN {vlan}, and its network does not ask for that ({container})"),
             "the container gets frames of others, and may reach them",
-            format!("bridge vlan del dev {} vid {vlan}", end.name),
+            shell!["bridge", "vlan", "del", "dev", end.name, "vid", vlan],
         ));
     }
     findings

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 
 use super::facts::{Facts, has_gateway_here, input, listeners, outside};
-use super::{Finding, Severity, inside, is_kept_apart, name};
+use super::{Finding, Severity, inside, is_kept_apart, name, restore};
 use crate::cnitool::packet::destination::Destination;
 use crate::cnitool::packet::send::{Answer, send};
 use crate::net::addr::{self, Neighbour};
@@ -27,6 +27,7 @@ use crate::net::netns::Netns;
 use crate::netfilter::Protocol;
 use crate::netfilter::listing::Purpose;
 use crate::runtime::network::plugin_member;
+use crate::shell::{ShellCommand, shell};
 use crate::survey::attachment::{Port, State, View};
 
 /// How many are on their way at once.
@@ -413,8 +414,8 @@ impl<'a> Probes<'a> {
                     format!("{mac} answers for {ip} too, which is {}'s, {}", owner.name, owner.mac),
                     "packets for it reach now the one and now the other",
                     format!(
-                        "find who that is (`bridge fdb show br {}`, `cnitool ps --wide`), and take the address from it",
-                        end.name
+                        "find who that is (`{}`, `cnitool ps --wide`), and take the address from it",
+                        shell!["bridge", "fdb", "show", "br", end.name]
                     ),
                 ));
             }
@@ -448,11 +449,12 @@ impl<'a> Probes<'a> {
             match self.answer(None, echo(hop)) {
                 Some(Answer::Some(_)) if self.is_lost(view.netns, echo(hop)) => {
                     let id = &view.attachment.container_id;
+                    let trace = shell!["cnitool", "trace", id, hop];
                     findings.push(Finding::warning(
                         name(view),
                         format!("{hop}, the next hop through {uplink}, answers the host and not {ip}"),
                         "the container reaches no other network, or is kept from this one address on purpose",
-                        format!("see where its packets end: cnitool trace {id} {hop}"),
+                        format!("see where its packets end: {trace}"),
                     ));
                 }
                 Some(Answer::Error(error)) => findings.push(Finding::error(
@@ -465,7 +467,11 @@ impl<'a> Probes<'a> {
                     "host",
                     format!("its gateway {hop} does not answer {} on {uplink}", asking(hop)),
                     why,
-                    format!("look at the cable and the addresses: ip address show {uplink}; ip route show default; ip neighbour show dev {uplink}"),
+                    format!(
+                        "look at the cable and the addresses: {}; ip route show default; {}",
+                        shell!["ip", "address", "show", uplink],
+                        shell!["ip", "neighbour", "show", "dev", uplink]
+                    ),
                 )),
                 _ => {}
             }
@@ -499,7 +505,13 @@ impl<'a> Probes<'a> {
                 format!("gateway {gateway} does not answer {}", asking(ip)),
                 "once the container has forgotten where it is, it reaches no other network",
                 format!(
-                    "see what is in the way: sysctl net.ipv4.conf.{{all,{bridge}}}.arp_ignore; nft list ruleset; tcpdump -ni {bridge} arp or icmp6"
+                    "see what is in the way: {}; nft list ruleset; {}",
+                    shell![
+                        "sysctl",
+                        "net/ipv4/conf/all/arp_ignore",
+                        format!("net/ipv4/conf/{bridge}/arp_ignore")
+                    ],
+                    shell!["tcpdump", "-ni", bridge, "arp", "or", "icmp6"]
                 ),
             ))
         } else if !is_in && !is_out {
@@ -517,8 +529,11 @@ impl<'a> Probes<'a> {
                 ),
                 "the container reaches nobody, and nobody reaches it",
                 format!(
-                    "see what drops it: bridge -d link show dev {port}; tc -s qdisc show dev {port}; nft list ruleset; {} nft list ruleset; tcpdump -ni {bridge}",
-                    inside(view)
+                    "see what drops it: {}; {}; nft list ruleset; {}; {}",
+                    shell!["bridge", "-d", "link", "show", "dev", port],
+                    shell!["tc", "-s", "qdisc", "show", "dev", port],
+                    ruleset_inside(view),
+                    shell!["tcpdump", "-ni", bridge]
                 ),
             ))
         } else if !is_in {
@@ -527,8 +542,8 @@ impl<'a> Probes<'a> {
                 format!("{ip} gives the host no answer, and gets one from it"),
                 "something drops the packets for it, maybe on purpose",
                 format!(
-                    "look at the rules inside: {} nft list ruleset; and the bridge's: nft list ruleset bridge",
-                    inside(view)
+                    "look at the rules inside: {}; and the bridge's: nft list ruleset bridge",
+                    ruleset_inside(view)
                 ),
             ))
         } else {
@@ -559,8 +574,13 @@ impl<'a> Probes<'a> {
             findings.push(Finding::warning(
                 name(from),
                 format!("{} does not answer it at {ip}", name(to)),
-                format!("something drops what neighbours on {bridge} send each other, maybe on purpose"),
-                format!("see what does: cnitool trace {} {ip}; bridge -d link show; nft list ruleset bridge", from.attachment.container_id),
+                format!(
+                    "something drops what neighbours on {bridge} send each other, maybe on purpose"
+                ),
+                format!(
+                    "see what does: {}; bridge -d link show; nft list ruleset bridge",
+                    shell!["cnitool", "trace", from.attachment.container_id, ip]
+                ),
             ));
         }
         findings
@@ -609,8 +629,8 @@ impl<'a> Probes<'a> {
                 format!("connections from the host to {own} in {} {how}", name(view)),
                 why,
                 format!(
-                    "look at the rules inside: {} nft list ruleset; and the host's: nft list ruleset",
-                    inside(view)
+                    "look at the rules inside: {}; and the host's: nft list ruleset",
+                    ruleset_inside(view)
                 ),
             ));
         }
@@ -628,11 +648,17 @@ impl<'a> Probes<'a> {
             ),
             "the rules that lead the port there are not met, or something drops what they lead there",
             format!(
-                "look at them: {}; and make them again: cnibox restore {}",
-                port.rule.command, view.network
+                "look at them: {}; and make them again: {}",
+                port.rule.command,
+                restore(view)
             ),
         ))
     }
+}
+
+/// The command that shows the container's own rules.
+fn ruleset_inside(view: &View<'_>) -> ShellCommand {
+    inside(view).run(&shell!["nft", "list", "ruleset"])
 }
 
 /// How one asks who has an address.

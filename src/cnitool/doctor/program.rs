@@ -7,34 +7,37 @@ use std::path::Path;
 
 use nix::unistd::{AccessFlags, access};
 
+use crate::shell::shell;
+
 /// Of `e_ident` and what follows (elf(5)): the class and the order of bytes, and the machine.
 const IDENTITY: [std::ops::Range<usize>; 2] = [4..6, 18..20];
 
 /// What keeps `file` from being run, and the command that mends it; `None` where nothing is
 /// seen. `reinstall` is the command that brings a good one.
-pub fn flaw(file: &Path, reinstall: &str) -> Option<(String, String)> {
+pub fn flaw(file: &Path, reinstall: String) -> Option<(String, String)> {
     if let Err(error) = access(file, AccessFlags::X_OK) {
         let what = format!("cannot be executed: {}", error.desc().to_lowercase());
         let is_allowed = file
             .metadata()
             .is_ok_and(|meta| meta.permissions().mode() & 0o111 != 0);
-        let shown = file.display();
         let mend = if is_allowed {
             remount("exec", file)
         } else {
-            format!("chmod 755 {shown}")
+            shell!["chmod", 755, file.display()].into()
         };
         return Some((what, mend));
     }
     let own = start(Path::new("/proc/self/exe"))?;
     let what = wrong(&start(file)?, &own, Path::exists)?;
-    Some((what, reinstall.to_owned()))
+    Some((what, reinstall))
 }
 
 /// The command that mounts the file system of `path` with another option.
 pub fn remount(option: &str, path: &Path) -> String {
-    let path = path.display();
-    format!("mount -o remount,{option} $(findmnt -no TARGET -T {path})")
+    let find = shell!["findmnt", "-no", "TARGET", "-T", path.display()];
+    shell!["mount", "-o", format!("remount,{option}")]
+        .with_output_of(&find)
+        .into()
 }
 
 /// The first bytes of a file.

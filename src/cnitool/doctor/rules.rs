@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::facts::{Facts, Listener};
-use super::{Finding, name, packets};
+use super::{Finding, name, packets, restore};
 use crate::netfilter::listing::Purpose;
 use crate::netfilter::{Mapping, Protocol};
 use crate::runtime::network::plugin_member;
@@ -43,7 +43,7 @@ fn masquerade(view: &View<'_>) -> Vec<Finding> {
                 name(view),
                 format!("no rule masquerades {}", net.addr()),
                 "its packets leave the host with an address that nobody outside can answer",
-                format!("cnibox restore {}", view.network),
+                restore(view),
             )
         })
         .collect()
@@ -60,7 +60,7 @@ fn ports(view: &View<'_>) -> Vec<Finding> {
                 format!("port {wanted}"),
                 format!("no rule leads it to {} ({ip})", name(view)),
                 "connections to it are refused",
-                format!("cnibox restore {}", view.network),
+                restore(view),
             )
         })
         .collect()

@@ -6,6 +6,7 @@ use super::Finding;
 use super::facts::{Facts, has_gateway_here, outside};
 use super::host::is_above;
 use crate::net::link::Link;
+use crate::shell::shell;
 use crate::survey::attachment::View;
 
 /// What is wrong with it, if the container's way out leads through the host.
@@ -22,9 +23,9 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
 fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
     const WHY: &str = "neither the host nor its containers reach other networks";
     let (family, word) = if ip.is_ipv4() {
-        ("ip", "IPv4")
+        (shell!["ip"], "IPv4")
     } else {
-        ("ip -6", "IPv6")
+        (shell!["ip", "-6"], "IPv6")
     };
     let hop = facts.host.ways_out.get(&outside(ip));
     if hop != Some(&None) {
@@ -33,22 +34,28 @@ fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
         // Policy rules, routes to less, or a sysctl may have packets go by another.
         let is_used = matches!(hop, Some(Some((index, _))) if *index == link.index);
         return (is_used && link.is_up && link.is_cut_off).then(|| {
+            let remove = family
+                .args(["route", "del", to, "dev", &link.name, "metric"])
+                .arg(&route.priority);
             Finding::error(
                 "host",
                 format!("its default route of {word} leads through {0}, and nothing is at the other end of {0}", link.name),
                 WHY,
-                format!("see to the cable, or to whatever is there; or remove the route: {family} route del {to} dev {} metric {}", link.name, route.priority),
+                format!("see to the cable, or to whatever is there; or remove the route: {remove}"),
             )
         });
     }
     let link = uplinks(facts, ip).next()?;
     let name = &link.name;
+    let add = family
+        .clone()
+        .args(["route", "add", "default", "via", "GATEWAY", "dev", name]);
     if !link.is_up {
         return Some(Finding::error(
             "host",
             format!("{name} is down, and there is no other way out"),
             WHY,
-            format!("ip link set {name} up && {family} route add default via GATEWAY dev {name}"),
+            shell!["ip", "link", "set", name, "up"].and(add),
         ));
     }
     // A node in a namespace may be on purpose without one.
@@ -58,7 +65,7 @@ fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
             "host",
             format!("it has no route of {word} to other networks than those it is in, such as that of {name}"),
             WHY,
-            format!("{family} route add default via GATEWAY dev {name}; if there is one: {family} route; {family} rule"),
+            format!("{add}; if there is one: {family} route; {family} rule"),
         )
     })
 }

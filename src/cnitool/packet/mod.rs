@@ -15,10 +15,11 @@ use serde::Serialize;
 use self::destination::Destination;
 use self::path::{End, Path, Stage, Step};
 use self::send::Answer;
-use super::table::{Tone, is_coloured, paint};
+use super::table::{Line, Tone};
 use super::{Options, output, see};
 use crate::net::netns::Netns;
 use crate::netfilter::nftables::tracing::{Tracer, Wanted};
+use crate::shell::shell;
 use crate::survey::Survey;
 use crate::survey::attachment::{self, View};
 
@@ -166,15 +167,15 @@ fn trace(options: &Options, args: &TraceArgs) -> Result<ExitCode> {
             &doubts,
         ))?;
     } else {
-        let mut lines = lines(&path, &outcome, is_coloured());
+        let mut lines = lines(&path, &outcome);
         // What was never seen has had its sentence.
         if is_sent && outcome.end != End::Unseen {
             lines.push(match &answer {
-                Some(answer) => format!("answer: {answer}"),
-                None => "no answer".to_owned(),
+                Some(answer) => format!("answer: {answer}").into(),
+                None => "no answer".into(),
             });
         }
-        see::print(&lines)?;
+        output::lines(&lines)?;
         for doubt in &doubts {
             output::note(&format!("warning: {doubt}"));
         }
@@ -251,8 +252,8 @@ fn outcome<'a>(
                 format!("container {container_id} could not send it: {error}")
             }
             _ => format!(
-                "no rule of this host saw it: it was lost in the container or on its link \
-                 (`cnitool show {container_id}`)"
+                "no rule of this host saw it: it was lost in the container or on its link (`{}`)",
+                shell!["cnitool", "show", container_id]
             ),
         },
         End::Dropped(step) => format!("dropped by {}", place(step)),
@@ -271,7 +272,8 @@ fn outcome<'a>(
             let link = link.unwrap_or("?");
             format!(
                 "lost on {link}: none of its ports got it, as nobody there answers for its \
-                 address (`ip neighbour show dev {link}`)"
+                 address (`{}`)",
+                shell!["ip", "neighbour", "show", "dev", link]
             )
         }
         End::Lost(hook) => format!(
@@ -330,40 +332,40 @@ fn document<'a>(
 }
 
 /// For people: a paragraph for each hook, and what came of it all.
-fn lines(path: &Path, outcome: &Outcome<'_>, colour: bool) -> Vec<String> {
+fn lines(path: &Path, outcome: &Outcome<'_>) -> Vec<Line> {
     let mut lines = Vec::new();
     for stage in &path.stages {
         let kind = if stage.bridge { "bridge " } else { "" };
-        let mut title = paint(&format!("{kind}{}", stage.hook), Tone::Heading, colour);
+        let mut title = Line::toned(format!("{kind}{}", stage.hook), Tone::Heading);
         for (word, link) in [("in", &stage.input), ("out", &stage.output)] {
             if let Some(link) = link {
-                title = format!("{title} {word} {link}");
+                title = title.then(format!(" {word} {link}"));
             }
         }
-        lines.push(format!("{title}: {}", stage.packet));
+        lines.push(title.then(format!(": {}", stage.packet)));
         for step in &stage.steps {
-            lines.extend(step_lines(step, colour));
+            lines.extend(step_lines(step));
         }
         if let Some(after) = &stage.translated {
             let line = format!("  NAT: {} becomes {after}", stage.packet);
-            lines.push(paint(&line, Tone::Warning, colour));
+            lines.push(Line::toned(line, Tone::Warning));
         }
     }
     let tone = match outcome.end {
         End::Here | End::Out(_) => Tone::Good,
         _ => Tone::Bad,
     };
-    lines.push(paint(&outcome.summary, tone, colour));
+    lines.push(Line::toned(&outcome.summary, tone));
     if let End::Dropped(step) = &outcome.end {
         if let Some(rule) = &step.rule {
-            lines.push(format!("  {rule}"));
+            lines.push(format!("  {rule}").into());
         }
-        lines.push(format!("  $ {}", step.command));
+        lines.push(format!("  $ {}", step.command).into());
     }
     lines
 }
 
-fn step_lines(step: &Step, colour: bool) -> Vec<String> {
+fn step_lines(step: &Step) -> Vec<Line> {
     let Step {
         family,
         table,
@@ -385,8 +387,8 @@ fn step_lines(step: &Step, colour: bool) -> Vec<String> {
         (None, true) => "policy".to_owned(),
         (None, false) => "end of the chain".to_owned(),
     };
-    let verdict = paint(&format!("→ {verdict}"), tone, colour);
-    let mut lines = vec![format!("  {family} {table} {chain} {what} {verdict}")];
+    let met = Line::from(format!("  {family} {table} {chain} {what} "));
+    let mut lines = vec![met.then(Line::toned(format!("→ {verdict}"), tone))];
     if let Some(owner) = &step.owner {
         let word = |label: &str, name: &Option<String>| {
             let name = name.as_ref()?;
@@ -398,9 +400,9 @@ fn step_lines(step: &Step, colour: bool) -> Vec<String> {
             word("network", &owner.network),
         ];
         let words: Vec<String> = words.into_iter().flatten().collect();
-        lines.push(format!("    of {}", words.join(", ")));
+        lines.push(format!("    of {}", words.join(", ")).into());
     } else if let Some(comment) = &step.comment {
-        lines.push(format!("    # {comment}"));
+        lines.push(format!("    # {comment}").into());
     }
     lines
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::destination::Flow;
 use crate::netfilter::listing::Claim;
 use crate::netfilter::nftables::Family;
+use crate::netfilter::nftables::tool::Names;
 use crate::netfilter::nftables::tracing::{Cause, Event, Hook, Met, Verdict};
 
 /// All stations of a packet, in order.
@@ -143,6 +144,11 @@ impl Path {
             {
                 owners.insert(chain.clone(), owner.clone());
             }
+            let chain = Names {
+                family: event.family,
+                table: &event.table,
+                chain: &event.chain,
+            };
             stage.steps.push(Step {
                 family: event.family.to_string(),
                 table: event.table.clone(),
@@ -156,10 +162,7 @@ impl Path {
                 comment: met.and_then(|met| met.comment),
                 owner,
                 verdict: event.verdict.to_string(),
-                command: format!(
-                    "nft -a list chain {} {} {}",
-                    event.family, event.table, event.chain
-                ),
+                command: chain.list().into(),
             });
         }
         path

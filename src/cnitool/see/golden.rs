@@ -9,11 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::graph::{Format, Picture};
+use super::graph::Picture;
 use super::{Selection, attachment, ipam, ports, ps, show};
 use crate::cni::invocation::Attachment;
 use crate::cni::result::CniResult;
 use crate::cni::version::Version;
+use crate::cnitool::table::Line;
 use crate::net::addr::Address;
 use crate::net::bridge_vlan::{Membership, Vlans};
 use crate::net::link::Link;
@@ -25,6 +26,7 @@ use crate::runtime::cache::{Entry, Record};
 use crate::runtime::directory::Directory;
 use crate::runtime::network::Network;
 use crate::runtime::parameters::Parameters;
+use crate::shell::ShellCommand;
 use crate::survey::{Memory, Namespace, Stack, Survey};
 
 const NETWORK: &str = r#"{"name": "front", "cniVersion": "1.0.0", "plugins": [
@@ -140,7 +142,7 @@ fn rule(id: &str, purpose: Purpose) -> OwnedRule {
             ..Claim::default()
         },
         backend: BackendName::Nftables,
-        command: format!("nft list chain {place}"),
+        command: ShellCommand::nft(&format!("list chain {place}")),
         text: format!("a rule of {id}"),
         purpose,
         packets: None,
@@ -254,10 +256,14 @@ fn assert_golden_json(document: &impl serde::Serialize, name: &str) {
 fn what_is_printed() {
     let survey = survey();
     let views = attachment::join(&survey);
-    let lines = |lines: Vec<String>| lines.join("\n") + "\n";
-    assert_golden(&lines(ps::table(&survey, &views, false, false)), "ps.txt");
+    let told = |lines: Vec<Line>, is_coloured| -> String {
+        let lines = lines.iter();
+        lines.map(|line| line.render(is_coloured) + "\n").collect()
+    };
+    let lines = |lines| told(lines, false);
+    assert_golden(&lines(ps::table(&survey, &views, false)), "ps.txt");
     assert_golden(
-        &lines(ps::table(&survey, &views, true, true)),
+        &told(ps::table(&survey, &views, true), true),
         "ps-wide-colour.txt",
     );
     assert_golden_json(&ps::document(&survey, &views), "ps.json");
@@ -266,21 +272,16 @@ fn what_is_printed() {
         container: None,
     };
     let pools = ipam::pools(&survey, &views, &all);
-    assert_golden(&lines(ipam::tables(&survey, &pools, false)), "ipam.txt");
+    assert_golden(&lines(ipam::tables(&survey, &pools)), "ipam.txt");
     assert_golden_json(&ipam::document(&survey, &pools), "ipam.json");
     let mapped = ports::list(&views);
-    assert_golden(&lines(ports::table(&mapped, false)), "ports.txt");
+    assert_golden(&lines(ports::table(&mapped)), "ports.txt");
     assert_golden_json(&ports::document(&survey, &mapped), "ports.json");
-    assert_golden(&lines(show::pages(&survey, &views, false)), "show.txt");
+    assert_golden(&lines(show::pages(&survey, &views)), "show.txt");
     assert_golden_json(&show::document(&survey, &views), "show.json");
     let picture = Picture::of(&survey, &views);
-    for (format, name) in [
-        (Format::Tree, "graph.txt"),
-        (Format::Dot, "graph.dot"),
-        (Format::Json, "graph.json"),
-        (Format::Svg, "graph.svg"),
-    ] {
-        let drawn = picture.render(format, false).unwrap();
-        assert_golden(&String::from_utf8(drawn).unwrap(), name);
-    }
+    assert_golden(&lines(picture.tree()), "graph.txt");
+    assert_golden(&picture.dot(), "graph.dot");
+    assert_golden(&picture.svg(), "graph.svg");
+    assert_golden_json(&picture, "graph.json");
 }

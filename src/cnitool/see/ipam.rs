@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::{Selection, age, count, is_meant, moment, or_dash, short};
-use crate::cnitool::table::{self, Cell, Tone};
+use crate::cnitool::table::{self, Cell, Line, Tone};
 use crate::plugins::ipam::pool::{Holder, Record, Set};
 use crate::survey::Survey;
 use crate::survey::attachment::{State, View};
@@ -168,9 +168,9 @@ pub fn document<'a>(survey: &'a Survey, pools: &'a [Pool<'a>]) -> Document<'a> {
 }
 
 /// For people: the pools, then the leases.
-pub fn tables(survey: &Survey, pools: &[Pool<'_>], is_coloured: bool) -> Vec<String> {
+pub fn tables(survey: &Survey, pools: &[Pool<'_>]) -> Vec<Line> {
     if pools.is_empty() {
-        return vec!["no pools: no network uses host-local, and there are no leases".to_owned()];
+        return vec!["no pools: no network uses host-local, and there are no leases".into()];
     }
     let names = [
         "NETWORK", "RANGES", "SIZE", "USED", "FREE", "LEAKED", "NEXT",
@@ -183,7 +183,7 @@ pub fn tables(survey: &Survey, pools: &[Pool<'_>], is_coloured: bool) -> Vec<Str
             rows.push(vec![pool.network.into(), gone]);
         }
     }
-    let mut lines = table::lines(&rows, is_coloured);
+    let mut lines = table::lines(&rows);
     let names = [
         "NETWORK",
         "ADDRESS",
@@ -199,8 +199,8 @@ pub fn tables(survey: &Survey, pools: &[Pool<'_>], is_coloured: bool) -> Vec<Str
         rows.extend(leases.map(|lease| lease_row(survey, pool, lease)));
     }
     if rows.len() > 1 {
-        lines.push(String::new());
-        lines.extend(table::lines(&rows, is_coloured));
+        lines.push(Line::default());
+        lines.extend(table::lines(&rows));
     }
     lines
 }

@@ -24,7 +24,7 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::{Options, commands, output, table};
+use super::{Options, commands, output};
 use crate::cni::json;
 use crate::netfilter::Mapping;
 use crate::runtime::cache::{self, Cache};
@@ -149,14 +149,13 @@ pub struct PsArgs {
 /// When the node cannot be looked at.
 pub fn run(options: &Options, see: &See) -> Result<ExitCode> {
     let survey = look(options)?;
-    let is_coloured = table::is_coloured();
     match see {
         See::Ps(args) => {
             let views = args.selection.of(&survey);
             if args.json {
                 print_json(&ps::document(&survey, &views))?;
             } else {
-                print(&ps::table(&survey, &views, args.wide, is_coloured))?;
+                output::lines(&ps::table(&survey, &views, args.wide))?;
             }
         }
         See::Ipam(args) => {
@@ -165,7 +164,7 @@ pub fn run(options: &Options, see: &See) -> Result<ExitCode> {
             if args.json {
                 print_json(&ipam::document(&survey, &pools))?;
             } else {
-                print(&ipam::tables(&survey, &pools, is_coloured))?;
+                output::lines(&ipam::tables(&survey, &pools))?;
             }
         }
         See::Ports(args) => {
@@ -174,7 +173,7 @@ pub fn run(options: &Options, see: &See) -> Result<ExitCode> {
             if args.json {
                 print_json(&ports::document(&survey, &ports))?;
             } else {
-                print(&ports::table(&ports, is_coloured))?;
+                output::lines(&ports::table(&ports))?;
             }
         }
         See::Show(args) => {
@@ -186,17 +185,18 @@ pub fn run(options: &Options, see: &See) -> Result<ExitCode> {
             if args.json {
                 print_json(&show::document(&survey, &views))?;
             } else {
-                print(&show::pages(&survey, &views, is_coloured))?;
+                output::lines(&show::pages(&survey, &views))?;
             }
         }
         See::Graph(args) => {
             let picture = graph::Picture::of(&survey, &args.selection.of(&survey));
-            let format = if args.json {
-                graph::Format::Json
-            } else {
-                args.format
-            };
-            output::answer(&picture.render(format, is_coloured)?)?;
+            match args.format {
+                _ if args.json => print_json(&picture)?,
+                graph::Format::Json => print_json(&picture)?,
+                graph::Format::Tree => output::lines(&picture.tree())?,
+                graph::Format::Dot => output::page(&picture.dot())?,
+                graph::Format::Svg => output::page(&picture.svg())?,
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -307,16 +307,6 @@ fn moment(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-/// Prints lines.
-///
-/// # Errors
-/// Code 5 when stdout is closed or full.
-pub fn print(lines: &[String]) -> Result<()> {
-    let mut text = lines.join("\n");
-    text.push('\n');
-    output::answer(text.as_bytes())
-}
-
 /// For `serialize_with`: a number as JSON has it, or as a string of digits beyond 2⁵³, from where
 /// on many programs (jq, JavaScript) would read another number.
 ///
@@ -333,11 +323,11 @@ pub fn count<S: Serializer>(number: &u128, serializer: S) -> Result<S::Ok, S::Er
 /// Prints a document.
 ///
 /// # Errors
-/// As [`print`].
+/// Code 5 when stdout is full.
 pub fn print_json(document: &impl Serialize) -> Result<()> {
     let mut bytes = json::pretty(document)?;
     bytes.push(b'\n');
-    output::answer(&bytes)
+    output::document(bytes)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::{or_dash, short};
-use crate::cnitool::table::{self, Cell, Tone};
+use crate::cnitool::table::{self, Cell, Line, Tone};
 use crate::netfilter::Mapping;
 use crate::survey::Survey;
 use crate::survey::attachment::{self, State, View};
@@ -93,9 +93,9 @@ pub fn document<'a>(survey: &'a Survey, ports: &'a [MappedPort<'a>]) -> Document
 }
 
 /// For people.
-pub fn table(ports: &[MappedPort<'_>], is_coloured: bool) -> Vec<String> {
+pub fn table(ports: &[MappedPort<'_>]) -> Vec<Line> {
     if ports.is_empty() {
-        return vec!["no mapped ports".to_owned()];
+        return vec!["no mapped ports".into()];
     }
     let names = [
         "PORT",
@@ -120,7 +120,7 @@ pub fn table(ports: &[MappedPort<'_>], is_coloured: bool) -> Vec<String> {
             state(port),
         ]);
     }
-    table::lines(&rows, is_coloured)
+    table::lines(&rows)
 }
 
 fn state(port: &MappedPort<'_>) -> Cell {

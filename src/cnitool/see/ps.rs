@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{address, age, moment, or_dash, port, short};
-use crate::cnitool::table::{self, Cell, Tone};
+use crate::cnitool::table::{self, Cell, Line, Tone};
 use crate::survey::Survey;
 use crate::survey::attachment::{State, View};
 
@@ -113,7 +113,7 @@ fn netns<'a>(view: &View<'a>) -> Option<&'a str> {
 }
 
 /// For people.
-pub fn table(survey: &Survey, views: &[View<'_>], wide: bool, is_coloured: bool) -> Vec<String> {
+pub fn table(survey: &Survey, views: &[View<'_>], wide: bool) -> Vec<Line> {
     const FIRST: [&str; 8] = [
         "NETWORK",
         "CONTAINER",
@@ -137,7 +137,7 @@ pub fn table(survey: &Survey, views: &[View<'_>], wide: bool, is_coloured: bool)
         "STATE",
     ];
     if views.is_empty() {
-        return vec!["no attachments".to_owned()];
+        return vec!["no attachments".into()];
     }
     let names: &[&str] = if wide { &WIDE } else { &FIRST };
     let mut rows = vec![table::headings(names)];
@@ -167,7 +167,7 @@ pub fn table(survey: &Survey, views: &[View<'_>], wide: bool, is_coloured: bool)
         row.push(state(&view.state));
         rows.push(row);
     }
-    table::lines(&rows, is_coloured)
+    table::lines(&rows)
 }
 
 /// How an attachment is, and why.

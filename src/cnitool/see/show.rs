@@ -7,11 +7,12 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{address, age, is_meant, port, ps};
-use crate::cnitool::table::{Tone, paint};
+use crate::cnitool::table::{Line, Tone};
 use crate::net::bridge_vlan::Vlans;
 use crate::net::link::Link;
 use crate::net::route::Route;
 use crate::netfilter::listing::Purpose;
+use crate::shell::{ShellCommand, shell};
 use crate::survey::attachment::{State, View};
 use crate::survey::{Stack, Survey};
 
@@ -100,37 +101,38 @@ pub fn document<'a>(survey: &'a Survey, views: &'a [View<'a>]) -> Document<'a> {
 }
 
 /// For people: a page for each attachment.
-pub fn pages(survey: &Survey, views: &[View<'_>], is_coloured: bool) -> Vec<String> {
+pub fn pages(survey: &Survey, views: &[View<'_>]) -> Vec<Line> {
     let mut lines = Vec::new();
     for view in views {
         if !lines.is_empty() {
-            lines.push(String::new());
+            lines.push(Line::default());
         }
-        lines.extend(page(survey, view, is_coloured));
+        lines.extend(page(survey, view));
     }
     lines
 }
 
-fn page(survey: &Survey, view: &View<'_>, is_coloured: bool) -> Vec<String> {
+fn page(survey: &Survey, view: &View<'_>) -> Vec<Line> {
     let ago = match view.added {
         Some(then) => format!(", added {} ago", age(survey.now, then)),
         None => String::new(),
     };
     let title = format!("{}{ago}", name(view));
-    let mut lines = vec![paint(&title, Tone::Heading, is_coloured)];
+    let mut lines = vec![Line::toned(title, Tone::Heading)];
     let tone = match view.state {
         State::Ok => Tone::Good,
         State::Broken(_) => Tone::Bad,
         State::Orphan(_) => Tone::Warning,
     };
-    lines.push(paint(view.state.word(), tone, is_coloured));
+    lines.push(Line::toned(view.state.word(), tone));
     let reasons = view.state.reasons().iter();
-    lines.extend(reasons.map(|reason| format!("  {}", paint(reason, tone, is_coloured))));
+    lines.extend(reasons.map(|reason| Line::from("  ").then(Line::toned(reason, tone))));
     for hop in hops(survey, view) {
-        lines.push(String::new());
-        lines.push(paint(heading(hop.hop), Tone::Heading, is_coloured));
-        lines.extend(hop.lines.iter().map(|line| format!("  {line}")));
-        lines.extend(hop.commands.iter().map(|command| format!("  $ {command}")));
+        lines.push(Line::default());
+        lines.push(Line::toned(heading(hop.hop), Tone::Heading));
+        lines.extend(hop.lines.iter().map(|line| format!("  {line}").into()));
+        let commands = hop.commands.iter();
+        lines.extend(commands.map(|command| format!("  $ {command}").into()));
     }
     lines
 }
@@ -176,8 +178,8 @@ fn hops(survey: &Survey, view: &View<'_>) -> Vec<Station> {
             hop: "bridge",
             lines,
             commands: vec![
-                format!("ip -d address show dev {}", bridge.name),
-                format!("bridge link show master {}", bridge.name),
+                shell!["ip", "-d", "address", "show", "dev", bridge.name].into(),
+                shell!["bridge", "link", "show", "master", bridge.name].into(),
             ],
         });
     }
@@ -217,17 +219,13 @@ fn rules(view: &View<'_>, hop: &'static str) -> Option<Station> {
     (!rules.is_empty()).then(|| Station {
         hop,
         lines,
-        commands: commands.into_iter().collect(),
+        commands: commands.into_iter().map(String::from).collect(),
     })
 }
 
 /// The container's interface and routes.
 fn inside(view: &View<'_>, path: &str, stack: &Stack) -> Vec<Station> {
-    // `ip` itself only knows namespaces that have a name.
-    let ip = match path.strip_prefix("/run/netns/") {
-        Some(name) => format!("ip -n {name}"),
-        None => format!("nsenter --net={path} ip"),
-    };
+    let ip = ShellCommand::ip_in(path);
     let ifname = &view.attachment.ifname;
     let mut lines = match view.link {
         Some(found) => vec![link(found)],
@@ -241,7 +239,11 @@ fn inside(view: &View<'_>, path: &str, stack: &Stack) -> Vec<Station> {
     let interface = Station {
         hop: "interface",
         lines,
-        commands: vec![format!("{ip} -d address show dev {ifname}")],
+        commands: vec![
+            ip.clone()
+                .args(["-d", "address", "show", "dev", ifname])
+                .into(),
+        ],
     };
     let index = view.link.map(|link| link.index);
     let all = stack.routes.iter();
@@ -250,8 +252,8 @@ fn inside(view: &View<'_>, path: &str, stack: &Stack) -> Vec<Station> {
         hop: "routes",
         lines: own.map(|(_, route)| route.to_string()).collect(),
         commands: vec![
-            format!("{ip} route show dev {ifname}"),
-            format!("{ip} -6 route show dev {ifname}"),
+            ip.clone().args(["route", "show", "dev", ifname]).into(),
+            ip.args(["-6", "route", "show", "dev", ifname]).into(),
         ],
     };
     vec![interface, routes]
@@ -262,22 +264,22 @@ fn host_end(survey: &Survey, view: &View<'_>, end: &Link) -> Station {
     if !end.alias.is_empty() {
         lines.push(format!("alias {}", end.alias));
     }
-    let mut commands = vec![format!("ip -d link show dev {}", end.name)];
+    let mut commands = vec![shell!["ip", "-d", "link", "show", "dev", end.name]];
     if let Some(vlans) = survey.host.vlans.get(&end.index) {
         lines.push(format!("VLANs {}", vlans_in_words(vlans)));
-        commands.push(format!("bridge vlan show dev {}", end.name));
+        commands.push(shell!["bridge", "vlan", "show", "dev", end.name]);
     }
     if view.bridge.is_none() {
         lines.extend(addresses(&survey.host, end));
         let routes = survey.host.routes.iter();
         let own = routes.filter(|(index, route)| *index == end.index && !is_link_local(route));
         lines.extend(own.map(|(_, route)| format!("route {route}")));
-        commands.push(format!("ip route show dev {}", end.name));
+        commands.push(shell!["ip", "route", "show", "dev", end.name]);
     }
     Station {
         hop: "hostEnd",
         lines,
-        commands,
+        commands: commands.into_iter().map(String::from).collect(),
     }
 }
 
@@ -317,7 +319,7 @@ fn records(survey: &Survey, view: &View<'_>) -> Vec<Station> {
             let file = pool.directory.join(lease.ip.to_string());
             (
                 format!("{}{ago}{boot}", lease.ip),
-                format!("cat {}", file.display()),
+                shell!["cat", file.display()].into(),
             )
         })
         .unzip();
@@ -334,7 +336,7 @@ fn records(survey: &Survey, view: &View<'_>) -> Vec<Station> {
         hops.push(Station {
             hop: "result",
             lines: vec![format!("{file}")],
-            commands: vec![format!("cat {file}")],
+            commands: vec![shell!["cat", file].into()],
         });
     }
     hops

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::table::{Tone, is_coloured, paint};
+use super::table::{Line, Tone};
 use super::{Options, ValidateArgs, output};
 use crate::cni::json::{self, Problem};
 use crate::fsutil::without_byte_order_mark;
@@ -90,7 +90,6 @@ pub fn run(options: &Options, args: &ValidateArgs) -> Result<ExitCode> {
         find: &|plugin| crate::runtime::chain::find(plugin, &directories).map(drop),
         plugin: crate::applets::plugin,
     };
-    let is_coloured = is_coloured();
     let mut lines = Vec::new();
     let mut all = Vec::new();
     let mut failed = false;
@@ -98,15 +97,15 @@ pub fn run(options: &Options, args: &ValidateArgs) -> Result<ExitCode> {
         let findings = inspect(file, &directory, &look);
         failed |= findings.iter().any(|f| f.severity == Severity::Error);
         if findings.is_empty() {
-            let ok = paint("ok", Tone::Good, is_coloured);
-            lines.push(format!("{}: {ok}\n", file.display()));
+            let ok = Line::toned("ok", Tone::Good);
+            lines.push(Line::from(format!("{}: ", file.display())).then(ok));
         }
         let line = |finding: &Finding| {
             let tone = match finding.severity {
                 Severity::Error => Tone::Bad,
                 Severity::Warning => Tone::Warning,
             };
-            paint(&finding.to_string(), tone, is_coloured) + "\n"
+            Line::toned(finding.to_string(), tone)
         };
         lines.extend(findings.iter().map(line));
         all.extend(findings);
@@ -114,9 +113,9 @@ pub fn run(options: &Options, args: &ValidateArgs) -> Result<ExitCode> {
     if args.json {
         let mut document = json::pretty(&document(&files, &all))?;
         document.push(b'\n');
-        output::answer(&document)?;
+        output::document(document)?;
     } else {
-        output::answer(lines.concat().as_bytes())?;
+        output::lines(&lines)?;
     }
     Ok(if failed {
         ExitCode::FAILURE

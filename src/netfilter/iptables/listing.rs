@@ -12,6 +12,7 @@ use super::tool::Family;
 use super::{FAMILIES, Iptables, firewall, masquerade, port_maps};
 use crate::netfilter::listing::{Claim, Listing, OwnedRule, Purpose};
 use crate::netfilter::{BackendName, Mapping, Protocol};
+use crate::shell::shell;
 
 impl Iptables {
     /// Adds the rules of every attachment to `listing`, or why they cannot be told.
@@ -55,7 +56,7 @@ fn passing(family: Family, rules: &[(u64, Rule)]) -> Vec<OwnedRule> {
         (rule.jump() == Some("ACCEPT")).then(|| OwnedRule {
             owner: Claim::default(),
             backend: BackendName::Iptables,
-            command: format!("{} -v -S {}", family.command(), rule.chain),
+            command: shell![family.command(), "-v", "-S", rule.chain],
             text: format!("-A {rule}"),
             purpose: Purpose::Pass(net.addr()),
             packets: Some(*packets),
@@ -90,7 +91,7 @@ fn owned(family: Family, rules: &[(u64, Rule)]) -> Vec<OwnedRule> {
         let rule = OwnedRule {
             owner,
             backend: BackendName::Iptables,
-            command: format!("{command} -t nat -v -S {}", rule.chain),
+            command: shell![command, "-t", "nat", "-v", "-S", rule.chain],
             text: format!("-A {rule}"),
             purpose,
             packets: Some(*packets),

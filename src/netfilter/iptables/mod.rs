@@ -43,6 +43,7 @@ use crate::cni::invocation::Attachment;
 use crate::log;
 use crate::net::link;
 use crate::net::netlink::Netlink;
+use crate::shell::shell;
 use owned::Kind;
 pub use rule::Rule;
 use rule::{Script, Table, TableName};
@@ -771,7 +772,12 @@ fn absent<'a>(
         script.assert(rule);
         if !may_be_there || tool.restore(&script)?.is_err() {
             let (command, table) = (tool.family.command(), tool.table.as_str());
-            absent.push(format!("{command} -t {table} -A {rule}"));
+            absent.push(
+                shell![command, "-t", table, "-A"]
+                    .arg(&rule.chain)
+                    .args(&rule.args)
+                    .into(),
+            );
         }
     }
     Ok(absent)

@@ -568,7 +568,7 @@ pub fn missing(socket: &Socket, owner: &Owner, wanted: &Firewall) -> Result<Vec<
                 let changes = settle(&set, there.as_ref().as_ref(), &wanted, |key| {
                     wanted.contains_key(key)
                 });
-                missing.extend(changes.iter().map(|change| format!("nft {change}")));
+                missing.extend(changes.iter().map(Change::command));
             }
         }
     }

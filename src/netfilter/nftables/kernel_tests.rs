@@ -139,7 +139,7 @@ fn masquerading_is_checked_replaced_removed_and_collected() {
     assert!(
         text.contains(
             "inet cni_plugins_masquerade masq_checks \
-             ip saddr 10.9.0.3 ip daddr != 10.9.0.0/24 masquerade comment \""
+             ip saddr 10.9.0.3 ip daddr != 10.9.0.0/24 masquerade comment '\""
         ) && text.contains("if: eth0, id: blue"),
         "{text}"
     );
@@ -1035,7 +1035,7 @@ fn route_localnet_goes_off_with_its_last_user() {
     let missing = localnet::missing_guard(&red, &["br1".into()]).unwrap();
     assert_eq!(missing.len(), 3, "{missing:?}");
     assert!(
-        missing.concat().contains("users { \"br1\" . "),
+        missing.concat().contains("users '{' '\"br1\"' . "),
         "{missing:?}"
     );
     let stale = localnet::stale("net3", &[], |_| false).unwrap();

@@ -10,6 +10,7 @@ use super::{firewall, masquerade, port_maps, spoof_check};
 use crate::netfilter::BackendName;
 use crate::netfilter::listing::{Claim, OwnedRule, Purpose};
 use crate::netfilter::socket::Socket;
+use crate::shell::{ShellCommand, shell};
 
 /// The rules of every attachment, in the order in which packets meet them.
 ///
@@ -39,7 +40,7 @@ pub fn list() -> Result<Vec<OwnedRule>> {
             Some(OwnedRule {
                 owner: masquerade_claim(&comment)?,
                 backend: BackendName::Nftables,
-                command: format!("nft list set {set}"),
+                command: ShellCommand::nft(&format!("list set {set}")),
                 text: format!("{address} may pass in table {}", set.table),
                 purpose: Purpose::Pass(address),
                 packets: None,
@@ -58,7 +59,14 @@ fn owned(table: &Table, rule: &Found, owner: Claim, purpose: Purpose) -> OwnedRu
     OwnedRule {
         owner,
         backend: BackendName::Nftables,
-        command: format!("nft list chain {table} {}", rule.handle.chain),
+        command: shell![
+            "nft",
+            "list",
+            "chain",
+            table.family,
+            table.name,
+            rule.handle.chain
+        ],
         text: text.to_string(),
         purpose,
         packets: rule.packets(),

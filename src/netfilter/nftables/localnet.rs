@@ -214,7 +214,7 @@ pub fn missing_guard(owner: &Owner, devices: &[String]) -> Result<Vec<String>> {
     if let Some(there) = USERS.listed(&socket)?.as_ref() {
         users.retain(|key, _| !there.contains_key(key));
     }
-    missing.extend(USERS.create(users).iter().map(Change::to_string));
+    missing.extend(USERS.create(users).iter().map(Change::command));
     Ok(missing)
 }
 

@@ -31,6 +31,7 @@ mod ruleset;
 mod set;
 mod shared;
 mod spoof_check;
+pub mod tool;
 pub mod tracing;
 mod transaction;
 pub mod walk;

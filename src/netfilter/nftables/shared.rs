@@ -6,6 +6,7 @@ use super::lookup::{chain_use, look_up_chain};
 use super::ruleset::{Chain, Rule, Statement, Table};
 use super::transaction::{Change, Found, rules};
 use crate::netfilter::socket::Socket;
+use crate::shell::ShellCommand;
 
 /// A chain that must be there.
 #[derive(Debug)]
@@ -145,5 +146,5 @@ pub fn missing_shared(shared: &[Shared], found: &[Found]) -> Vec<String> {
 
 /// The command that would add a rule.
 pub fn command(chain: &Chain, rule: &Rule) -> String {
-    format!("nft add rule {chain} {rule}")
+    ShellCommand::nft(&format!("add rule {chain} {rule}")).into()
 }

@@ -26,6 +26,7 @@ use super::set::{Key, Set};
 use crate::net::netlink::errno;
 use crate::netfilter::memo;
 use crate::netfilter::socket::{BatchRefused, Socket, attributes};
+use crate::shell::ShellCommand;
 
 /// How often a transaction is tried that others got in the way of, and how long to wait
 /// before the second time; twice as long before each further one (half a second in all).
@@ -121,6 +122,11 @@ impl fmt::Display for Change {
 }
 
 impl Change {
+    /// The command that makes it.
+    pub fn command(&self) -> String {
+        ShellCommand::nft(&self.to_string()).into()
+    }
+
     /// As the kernel takes it, with the flags of the request.
     pub fn message(&self) -> (NetfilterMessage, u16) {
         let (table, message, flags) = match self {

@@ -2,6 +2,7 @@
 //! them: those of nftables, of iptables-nft and of iptables-legacy. What is not understood may
 //! do anything: an answer is certain, or there is none.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage, RuleMess
 use super::judge::judge;
 use super::lookups::{self, Set};
 use super::ruleset::Family;
+use super::tool::Names;
 use super::transaction::{is_absent, text, with_family};
 use super::{masquerade, port_maps};
 use crate::net::link::Link;
@@ -91,12 +93,38 @@ pub enum Target {
 /// A rule or a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The chain, with its table: `ip filter FORWARD`.
+    /// Whose packets it sees.
+    pub family: Family,
+    /// The table.
+    pub table: String,
+    /// The chain.
     pub chain: String,
     /// The number of the rule, with iptables-legacy its position; `None` is the policy.
     pub rule: Option<u64>,
     /// The program of iptables-legacy that changes it, if that is whose it is.
     pub legacy: Option<&'static str>,
+}
+
+/// The chain, with its table: `ip filter FORWARD`, `iptables-legacy filter FORWARD`.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.legacy {
+            Some(tool) => f.write_str(tool)?,
+            None => self.family.fmt(f)?,
+        }
+        write!(f, " {} {}", self.table, self.chain)
+    }
+}
+
+impl Place {
+    /// What `nft` calls the chain.
+    pub fn names(&self) -> Names<'_> {
+        Names {
+            family: self.family,
+            table: &self.table,
+            chain: &self.chain,
+        }
+    }
 }
 
 /// A chain.
@@ -358,10 +386,10 @@ impl Packet<'_> {
 
 /// A rule of the chain, or its policy.
 fn place(layer: &Layer, chain: &Chain, rule: Option<u64>) -> Place {
-    let Chain { table, name, .. } = chain;
-    let family = layer.family.to_string();
     Place {
-        chain: format!("{} {table} {name}", layer.legacy.unwrap_or(&family)),
+        family: layer.family,
+        table: chain.table.clone(),
+        chain: chain.name.clone(),
         rule,
         legacy: layer.legacy,
     }

@@ -25,6 +25,7 @@ use crate::log;
 use crate::net::section;
 use crate::netfilter::firewalld::{ANY_ZONE, Firewalld};
 use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner};
+use crate::shell::shell;
 use crate::undo::Undo;
 
 use claims::Claim;
@@ -251,7 +252,9 @@ impl Wanted {
         if let Some((firewalld, zone)) = &mut self.firewalld {
             for address in &self.addresses {
                 if !firewalld.has_source(zone, *address)? {
-                    missing.push(format!("firewall-cmd --zone={zone} --add-source={address}"));
+                    let zone = format!("--zone={zone}");
+                    let source = format!("--add-source={address}");
+                    missing.push(shell!["firewall-cmd", zone, source].into());
                 }
             }
         }

@@ -57,11 +57,14 @@ impl Owner {
             && !self.is_damaged()
     }
 
-    /// Whether nobody can have written this.
+    /// Whether nobody can have written this. The kernel lets a link be called by control
+    /// characters, if they are no white space.
     pub fn is_damaged(&self) -> bool {
-        let is_wrong = |c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER;
+        let is_lost = |c: char| c == '\0' || c == char::REPLACEMENT_CHARACTER;
         let ifname = self.ifname.as_deref().unwrap_or_default();
-        self.container_id.contains(is_wrong) || ifname.contains(is_wrong)
+        self.container_id
+            .contains(|c: char| c.is_control() || is_lost(c))
+            || ifname.contains(|c: char| c.is_control() && c.is_whitespace() || is_lost(c))
     }
 
     /// The content of a lease file, byte for byte the reference's.
@@ -118,9 +121,25 @@ mod tests {
             ("set aside for the printer", true),
             ("\u{1}\u{2}\u{3}", false),
             ("\u{fffd}abc", false),
+            ("abc\r\na\u{1b}[31mb", false),
         ] {
             let owner = Owner::parse(content.as_bytes()).unwrap();
             assert_eq!(owner.is_note(), expected, "{content:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_link_can_be_called_is_no_damage() {
+        for (content, expected) in [
+            ("abc\r\neth0", false),
+            ("abc\r\na\u{1b}[31mb", false),
+            ("abc\r\neth\0", false),
+            ("abc\r\neth\0\0x", true),
+            ("abc\r\neth0\nx", true),
+            ("a\u{1b}c\r\neth0", true),
+        ] {
+            let owner = Owner::parse(content.as_bytes()).unwrap();
+            assert_eq!(owner.is_damaged(), expected, "{content:?}");
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::net::{route, section, sysctl};
 use crate::netfilter::nftables::{self, localnet};
 use crate::netfilter::{self, BackendName, Known, Owner, PortMaps, conntrack};
 use crate::plugins::veth;
+use crate::shell::shell;
 use crate::undo::Undo;
 
 use config::Settings;
@@ -330,7 +331,8 @@ fn missing(owner: &Owner, settings: &Settings, wanted: &PortMaps) -> Result<Vec<
             let key = localnet::sysctl_key(&device);
             let value = sysctl::read(&key)?.unwrap_or_default();
             if value != "1" {
-                missing.push(format!("sysctl -w net/{key}=1 (it is {value})"));
+                let command = shell!["sysctl", "-w", format!("net/{key}=1")];
+                missing.push(format!("{command} (it is {value})"));
             }
         }
     }

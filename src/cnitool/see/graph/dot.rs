@@ -1,6 +1,7 @@
 //! The picture for graphviz.
 
 use super::Picture;
+use crate::text;
 
 /// Draws `picture`.
 pub fn render(picture: &Picture) -> String {
@@ -15,7 +16,7 @@ pub fn render(picture: &Picture) -> String {
         lines.push(format!(
             "  {} [label={}];",
             id("uplink", &uplink.name),
-            text(&label)
+            string(&label)
         ));
     }
     for (number, group) in picture.groups.iter().enumerate() {
@@ -29,7 +30,7 @@ pub fn render(picture: &Picture) -> String {
         } else {
             ""
         };
-        lines.push(format!("  {own} [label={}{colour}];", text(&label)));
+        lines.push(format!("  {own} [label={}{colour}];", string(&label)));
         for uplink in &picture.uplinks {
             lines.push(format!("  {} -- {own};", id("uplink", &uplink.name)));
         }
@@ -48,9 +49,12 @@ pub fn render(picture: &Picture) -> String {
                 "orphan" => ", color=orange, style=\"rounded,dashed\"",
                 _ => ", color=red",
             };
-            lines.push(format!("  {name} [label={}{colour}];", text(&label)));
+            lines.push(format!("  {name} [label={}{colour}];", string(&label)));
             let end = member.host_end.iter().cloned().collect::<Vec<_>>();
-            lines.push(format!("  {own} -- {name} [label={}{colour}];", text(&end)));
+            lines.push(format!(
+                "  {own} -- {name} [label={}{colour}];",
+                string(&end)
+            ));
         }
     }
     lines.push("}\n".to_owned());
@@ -59,13 +63,15 @@ pub fn render(picture: &Picture) -> String {
 
 /// A name that nothing else has.
 fn id(kind: &str, name: &str) -> String {
-    text(&[format!("{kind} {name}")])
+    string(&[format!("{kind} {name}")])
 }
 
-/// Lines as a string of the language.
-fn text(lines: &[String]) -> String {
-    let escaped = lines
-        .iter()
-        .map(|line| line.replace('\\', "\\\\").replace('"', "\\\""));
+/// Lines as a string of the language. A backslash that stands for itself is doubled: labels
+/// know other escapes than the line breaks that we put.
+fn string(lines: &[String]) -> String {
+    let escaped = lines.iter().map(|line| {
+        let line = text::escape(line);
+        line.replace('\\', "\\\\").replace('"', "\\\"")
+    });
     format!("\"{}\"", escaped.collect::<Vec<_>>().join("\\n"))
 }

@@ -9,13 +9,12 @@ mod tree;
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 
 use super::show::vlans_in_words;
 use super::{address, ps, short};
-use crate::cni::json;
+use crate::cnitool::table::Line;
 use crate::survey::Survey;
 use crate::survey::attachment::{State, View, bridge_name};
 
@@ -130,21 +129,19 @@ impl Picture {
         }
     }
 
-    /// The picture in a form.
-    ///
-    /// # Errors
-    /// None that such a picture can cause.
-    pub fn render(&self, format: Format, is_coloured: bool) -> Result<Vec<u8>> {
-        Ok(match format {
-            Format::Tree => tree::render(self, is_coloured).into_bytes(),
-            Format::Dot => dot::render(self).into_bytes(),
-            Format::Svg => svg::render(self).into_bytes(),
-            Format::Json => {
-                let mut bytes = json::pretty(self)?;
-                bytes.push(b'\n');
-                bytes
-            }
-        })
+    /// As lines for a terminal.
+    pub fn tree(&self) -> Vec<Line> {
+        tree::render(self)
+    }
+
+    /// As graphviz reads it.
+    pub fn dot(&self) -> String {
+        dot::render(self)
+    }
+
+    /// As a browser shows it.
+    pub fn svg(&self) -> String {
+        svg::render(self)
     }
 }
 

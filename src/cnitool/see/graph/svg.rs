@@ -3,6 +3,7 @@
 //! light or dark; tooltips tell what is cut.
 
 use super::{Group, Member, Picture, Uplink};
+use crate::text::escape as visible;
 
 /// Lengths in pixels.
 const MARGIN: usize = 24;
@@ -241,13 +242,14 @@ fn cut(text: &str, fits: usize) -> String {
 /// `text` as it stands in XML.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in visible(text).chars() {
         match c {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
-            c if c.is_control() => escaped.push('\u{fffd}'),
+            // XML 1.0 has no way to write these at all.
+            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }
     }
