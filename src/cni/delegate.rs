@@ -16,6 +16,7 @@ use super::json;
 use super::preview::Preview;
 use super::result::CniResult;
 use super::skel::{self, Applets, Call, Plugin};
+use super::status::patiently;
 use super::version::Version;
 use crate::fsutil;
 use crate::journal;
@@ -73,10 +74,13 @@ pub fn read_result(plugin: &str, printed: &[u8], default: Version) -> Result<Cni
 /// # Errors
 /// The delegate's error object, unchanged. STATUS without a delegate to ask is code 50.
 pub fn run(call: &Call, plugin: &str, command: Command) -> Result<()> {
-    let located = locate(call, plugin).map_err(|error| match command {
-        Command::Status => not_available(&error),
-        _ => error,
-    })?;
+    let located = match command {
+        // Whoever installs another version may just be replacing the file.
+        Command::Status => {
+            patiently(|| locate(call, plugin)).map_err(|error| not_available(&error))?
+        }
+        _ => locate(call, plugin)?,
+    };
     match located {
         Located::Here(delegate) => {
             let inner = enter(call, plugin, command)?;

@@ -30,6 +30,9 @@ pub enum Code {
     TryAgain,
     /// `STATUS`: `ADD` cannot be served.
     NotAvailable,
+    /// `STATUS`: `ADD` cannot be served, and what is wrong limits the containers that are
+    /// attached, too.
+    NotAvailableAndLimited,
     /// Everything else.
     Internal,
 }
@@ -47,6 +50,7 @@ impl Code {
             Self::Netns => 8,
             Self::TryAgain => 11,
             Self::NotAvailable => 50,
+            Self::NotAvailableAndLimited => 51,
             Self::Internal => 999,
         }
     }
@@ -86,11 +90,21 @@ pub fn detailed(
 
 /// `error`, as STATUS tells it.
 pub fn not_available(error: &anyhow::Error) -> anyhow::Error {
+    with_code(Code::NotAvailable, error)
+}
+
+/// `error`, as STATUS tells it where the containers that are attached suffer from it, too.
+pub fn not_available_and_limited(error: &anyhow::Error) -> anyhow::Error {
+    with_code(Code::NotAvailableAndLimited, error)
+}
+
+/// What `error` says, under another code.
+fn with_code(code: Code, error: &anyhow::Error) -> anyhow::Error {
     let object = ErrorObject::from_error(error);
     if object.details.is_empty() {
-        return coded(Code::NotAvailable, object.msg).into();
+        return coded(code, object.msg).into();
     }
-    detailed(Code::NotAvailable, object.msg, object.details)
+    detailed(code, object.msg, object.details)
 }
 
 /// What many steps came to: success, or the first error, the others told on stderr.

@@ -17,4 +17,5 @@ pub mod json;
 pub mod preview;
 pub mod result;
 pub mod skel;
+pub mod status;
 pub mod version;
