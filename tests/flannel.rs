@@ -194,14 +194,19 @@ fn status_tells_what_the_delegate_lacks() {
     let c1 = node.netns("c1");
     let c1 = call.clone().netns(&c1);
     c1.run("ADD", &config("1.1.0")).json();
-    // A /30 has one address for containers.
-    let (code, message, _) = call.run("STATUS", &config("1.1.0")).error();
+    // A /30 has one address for containers, which passes when this one ends.
+    call.run("STATUS", &config("1.1.0")).silent();
+    let strict = with(
+        config("1.1.0"),
+        json!({"ipam": {"statusFailsWhenExhausted": true}}),
+    );
+    let (code, message, _) = call.run("STATUS", &strict).error();
     assert!(
         code == 50 && message.contains("10.42.1."),
         "{code} {message}"
     );
     c1.run("DEL", &config("1.1.0")).silent();
-    call.run("STATUS", &config("1.1.0")).silent();
+    call.run("STATUS", &strict).silent();
     let nowhere = call.env("CNI_PATH", "/nowhere");
     assert_eq!(nowhere.run("STATUS", &config("1.1.0")).error().0, 50);
 }

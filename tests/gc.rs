@@ -630,7 +630,8 @@ fn status_does_not_read_the_leases() {
     let node = Node::new();
     let config = |last: &str| {
         json!({"cniVersion": "1.1.0", "name": "n", "ipam": {
-        "type": "host-local", "subnet": "10.0.0.0/16", "rangeEnd": last}})
+        "type": "host-local", "subnet": "10.0.0.0/16", "rangeEnd": last,
+        "statusFailsWhenExhausted": true}})
     };
     let dir = Path::new(LEASES).join("n");
     fs::create_dir_all(&dir).unwrap();

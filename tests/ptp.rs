@@ -589,12 +589,14 @@ fn status_says_why_no_container_can_be_added() {
     call.run("STATUS", &dual_stack()).silent();
     let unknown = with(dual_stack(), json!({"ipam": {"type": "nowhere"}}));
     assert_eq!(call.run("STATUS", &unknown).error().0, 50);
-    let tiny = with(
+    let mut tiny = with(
         dual_stack(),
         json!({"ipam": {"type": "host-local", "subnet": "10.9.0.0/30"}}),
     );
     let c1 = node.netns("c1");
     call.clone().netns(&c1).run("ADD", &tiny).json();
+    call.run("STATUS", &tiny).silent();
+    tiny["ipam"]["statusFailsWhenExhausted"] = json!(true);
     assert_eq!(call.run("STATUS", &tiny).error().0, 50);
 }
 

@@ -13,6 +13,9 @@ use crate::machine::{IMAGE, Machine, PLUGINS, Running, machine, tcp, wait_for};
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
+/// Where the network's configuration is.
+const NETWORK: &str = "/etc/cni/net.d/10-pods.conflist";
+
 /// A running daemon on a machine.
 struct Containerd<'a> {
     machine: &'a Machine,
@@ -37,7 +40,7 @@ impl<'a> Containerd<'a> {
                 {"type": "portmap", "capabilities": {"portMappings": true}},
             ],
         });
-        fs::write("/etc/cni/net.d/10-pods.conflist", network.to_string()).unwrap();
+        fs::write(NETWORK, network.to_string()).unwrap();
         fs::create_dir("/run/containerd").unwrap();
         let config = format!(
             r#"version = 2
@@ -208,12 +211,37 @@ fn containers_and_pods_on_a_newer_containerd() {
 }
 
 #[test]
-fn a_node_without_free_addresses_says_that_it_is_not_ready() {
+fn a_node_without_free_addresses_stays_ready() {
     machine(|machine| {
         let containerd = Containerd::new(machine, &newer(), "1.1.0", "10.82.0.0/30");
         assert_eq!(containerd.network(), Ok(()));
         let pod = containerd.run_pod("first").unwrap();
-        let why = containerd.network().unwrap_err();
+        // Not ready, the kubelet would have this pod evicted.
+        assert_eq!(containerd.network(), Ok(()));
+        let refused = containerd.run_pod("second").unwrap_err();
+        assert!(refused.contains("no IP addresses available"), "{refused}");
+        assert_eq!(containerd.network(), Ok(()));
+        containerd.remove_pod(&pod);
+        let pod = containerd.run_pod("third").unwrap();
+        containerd.remove_pod(&pod);
+        machine.node.nothing_left(&["cni0"]);
+    });
+}
+
+#[test]
+fn a_node_without_free_addresses_is_not_ready_where_that_is_wanted() {
+    machine(|machine| {
+        let containerd = Containerd::new(machine, &newer(), "1.1.0", "10.82.0.0/30");
+        let list = fs::read_to_string(NETWORK).unwrap();
+        let strict = list.replace(
+            r#""type":"host-local""#,
+            r#""statusFailsWhenExhausted":true,"type":"host-local""#,
+        );
+        assert_ne!(strict, list);
+        fs::write(NETWORK, strict).unwrap();
+        let pod = containerd.run_pod("first").unwrap();
+        // It reads the configuration again whenever the file changes.
+        let why = wait_for("the node to be not ready", || containerd.network().err());
         for part in [
             "NetworkPluginNotReady",
             "no IP addresses available",
@@ -221,12 +249,8 @@ fn a_node_without_free_addresses_says_that_it_is_not_ready() {
         ] {
             assert!(why.contains(part), "{why}");
         }
-        let refused = containerd.run_pod("second").unwrap_err();
-        assert!(refused.contains("no IP addresses available"), "{refused}");
         containerd.remove_pod(&pod);
         assert_eq!(containerd.network(), Ok(()));
-        let pod = containerd.run_pod("third").unwrap();
-        containerd.remove_pod(&pod);
         machine.node.nothing_left(&["cni0"]);
     });
 }

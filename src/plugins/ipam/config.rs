@@ -24,6 +24,10 @@ use crate::cni::version::Version;
 /// Where leases are recorded when the configuration does not say.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
+/// What comes of a STATUS that fails while no address is free.
+const EVICTION: &str = "while no address is free the node is reported as not ready: Kubernetes \
+                        then evicts the pods that run there";
+
 /// The parts of a plugin configuration that matter here.
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
@@ -46,6 +50,7 @@ struct Ipam {
     routes: Vec<WrittenRoute>,
     data_dir: String,
     resolv_conf: String,
+    status_fails_when_exhausted: bool,
 }
 
 impl Ipam {
@@ -89,6 +94,8 @@ pub struct Settings {
     pub requested: Vec<IpAddr>,
     pub routes: Vec<Route>,
     pub resolv_conf: Option<PathBuf>,
+    /// Whether STATUS is to fail while no address is free.
+    pub status_fails_when_exhausted: bool,
 }
 
 impl Settings {
@@ -208,6 +215,12 @@ pub fn problems(root: &str, document: &Value) -> Vec<Problem> {
                 Problem::new(path.clone(), what)
             }));
         }
+        if settings.status_fails_when_exhausted {
+            found.push(Problem::warning(
+                json::below(root, "ipam.statusFailsWhenExhausted"),
+                EVICTION,
+            ));
+        }
         let legacy = read.ipam.as_ref().filter(|ipam| ipam.subnet.is_empty());
         for (key, text) in legacy.into_iter().flat_map(|ipam| {
             [
@@ -291,6 +304,7 @@ fn resolve(
         resolv_conf: Some(&ipam.resolv_conf)
             .filter(|path| !path.is_empty())
             .map(PathBuf::from),
+        status_fails_when_exhausted: ipam.status_fails_when_exhausted,
     }
 }
 

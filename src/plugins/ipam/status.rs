@@ -1,4 +1,9 @@
-//! STATUS: could an ADD be served now? Looks, takes no lock and makes nothing.
+//! STATUS: would ADD fail for every container until an administrator acts? Looks, takes no
+//! lock and makes nothing.
+//!
+//! That all addresses are in use is no such reason: one is free as soon as a container ends,
+//! and runtimes that are told that the network is not ready have the containers on the node
+//! evicted. Who wants that all the same says so (`statusFailsWhenExhausted`).
 //!
 //! Runtimes ask every few seconds: while there is an address to give, few files are looked
 //! at, and while the index is complete none is read, however many leases there are.
@@ -16,6 +21,7 @@ use super::range_set::RangeSet;
 use super::reserve::{exhausted, shortage};
 use super::resolv;
 use crate::cni::error::{Code, coded, detailed};
+use crate::cni::status::patiently;
 use crate::fsutil;
 
 /// How far apart addresses are that are tried where many are taken; a prime, so that it is
@@ -33,7 +39,8 @@ const SAMPLES: usize = 261;
 pub fn check(network: &str, settings: &Settings) -> Result<()> {
     let unavailable = |sentence: String| coded(Code::NotAvailable, sentence);
     if let Some(path) = &settings.resolv_conf {
-        resolv::read(path).with_context(|| {
+        // It may just be written anew.
+        patiently(|| resolv::read(path)).with_context(|| {
             unavailable(format!("ipam.resolvConf of network {network} is not there"))
         })?;
     }
@@ -50,7 +57,20 @@ pub fn check(network: &str, settings: &Settings) -> Result<()> {
                 leases.path().display()
             ))
         })?;
-    if !exists {
+    if let Some(set) = settings
+        .sets
+        .iter()
+        .find(|set| first(settings, set).is_none())
+    {
+        return Err(detailed(
+            Code::NotAvailable,
+            exhausted(set),
+            format!(
+                "network {network}: every address of range set {set} is a gateway's: widen the range"
+            ),
+        ));
+    }
+    if !exists || !settings.status_fails_when_exhausted {
         return Ok(());
     }
     let boots = Boots::new(&settings.data_dir, network);
@@ -66,6 +86,11 @@ pub fn check(network: &str, settings: &Settings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The first address of `set` that a container could have.
+fn first(settings: &Settings, set: &RangeSet) -> Option<IpAddr> {
+    allocator::candidates(set, None).find(|ip| settings.set_with_gateway(*ip).is_none())
 }
 
 /// The addresses that are taken, if ADD would find none in `set`, which has this index. As it
