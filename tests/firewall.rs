@@ -941,6 +941,19 @@ fn firewalld_is_told_where_it_runs() {
     status["cniVersion"] = json!("1.1.0");
     status["backend"] = json!("firewalld");
     call(&ours, "STATUS", &status).silent();
+    // A bus that comes back in a moment is waited for.
+    lab.node.sh("mv /run/bus /run/aside");
+    let back = ["-c", "sleep 0.3; mv /run/aside /run/bus"];
+    let mut back = Command::new("sh").args(back).spawn().unwrap();
+    call(&ours, "STATUS", &status).silent();
+    back.wait().unwrap();
+    lab.node.sh("mv /run/bus /run/aside");
+    let (code, message, _) = call(&ours, "STATUS", &status).error();
+    assert!(
+        code == 50 && message.contains("firewalld"),
+        "{code} {message}"
+    );
+    lab.node.sh("mv /run/aside /run/bus");
     // An address is in one zone only: the last ADD decides in which. DEL finds it there.
     let zone = || {
         let told = lab.node.sh(&format!(
@@ -1016,5 +1029,10 @@ fn a_bus_that_does_not_answer_keeps_nobody_from_removing_containers() {
         asks["backend"] = json!("firewalld");
         let (_, message, _) = del(&asks, &|| {}).error();
         assert!(message.contains("log in to the D-Bus"), "{message}");
+        // STATUS is asked every few seconds: it waits for 1 s, and not for 20.
+        asks["cniVersion"] = json!("1.1.0");
+        let (code, message, details) = with_bus.run("STATUS", &asks).error();
+        let told = format!("{message}; {details}");
+        assert!(code == 50 && told.contains("no answer in 1 s"), "{told}");
     });
 }

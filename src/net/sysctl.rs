@@ -176,6 +176,29 @@ pub fn set(key: &str, value: &str) -> Result<()> {
     Sysctls::default().set(key, value)
 }
 
+/// Whether [`set`] would find the sysctl as it should be, or could write it. Nothing is
+/// written.
+///
+/// # Errors
+/// Code 5 naming the key and the cause, and what to do about it; see [`is_absent`].
+pub fn check_settable(key: &str, value: &str) -> Result<()> {
+    let sysctls = Sysctls::default();
+    let current = sysctls.read(key)?;
+    if current.as_ref().is_some_and(|current| current == value) {
+        return Ok(());
+    }
+    sysctls
+        .open(key, OFlag::O_WRONLY)
+        .map(drop)
+        .with_context(|| {
+            format!(
+                "it is \"{}\" and cannot be written here: set it beforehand, or let the plugin write /proc/sys",
+                current.unwrap_or_default()
+            )
+        })
+        .with_context(|| coded(Code::Io, format!("write {value} to {ROOT}/{key}")))
+}
+
 /// As [`Sysctls::set_if_present`].
 ///
 /// # Errors

@@ -17,19 +17,22 @@ pub mod nftables;
 mod socket;
 #[cfg(test)]
 mod test_node;
+mod usable;
 
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use crate::cni::error::{self, Code, all, detailed, not_available};
+use crate::cni::error::{self, Code, all, detailed};
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
+use crate::cni::status::needs_root;
 use iptables::Iptables;
 pub use known::{Known, Others};
 pub use memo::Memo;
 use nftables::Nftables;
+pub use usable::{Need, Purpose, way_out};
 
 /// Whose rules these are: one attachment to one network.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -328,40 +331,14 @@ pub fn choose(asked: Option<BackendName>) -> Result<BackendName> {
         Some(name) => Ok(name),
         None if BackendName::Iptables.is_usable() => Ok(BackendName::Iptables),
         None if BackendName::Nftables.is_usable() => Ok(BackendName::Nftables),
-        None => Err(detailed(
-            Code::Internal,
-            "this host has neither iptables nor nftables",
-            "install iptables (iptables-restore must be in PATH), or load the kernel module nf_tables",
-        )),
+        None => Err(needs_root().unwrap_or_else(|| {
+            detailed(
+                Code::Internal,
+                "this host has neither iptables nor nftables",
+                "install iptables (iptables-restore must be in PATH), or load the kernel module nf_tables",
+            )
+        })),
     }
-}
-
-/// For STATUS: whether rules could be made with the backend asked for, or with any.
-///
-/// # Errors
-/// Code 50, with what is missing.
-pub fn check_usable(asked: Option<BackendName>) -> Result<()> {
-    let what_to_do = match asked {
-        Some(name) if name.is_usable() => return Ok(()),
-        None => {
-            return choose(None)
-                .map(drop)
-                .map_err(|error| not_available(&error));
-        }
-        Some(BackendName::Iptables) => {
-            "install iptables (iptables-restore must be in PATH), or choose the backend \"nftables\""
-        }
-        Some(BackendName::Nftables) => {
-            "load the kernel module nf_tables and give the runtime CAP_NET_ADMIN, or choose the \
-             backend \"iptables\""
-        }
-    };
-    let name = asked.map_or("", BackendName::as_str);
-    Err(detailed(
-        Code::NotAvailable,
-        format!("the backend {name} that the configuration asks for cannot be used"),
-        what_to_do,
-    ))
 }
 
 /// In the order in which they are looked at: nothing has to be run for the first.

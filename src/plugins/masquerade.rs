@@ -9,7 +9,7 @@ use crate::cni::result::Ip;
 use crate::cni::skel::Call;
 use crate::journal::step;
 use crate::netfilter::iptables::Iptables;
-use crate::netfilter::{self, Backend, BackendName, Known, Masquerade, Owner};
+use crate::netfilter::{self, Backend, BackendName, Known, Masquerade, Owner, Purpose, way_out};
 use crate::undo::Undo;
 
 /// What is wrong with `word` as `ipMasqBackend`; empty leaves the choice open.
@@ -61,6 +61,7 @@ impl Wanted {
                 .ensure_masquerade(&self.owner, &self.rules)
         };
         step("masquerade", ensure)
+            .map_err(|error| way_out(error, Purpose::Masquerade))
             .with_context(|| format!("masquerade with {} (ipMasq)", self.backend.as_str()))
     }
 }

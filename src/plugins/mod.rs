@@ -11,6 +11,7 @@ pub mod ipam;
 mod layer3;
 pub mod loopback;
 mod masquerade;
+mod outlook;
 pub mod portmap;
 mod preview;
 pub mod ptp;

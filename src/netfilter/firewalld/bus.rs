@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 /// How long to wait for an answer. firewalld writes a whole ruleset in the meantime.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Bytes of the longest answer that is read: what we ask for is answered in a few.
 const LONGEST: usize = 1 << 16;
@@ -60,20 +60,26 @@ const BUS: Object = Object {
 pub struct Bus {
     stream: UnixStream,
     serial: u32,
+    /// How long to wait for an answer.
+    patience: Duration,
 }
 
 impl Bus {
-    /// Connects; `None` where there is no bus.
+    /// Connects; `None` where there is no bus. Each answer is waited for as long as `patience`.
     ///
     /// # Errors
     /// When there is one that does not let us in.
-    pub fn open() -> Result<Option<Self>> {
+    pub fn open(patience: Duration) -> Result<Option<Self>> {
         let Some(stream) = connect(&address())? else {
             return Ok(None);
         };
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut bus = Self { stream, serial: 0 };
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let mut bus = Self {
+            stream,
+            serial: 0,
+            patience,
+        };
         bus.authenticate()
             .context("log in to the D-Bus system bus")?;
         bus.call(BUS, "Hello", &[])?
@@ -152,7 +158,7 @@ impl Bus {
         let mut bytes = vec![0; length];
         match self.stream.read_exact(&mut bytes) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                bail!("no answer in {} seconds", PATIENCE.as_secs())
+                bail!("no answer in {} s", self.patience.as_secs())
             }
             done => done?,
         }

@@ -4,6 +4,7 @@
 mod bus;
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -35,7 +36,15 @@ impl Firewalld {
     /// # Errors
     /// When there is a bus that does not tell.
     pub fn find() -> Result<Option<Self>> {
-        let Some(mut bus) = Bus::open()? else {
+        Self::find_within(bus::PATIENCE)
+    }
+
+    /// As [`Firewalld::find`], with less patience for each answer.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn find_within(patience: Duration) -> Result<Option<Self>> {
+        let Some(mut bus) = Bus::open(patience)? else {
             return Ok(None);
         };
         Ok(bus.is_served(SERVICE)?.then_some(Self { bus }))

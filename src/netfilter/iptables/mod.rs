@@ -34,12 +34,13 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 
 use super::nftables::claims;
-use super::{Backend, Firewall, Known, Masquerade, Owner, PortMaps, memo, nftables};
+use super::{Backend, Firewall, Known, Masquerade, Owner, PortMaps, Purpose, memo, nftables};
 use crate::cni::invocation::Attachment;
+use crate::cni::status::patiently;
 use crate::log;
 use crate::net::link;
 use crate::net::netlink::Netlink;
@@ -47,7 +48,8 @@ use crate::shell::shell;
 use owned::Kind;
 pub use rule::Rule;
 use rule::{Script, Table, TableName};
-use tool::{Family, Refusal, Tool, Variant};
+pub use tool::{Family, Unserved};
+use tool::{Refusal, Tool, Variant};
 
 /// How long to wait for whoever else changes the tables, in seconds.
 const LOCK_WAIT: u32 = 10;
@@ -62,7 +64,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// for sure: the reference runs a process for each, which takes 3 to 30 ms, longer among many.
 const FILLING: Duration = Duration::from_millis(100);
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+/// Both, IPv4 first.
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// Which of the kernel's two packet filters have, or may have, what is looked for.
 #[derive(Debug, Clone, Copy)]
@@ -102,18 +105,39 @@ impl Iptables {
     /// Whether there are tools, and a kernel that they can work with. One is started only
     /// where nothing else tells: for legacy tables that nobody has used yet.
     pub fn is_usable(&self) -> bool {
-        let Some(tool) = self.tool(Family::V4, Variant::Unknown) else {
-            return false;
+        let tool = self.tool(Family::V4, Variant::Unknown);
+        tool.is_some_and(|tool| tool.has_kernel())
+    }
+
+    /// For STATUS: whether rules for this purpose could be added to the tables of `family`.
+    ///
+    /// # Errors
+    /// When the tools are missing, or cannot read a table that ADD has to read.
+    pub fn check_serves(&self, purpose: Purpose, family: Family) -> Result<()> {
+        let (tools, first) = match purpose {
+            // Its rules are added without a look at others.
+            Purpose::Masquerade => (self.clone(), None),
+            Purpose::PortMaps => (self.clone(), Some(port_maps::DNAT)),
+            Purpose::Firewall => (self.filter(), Some(firewall::FORWARD)),
         };
-        match tool.variant {
-            Variant::Nft => nftables::is_usable(),
-            Variant::Legacy => {
-                Family::V4.has_legacy_table(TableName::Nat)
-                    || tool.save().is_ok_and(|table| table.is_ok())
-            }
-            // A wrapper: it will know.
-            Variant::Unknown => true,
+        let tool = tools.usual_tool(family)?;
+        ensure!(
+            tool.has_kernel(),
+            "this kernel has no table {} for {}",
+            tool.table.as_str(),
+            family.command()
+        );
+        // The first container on a host finds no chain that all share: then the table is read.
+        // One that nobody has used yet has nothing that could not be.
+        let Some(first) = first.filter(|_| tool.variant == Variant::Nft) else {
+            return Ok(());
+        };
+        let chains = nftables::chains(family.nft(), tool.table.as_str())?;
+        if chains.is_empty() || chains.iter().any(|chain| chain == first) {
+            return Ok(());
         }
+        // Others may be changing it just now.
+        patiently(|| read(&tool)).map(drop)
     }
 
     fn tool(&self, family: Family, variant: Variant) -> Option<Tool> {
@@ -223,7 +247,9 @@ impl Iptables {
     fn missing(&self, family: Family, infix: &str) -> anyhow::Error {
         let name = format!("{}{infix}", family.command());
         let path = self.path.to_string_lossy();
-        anyhow::anyhow!("find {name}-restore and {name}-save in PATH {path}")
+        let text = format!("find {name}-restore and {name}-save in PATH {path}");
+        let command = family.command();
+        Unserved::Missing { command, text }.into()
     }
 
     /// Removes what `plan` finds, in both variants.
@@ -393,7 +419,11 @@ impl Backend for Iptables {
         for (family, addresses) in by_family(&wanted.addresses) {
             let rules = masquerade::Rules::new(owner, family, &addresses);
             let tool = self.usual_tool(family)?;
-            missing.extend(absent(&tool, &*listed(&tool)?, rules.all())?);
+            let [chain] = rules.chains();
+            let table = listed(&tool, &chain)?;
+            if let Some(table) = table.as_ref() {
+                missing.extend(absent(&tool, table, rules.all())?);
+            }
         }
         Ok(missing)
     }
@@ -483,11 +513,15 @@ impl Backend for Iptables {
         let mut missing = Vec::new();
         for (family, rules) in Self::port_map_rules(owner, wanted)? {
             let tool = self.usual_tool(family)?;
-            let table = listed(&tool)?;
-            missing.extend(absent(&tool, &table, rules.own())?);
+            let [chain, _] = port_maps::chains(owner);
+            let table = listed(&tool, &chain)?;
+            let Some(table) = table.as_ref() else {
+                continue;
+            };
+            missing.extend(absent(&tool, table, rules.own())?);
             // One mark serves all: that of whoever came last.
-            if !rules.is_marked(&table) {
-                missing.extend(absent(&tool, &table, rules.marks())?);
+            if !rules.is_marked(table) {
+                missing.extend(absent(&tool, table, rules.marks())?);
             }
         }
         Ok(missing)
@@ -581,8 +615,10 @@ impl Backend for Iptables {
         for family in firewall_families(&wanted.addresses) {
             let rules = firewall::Rules::new(family, wanted);
             let tool = self.filter().usual_tool(family)?;
-            let table = listed(&tool)?;
-            missing.extend(absent(&tool, &table, rules.missing(&table))?);
+            let table = listed(&tool, firewall::FORWARD)?;
+            if let Some(table) = table.as_ref() {
+                missing.extend(absent(&tool, table, rules.missing(table))?);
+            }
         }
         Ok(missing)
     }
@@ -747,11 +783,29 @@ fn read(tool: &Tool) -> Result<Table> {
     tool.save()?.map_err(|refusal| refusal.during("read", tool))
 }
 
-/// As [`read`], for questions only: the tool is run once while a
-/// [`Memo`](super::Memo) keeps the answer.
-fn listed(tool: &Tool) -> Result<Rc<Table>> {
+/// As [`read`], for CHECK and other questions: the tool is run once while a [`Memo`](super::Memo)
+/// keeps the answer. Rules of other programs in the table may keep the tool from reading it,
+/// which breaks no container: `None` where the kernel has `chain` all the same. A table
+/// without it counts as empty.
+fn listed(tool: &Tool, chain: &str) -> Result<Rc<Option<Table>>> {
     let name = format!("{} {}", tool.program().display(), tool.table.as_str());
-    memo::listing(&name, || read(tool))
+    let table = memo::listing(&name, || match tool.save()? {
+        Ok(table) => Ok(Some(table)),
+        Err(refusal) if refusal.is_unreadable() => Ok(None),
+        Err(refusal) => Err(refusal.during("read", tool)),
+    })?;
+    if table.is_some() {
+        return Ok(table);
+    }
+    let name = tool.table.as_str();
+    if !nftables::has_chain(tool.family.nft(), name, chain)? {
+        return Ok(Rc::new(Some(Table::default())));
+    }
+    log::warn(&format!(
+        "table {name} holds rules that {} cannot read: there is a chain {chain}, its rules were not compared",
+        tool.family.command()
+    ));
+    Ok(table)
 }
 
 /// Those of `rules` that `table` does not have, each as the command that would add it. A

@@ -146,8 +146,10 @@ impl Table {
 /// The tables that we have rules in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TableName {
+    /// For translating addresses.
     #[default]
     Nat,
+    /// For letting packets through.
     Filter,
 }
 

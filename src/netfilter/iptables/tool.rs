@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use super::owned::is_private;
 use super::rule::{Rule, Script, Table, TableName};
-use crate::cni::error::{Code, detailed};
+use crate::cni::error::{Code, coded, detailed};
 use crate::fsutil::Lock;
 use crate::net::section;
 use crate::netfilter::nftables::{self, Added, Addition};
@@ -21,7 +21,9 @@ use crate::netfilter::nftables::{self, Added, Addition};
 /// Address families, each with tools and tables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
+    /// IPv4.
     V4,
+    /// IPv6.
     V6,
 }
 
@@ -128,9 +130,48 @@ impl Refusal {
     pub fn during(&self, verb: &str, tool: &Tool) -> anyhow::Error {
         let table = tool.table.as_str();
         let sentence = format!("{verb} table {table} with {}", tool.restore.display());
+        if self.is_unreadable() {
+            let text = self.0.trim().to_owned();
+            return anyhow::Error::new(Unserved::Unreadable { text })
+                .context(coded(Code::Internal, sentence));
+        }
         detailed(Code::Internal, sentence, self.0.trim())
     }
+
+    /// Whether the table has rules of other programs that the tool cannot read.
+    pub fn is_unreadable(&self) -> bool {
+        self.0.contains(INCOMPATIBLE)
+    }
 }
+
+/// What the tools of the nft variant say of a table with rules that are not theirs.
+const INCOMPATIBLE: &str = "is incompatible, use 'nft'";
+
+/// Why the tools cannot serve, however often they are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unserved {
+    /// They are not in the search path.
+    Missing {
+        /// What they belong to: `iptables` or `ip6tables`.
+        command: &'static str,
+        /// What was looked for, and where.
+        text: String,
+    },
+    /// Their table holds rules that they cannot read.
+    Unreadable {
+        /// What they say.
+        text: String,
+    },
+}
+
+impl std::fmt::Display for Unserved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Missing { text, .. } | Self::Unreadable { text }) = self;
+        f.write_str(text)
+    }
+}
+
+impl std::error::Error for Unserved {}
 
 /// The file that the tools of the legacy variant lock.
 const LOCK: &str = "/run/xtables.lock";
@@ -186,6 +227,20 @@ impl Tool {
         section::enter("iptables", limit).map(Some)
     }
 
+    /// Whether the kernel has what the tools work on. One is started only where nothing else
+    /// tells: for legacy tables that nobody has used yet.
+    pub fn has_kernel(&self) -> bool {
+        match self.variant {
+            Variant::Nft => nftables::is_usable(),
+            Variant::Legacy => {
+                self.family.has_legacy_table(self.table)
+                    || self.save().is_ok_and(|table| table.is_ok())
+            }
+            // A wrapper: it will know.
+            Variant::Unknown => true,
+        }
+    }
+
     /// Whether there may be a `chain` in table `nat`: nothing is run to look.
     pub fn may_have(&self, chain: &str) -> bool {
         match self.variant {
@@ -204,7 +259,7 @@ impl Tool {
         let text = String::from_utf8_lossy(&output.stdout);
         // Rules that somebody made with nft: the tool then says so, prints none, and is
         // content.
-        if !output.status.success() || text.contains("is incompatible, use 'nft'") {
+        if !output.status.success() || text.contains(INCOMPATIBLE) {
             return Ok(Err(Refusal(format!(
                 "{text}{}",
                 String::from_utf8_lossy(&output.stderr)

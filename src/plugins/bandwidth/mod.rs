@@ -19,6 +19,7 @@ use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
+use crate::cni::status::require_root;
 use crate::cni::version::Version;
 use crate::journal::step;
 use crate::net::link::{self, Link};
@@ -129,6 +130,7 @@ impl Plugin for Bandwidth {
         if !settings.any() {
             return Ok(());
         }
+        require_root()?;
         try_out(&settings).map_err(|error| not_available(&error))
     }
 

@@ -13,6 +13,7 @@ mod plan;
 mod preview;
 mod ready;
 mod rules;
+mod status;
 mod vlan;
 mod vlan_gateway;
 
@@ -22,7 +23,7 @@ use serde_json::Value;
 use crate::cni::collector::{Collector, Run};
 use crate::cni::config::Config;
 use crate::cni::delegate;
-use crate::cni::error::{Code, all, detailed, not_available};
+use crate::cni::error::{Code, all, detailed};
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::preview::Preview;
@@ -32,11 +33,10 @@ use crate::cni::version::Shape;
 use crate::journal::step;
 use crate::log;
 use crate::net::bridge_vlan::Vlans;
-use crate::net::link::{self, Link};
+use crate::net::link::Link;
 use crate::net::netlink::Netlink;
-use crate::net::section;
-use crate::netfilter::nftables::{self, Nftables};
-use crate::netfilter::{self, Known, Owner};
+use crate::netfilter::nftables::Nftables;
+use crate::netfilter::{Known, Owner};
 use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{container_end, host_end, masquerade};
@@ -193,33 +193,7 @@ impl Plugin for Bridge {
     }
 
     fn status(&self, call: &Call) -> Result<()> {
-        let settings = Settings::resolve(call)?;
-        let host = Netlink::open()?;
-        let bridge =
-            apply::find_bridge(&host, &settings.bridge).map_err(|error| not_available(&error))?;
-        vlan::require_filtering(&host, &settings, bridge.as_ref())
-            .map_err(|error| not_available(&error))?;
-        if settings.masquerade {
-            netfilter::check_usable(settings.backend)?;
-        }
-        if settings.spoof_check && !nftables::is_usable() {
-            return Err(detailed(
-                Code::NotAvailable,
-                "macspoofchk cannot be kept: nf_tables cannot be used",
-                "load the kernel module nf_tables, and give the runtime CAP_NET_ADMIN",
-            ));
-        }
-        if bridge.is_none() {
-            link::require_kind(&host, "bridge")?;
-        }
-        if settings.gateway_vlan().is_some() {
-            section::check_writable()?;
-        }
-        link::require_kind(&host, "veth")?;
-        match &settings.ipam {
-            Some(plugin) => delegate::run(call, plugin, Command::Status),
-            None => Ok(()),
-        }
+        status::check(call, &Settings::resolve(call)?)
     }
 
     fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {

@@ -20,11 +20,13 @@ use crate::cni::json::Problem;
 use crate::cni::preview::Preview;
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
+use crate::cni::status::{PATIENCE, patiently, require_root};
 use crate::cni::version::Version;
 use crate::log;
 use crate::net::section;
 use crate::netfilter::firewalld::{ANY_ZONE, Firewalld};
-use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner};
+use crate::netfilter::{self, BackendName, Ingress, Isolation, Need, Owner, Purpose, way_out};
+use crate::plugins::outlook;
 use crate::shell::shell;
 use crate::undo::Undo;
 
@@ -68,19 +70,37 @@ impl Plugin for Firewall {
     fn check(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         let result = required_result(call)?;
+        if settings.backend == Backend::Firewalld {
+            // It may just be starting again, which breaks no container.
+            patiently(|| firewalld(settings.backend, Firewalld::find).map(drop))?;
+        }
         let mut wanted = Wanted::new(call, &settings, &result)?;
         netfilter::refuse_missing(&wanted.owner.clone(), &wanted.missing()?)
     }
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
+        require_root()?;
+        let rules = |asked| {
+            let (ipv4, ipv6) = outlook::usual_families()?;
+            let purpose = Purpose::Firewall;
+            let need = Need {
+                purpose,
+                asked,
+                ipv4,
+                ipv6,
+            };
+            need.check()
+        };
         match settings.backend {
-            Backend::Rules(name) => netfilter::check_usable(Some(name))?,
+            Backend::Rules(name) => rules(Some(name))?,
             Backend::Auto | Backend::Firewalld => {
-                let found = firewalld(settings.backend);
+                // It may just be starting again.
+                let found =
+                    patiently(|| firewalld(settings.backend, || Firewalld::find_within(PATIENCE)));
                 let found = found.map_err(|error| not_available(&error))?;
                 if found.is_none() || settings.ingress.is_some() {
-                    netfilter::check_usable(None)?;
+                    rules(None)?;
                 }
             }
         }
@@ -188,7 +208,7 @@ impl Wanted {
         let addresses = addresses(result);
         let isolation = settings.ingress.map(|ingress| isolation(result, ingress));
         let isolation = isolation.transpose()?;
-        let firewalld = firewalld(settings.backend)?;
+        let firewalld = firewalld(settings.backend, Firewalld::find)?;
         let is_left_to_us = firewalld.is_none();
         let rules = if addresses.is_empty() || !(is_left_to_us || isolation.is_some()) {
             None
@@ -236,6 +256,7 @@ impl Wanted {
         if let Some((name, rules)) = &self.rules {
             name.backend()
                 .ensure_firewall(&self.owner, rules)
+                .map_err(|error| way_out(error, Purpose::Firewall))
                 .with_context(|| {
                     format!("let the container's packets through with {}", name.as_str())
                 })?;
@@ -281,19 +302,23 @@ fn isolation(result: &CniResult, ingress: Ingress) -> Result<Isolation> {
     })
 }
 
-/// The firewalld that is to be used, if one is.
+/// The firewalld that is to be used, if one is: where the backend leaves that open, the one
+/// that `find` finds.
 ///
 /// # Errors
 /// When it is asked for and does not run.
-fn firewalld(backend: Backend) -> Result<Option<Firewalld>> {
+fn firewalld(
+    backend: Backend,
+    find: impl Fn() -> Result<Option<Firewalld>>,
+) -> Result<Option<Firewalld>> {
     match backend {
         Backend::Rules(_) => Ok(None),
         // A bus that does not answer is no reason to do without rules.
-        Backend::Auto => Ok(Firewalld::find().unwrap_or_else(|error| {
+        Backend::Auto => Ok(find().unwrap_or_else(|error| {
             log::warn(&format!("look for firewalld: {error:#}"));
             None
         })),
-        Backend::Firewalld => Firewalld::find()?.map(Some).ok_or_else(|| {
+        Backend::Firewalld => find()?.map(Some).ok_or_else(|| {
             detailed(
                 Code::Internal,
                 "the backend firewalld that the configuration asks for does not run",

@@ -19,6 +19,7 @@ use crate::cni::json::{self, Object, Problem};
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Delegation, Plugin};
+use crate::cni::status::patiently;
 use crate::fsutil;
 use crate::log;
 use crate::undo::Undo;
@@ -68,7 +69,9 @@ impl Plugin for Flannel {
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
-        let env = SubnetEnv::load(&settings.subnet_file).map_err(|error| not_available(&error))?;
+        // The daemon may just be writing it.
+        let env = patiently(|| SubnetEnv::load(&settings.subnet_file));
+        let env = env.map_err(|error| not_available(&error))?;
         fsutil::check_writable(&settings.data_dir).with_context(|| {
             let dir = settings.data_dir.display();
             let sentence = format!("the delegate's configuration cannot be kept in {dir}");

@@ -45,6 +45,8 @@ use crate::journal::step;
 use crate::log;
 use crate::undo::Undo;
 
+pub use self::status::sample;
+
 /// The applet.
 pub struct Ipam;
 

@@ -11,6 +11,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 
 use super::addresses::Addresses;
 use super::allocator;
@@ -20,9 +21,12 @@ use super::lease_dir::LeaseDir;
 use super::range_set::RangeSet;
 use super::reserve::{exhausted, shortage};
 use super::resolv;
+use crate::cni::config::Config;
 use crate::cni::error::{Code, coded, detailed};
+use crate::cni::result::{CniResult, Ip};
 use crate::cni::status::patiently;
 use crate::fsutil;
+use crate::plugins::outlook::Sample;
 
 /// How far apart addresses are that are tried where many are taken; a prime, so that it is
 /// in step with nobody's habits.
@@ -86,6 +90,31 @@ pub fn check(network: &str, settings: &Settings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A sample of what ADD will answer; `None` where the ranges come from the runtime.
+///
+/// # Errors
+/// As ADD, for a configuration that is wrong.
+pub fn sample(config: &Config) -> Result<Option<Sample>> {
+    let settings = Settings::read_for_status(config)?;
+    let mut ips = Vec::new();
+    for set in &settings.sets {
+        let found = first(&settings, set).and_then(|ip| Some((ip, set.range_of(ip)?)));
+        let Some((ip, range)) = found else {
+            return Ok(None);
+        };
+        let address = IpNet::new(ip, range.subnet.prefix_len())?;
+        ips.push(Ip::new(address, Some(range.gateway)));
+    }
+    let is_known = !ips.is_empty();
+    let result = CniResult {
+        ips,
+        routes: settings.routes,
+        ..CniResult::default()
+    };
+    let is_typical = settings.sets.iter().all(|set| set.ranges.len() == 1);
+    Ok(is_known.then_some(Sample { result, is_typical }))
 }
 
 /// The first address of `set` that a container could have.

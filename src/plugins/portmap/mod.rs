@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, all, coded};
+use crate::cni::error::{Code, all, coded, not_available};
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Ip};
@@ -21,10 +21,12 @@ use crate::cni::skel::{Call, Plugin};
 use crate::journal::step;
 use crate::log;
 use crate::net::netlink::Netlink;
-use crate::net::{route, section, sysctl};
+use crate::net::{link, route, section, sysctl};
 use crate::netfilter::nftables::{self, localnet};
-use crate::netfilter::{self, BackendName, Known, Owner, PortMaps, conntrack};
-use crate::plugins::veth;
+use crate::netfilter::{
+    self, BackendName, Known, Need, Owner, PortMaps, Purpose, conntrack, way_out,
+};
+use crate::plugins::{outlook, veth};
 use crate::shell::shell;
 use crate::undo::Undo;
 
@@ -99,10 +101,23 @@ impl Plugin for Portmap {
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
-        netfilter::check_usable(settings.backend)?;
+        let (ipv4, ipv6) = outlook::usual_families()?;
+        let purpose = Purpose::PortMaps;
+        let asked = settings.backend;
+        let need = Need {
+            purpose,
+            asked,
+            ipv4,
+            ipv6,
+        };
+        need.check()?;
+        let routes_localnet = settings.snat && ipv4 && nftables::is_usable();
         // What iptables, and the way from 127.0.0.1, take to make.
-        if settings.snat || netfilter::choose(settings.backend)? == BackendName::Iptables {
+        if settings.snat || netfilter::choose(asked)? == BackendName::Iptables {
             section::check_writable()?;
+        }
+        if routes_localnet {
+            require_route_localnet().map_err(|error| not_available(&error))?;
         }
         Ok(())
     }
@@ -181,6 +196,7 @@ fn ensure(owner: &Owner, name: BackendName, wanted: &PortMaps) -> Result<()> {
     step("map ports", || {
         name.backend().ensure_port_maps(owner, wanted)
     })
+    .map_err(|error| way_out(error, Purpose::PortMaps))
     .with_context(|| format!("map ports with {}", name.as_str()))?;
     if wanted.warn_of_takeovers {
         step("take the ports over", || take_over(owner, name, wanted));
@@ -304,6 +320,25 @@ fn must_route_localnet(wanted: &PortMaps) -> bool {
             .mappings
             .iter()
             .any(|mapping| mapping.is_for(container.addr()) && mapping.is_local())
+}
+
+/// For STATUS, which does not know the link that leads to containers: whether it can carry
+/// packets from 127.0.0.1, or be made to.
+fn require_route_localnet() -> Result<()> {
+    // A new link starts with the default; one that is there may have it on already.
+    let is_on = |of| {
+        let value = sysctl::read(&localnet::sysctl_key(of))?;
+        Ok::<_, anyhow::Error>(value.as_deref() == Some("1"))
+    };
+    if is_on("all")?
+        || link::list(&Netlink::open()?)?
+            .iter()
+            .any(|link| link.routes_localnet)
+    {
+        return Ok(());
+    }
+    sysctl::check_settable(&localnet::sysctl_key("default"), "1")
+        .context("mapped ports cannot be made to answer on 127.0.0.1")
 }
 
 /// Lets the link that leads to the container carry packets from 127.0.0.1.

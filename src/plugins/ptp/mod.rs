@@ -16,12 +16,13 @@ use serde_json::Value;
 
 use crate::cni::collector::Collector;
 use crate::cni::delegate;
-use crate::cni::error::agree;
+use crate::cni::error::{agree, not_available};
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
+use crate::cni::status::require_root;
 use crate::journal::step;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
@@ -30,6 +31,7 @@ use crate::netfilter::{self, Known, Owner};
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
+use crate::plugins::outlook::{self, Sample};
 use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{masquerade, preview as words};
@@ -134,11 +136,21 @@ impl Plugin for Ptp {
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
+        require_root()?;
+        let sample = Sample::of(call, &settings.ipam);
         if settings.masquerade {
-            netfilter::check_usable(settings.backend)?;
+            outlook::require_masquerade(settings.backend, sample.as_ref())?;
         }
-        link::require_kind(&Netlink::open()?, "veth")?;
-        delegate::run(call, &settings.ipam, Command::Status)
+        let host = Netlink::open()?;
+        link::require_kind(&host, "veth")?;
+        delegate::run(call, &settings.ipam, Command::Status)?;
+        let Some(sample) = sample else {
+            return Ok(());
+        };
+        let plan = Plan::new(settings.mtu, &sample.result).map_err(|e| not_available(&e))?;
+        outlook::require_ipv6(&sample)?;
+        outlook::require_ipv6_on(None, plan.host_addresses.iter().map(IpNet::addr))?;
+        outlook::require_forwarding(&host, sample.ips())
     }
 
     fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::cni::json::Problem;
 use crate::cni::preview::Preview;
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
+use crate::plugins::outlook::Sample;
 use crate::undo::Undo;
 
 use config::Settings;
@@ -59,6 +60,17 @@ impl Plugin for Static {
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::problems(root, document)
     }
+}
+
+/// A sample of what ADD will answer; `None` where the runtime decides about it.
+///
+/// # Errors
+/// As ADD.
+pub fn sample(call: &Call) -> Result<Option<Sample>> {
+    let result = result(Settings::resolve(call)?);
+    let is_typical = true;
+    let is_known = !result.ips.is_empty();
+    Ok(is_known.then_some(Sample { result, is_typical }))
 }
 
 fn result(Settings { ips, routes, dns }: Settings) -> CniResult {

@@ -23,11 +23,13 @@ use crate::cni::json::{self, Problem};
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
+use crate::cni::status::require_root;
 use crate::fsutil;
 use crate::journal::step;
 use crate::log;
 use crate::net::link::Link;
 use crate::net::netns::Netns;
+use crate::net::sysctl as kernel;
 use crate::undo::Undo;
 
 use allowlist::Allowlist;
@@ -91,9 +93,14 @@ impl Plugin for Tuning {
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         check_allowed(&settings).map_err(|error| not_available(&error))?;
+        if !settings.sysctls.is_empty() {
+            require_root()?;
+            check_writable(&settings.sysctls).map_err(|error| not_available(&error))?;
+        }
         if settings.link == Wanted::default() {
             return Ok(());
         }
+        require_root()?;
         fsutil::check_writable(&settings.data_dir).with_context(|| {
             let dir = settings.data_dir.display();
             let sentence = format!("what a link was like cannot be kept in {dir}");
@@ -157,6 +164,26 @@ fn check_allowed(settings: &Settings) -> Result<()> {
         .sysctls
         .iter()
         .try_for_each(|sysctl| allowlist.check(&sysctl.key))
+}
+
+/// Whether a new container's `sysctls` could be written, tried out in a namespace that goes at
+/// once. One that is not there may come with a kernel module that another plugin's ADD loads.
+fn check_writable(sysctls: &[Sysctl]) -> Result<()> {
+    let Ok(scratch) = Netns::throwaway() else {
+        return Ok(());
+    };
+    scratch.inside(|| {
+        for sysctl in sysctls {
+            let path = sysctl.path_of_new_link();
+            let checked = kernel::check_settable(&path, &sysctl.value);
+            if let Err(error) = checked
+                && !kernel::is_absent(&error)
+            {
+                return Err(error.context(format!("sysctl {} cannot be set", sysctl.key)));
+            }
+        }
+        Ok(())
+    })
 }
 
 /// This plugin changes what others made: there must be others before it.

@@ -34,6 +34,17 @@ impl Sysctl {
             value: value.to_owned(),
         })
     }
+
+    /// The path with the settings of links to come in place of those of a link: there a new
+    /// one's values are from.
+    pub fn path_of_new_link(&self) -> String {
+        match self.path.split('/').collect::<Vec<_>>().as_slice() {
+            [family, kind @ ("conf" | "neigh"), link, last] if !["all", "lo"].contains(link) => {
+                format!("{family}/{kind}/default/{last}")
+            }
+            _ => self.path.clone(),
+        }
+    }
 }
 
 fn refused(key: &str, why: &str) -> Error {

@@ -1,0 +1,101 @@
+//! For STATUS: whether an ADD could make its rules. Nothing is made to find out, and only the
+//! tools, tables and families that this ADD would use are looked at.
+
+use anyhow::Result;
+
+use super::iptables::{FAMILIES, Family, Iptables, Unserved};
+use super::{BackendName, choose, nftables};
+use crate::cni::error::{Code, detailed, not_available};
+use crate::cni::status::require_root;
+
+/// What rules are for, which decides about the table and what must be read of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Rules of [`super::Masquerade`].
+    Masquerade,
+    /// Rules of [`super::PortMaps`].
+    PortMaps,
+    /// Rules of [`super::Firewall`].
+    Firewall,
+}
+
+impl Purpose {
+    /// The key of the configuration that chooses the backend.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Masquerade => "ipMasqBackend",
+            Self::PortMaps | Self::Firewall => "backend",
+        }
+    }
+}
+
+/// The rules that an ADD is going to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Need {
+    /// What they are for.
+    pub purpose: Purpose,
+    /// The backend that the configuration asks for, if it does.
+    pub asked: Option<BackendName>,
+    /// Whether containers have IPv4 addresses.
+    pub ipv4: bool,
+    /// Whether containers have IPv6 addresses.
+    pub ipv6: bool,
+}
+
+impl Need {
+    /// Whether the rules could be made.
+    ///
+    /// # Errors
+    /// Code 50, with what is missing and the way out.
+    pub fn check(self) -> Result<()> {
+        require_root()?;
+        let name = choose(self.asked).map_err(|error| not_available(&error))?;
+        match name {
+            BackendName::Nftables if nftables::is_usable() => Ok(()),
+            BackendName::Nftables => Err(detailed(
+                Code::NotAvailable,
+                "the backend nftables that the configuration asks for cannot be used",
+                "load the kernel module nf_tables and give the runtime CAP_NET_ADMIN, or choose the \
+                 backend \"iptables\"",
+            )),
+            BackendName::Iptables => self.check_iptables(),
+        }
+    }
+
+    fn has(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.ipv4,
+            Family::V6 => self.ipv6,
+        }
+    }
+
+    fn check_iptables(self) -> Result<()> {
+        let iptables = Iptables::from_environment();
+        let Self { purpose, .. } = self;
+        let served = FAMILIES
+            .into_iter()
+            .filter(|family| self.has(*family))
+            .try_for_each(|family| iptables.check_serves(purpose, family));
+        served.map_err(|error| {
+            let error = way_out(error, purpose);
+            not_available(&error.context("rules cannot be made with iptables"))
+        })
+    }
+}
+
+/// `error` of making rules; with what to do about it, where the tools of iptables are missing
+/// or cannot read their table.
+pub fn way_out(error: anyhow::Error, purpose: Purpose) -> anyhow::Error {
+    let found = error.chain().find_map(|cause| cause.downcast_ref());
+    let Some(unserved) = found else {
+        return error;
+    };
+    let instead = format!("set \"{}\": \"nftables\"", purpose.key());
+    let advice = match unserved {
+        Unserved::Missing { command, .. } => format!("install {command}, or {instead}"),
+        Unserved::Unreadable { .. } => {
+            format!("{instead}, as the table holds rules that iptables cannot read")
+        }
+    };
+    error.context(advice)
+}
