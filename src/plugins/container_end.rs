@@ -2,6 +2,7 @@
 //! result of ADD, and what it is like.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -18,6 +19,7 @@ use crate::net::addr::{self, Address};
 use crate::net::link::{self, Link};
 use crate::net::mac::Mac;
 use crate::net::route::{self, Route};
+use crate::net::sysctl;
 
 /// What CHECK sees of it.
 #[derive(Debug, Default)]
@@ -83,10 +85,15 @@ pub fn own_result(call: &Call) -> Result<(CniResult, usize)> {
     let result = required_result(call)?;
     let netns = call.invocation.netns.as_deref().unwrap_or_default();
     let ifname = &call.invocation.attachment.ifname;
-    let interface = result
-        .interfaces
-        .iter()
-        .position(|i| i.name == *ifname && is_sandbox(&i.sandbox, netns))
+    let position = |is_sandbox: &dyn Fn(&str) -> bool| {
+        let mut interfaces = result.interfaces.iter();
+        interfaces.position(|i| i.name == *ifname && is_sandbox(&i.sandbox))
+    };
+    // A path that leads nowhere any more, such as that of a process, says nothing: the
+    // namespace lives on under another.
+    let is_lost = |path: &str| !path.is_empty() && !Path::new(path).exists();
+    let interface = position(&|path| is_sandbox(path, netns))
+        .or_else(|| position(&is_lost))
         .with_context(|| format!("prevResult has no interface {ifname} with sandbox {netns}"))?;
     Ok((result, interface))
 }
@@ -127,7 +134,7 @@ pub fn observe(sides: &Sides, ifname: &str, result: &CniResult) -> Result<Observ
     observed.host_end = find_host_end(sides, end)?;
     observed.addresses = addr::list(&sides.container, end.index)?;
     // One dump a family, through whichever link: routes may be another plugin's.
-    let families: BTreeMap<bool, std::net::IpAddr> = result
+    let families: BTreeMap<bool, IpAddr> = result
         .routes
         .iter()
         .map(|route| route.dst.addr())
@@ -139,6 +146,27 @@ pub fn observe(sides: &Sides, ifname: &str, result: &CniResult) -> Result<Observ
             .extend(route::list(&sides.container, sample)?);
     }
     Ok(observed)
+}
+
+/// Why the host passes nothing on that comes in by `link`, its gateway for containers with
+/// addresses like `ips`, in words.
+///
+/// # Errors
+/// When a sysctl cannot be read.
+pub fn lost_forwarding(link: &Link, ips: impl Iterator<Item = IpAddr>) -> Result<Vec<String>> {
+    let mut differences = Vec::new();
+    for all in sysctl::forwarding(ips) {
+        // Of IPv6, the kernel looks at the one for all links only.
+        let of_link = format!("ipv4/conf/{}/forwarding", link.name);
+        let of_link = Some(of_link).filter(|_| all.starts_with("ipv4"));
+        for key in [Some(all.to_owned()), of_link].into_iter().flatten() {
+            if sysctl::read(&key)?.as_deref() == Some("0") {
+                differences.push(format!("host: expected sysctl net/{key} 1, found 0"));
+                break;
+            }
+        }
+    }
+    Ok(differences)
 }
 
 /// How the interface differs from number `interface` of the result, in words.

@@ -43,7 +43,12 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
     let ifname = &call.invocation.attachment.ifname;
     let observed = observe(&Sides::open(call)?, settings, ifname, &result)?;
     warn_of_mtu(&observed);
-    let differences = compare(settings, &result, interface, &observed);
+    let wanted = gateway_addresses(settings, &result, interface);
+    let mut differences = compare(settings, &result, interface, &wanted, &observed);
+    if let Some(gateway) = &observed.gateway {
+        let ips = wanted.iter().map(IpNet::addr);
+        differences.extend(container_end::lost_forwarding(gateway, ips)?);
+    }
     let Some(host_end) = observed.end.host_end else {
         return agree(differences);
     };
@@ -107,6 +112,7 @@ fn compare(
     settings: &Settings,
     result: &CniResult,
     interface: usize,
+    wanted: &[IpNet],
     observed: &Observed,
 ) -> Vec<String> {
     let mut differences = Vec::new();
@@ -117,7 +123,7 @@ fn compare(
         )),
         Some(bridge) => compare_bridge(settings, bridge, &mut differences),
     }
-    compare_gateway(settings, result, interface, observed, &mut differences);
+    compare_gateway(settings, wanted, observed, &mut differences);
     differences.extend(container_end::differences(
         result,
         interface,
@@ -147,10 +153,20 @@ fn compare_bridge(settings: &Settings, bridge: &Link, differences: &mut Vec<Stri
     }
 }
 
+/// The addresses that the gateway must have: they follow from the result as in ADD.
+fn gateway_addresses(settings: &Settings, result: &CniResult, interface: usize) -> Vec<IpNet> {
+    let own = CniResult {
+        ips: own_addresses(result, interface).cloned().collect(),
+        ..CniResult::default()
+    };
+    Plan::new(settings, &own)
+        .map(|plan| plan.gateway_addresses)
+        .unwrap_or_default()
+}
+
 fn compare_gateway(
     settings: &Settings,
-    result: &CniResult,
-    interface: usize,
+    wanted: &[IpNet],
     observed: &Observed,
     differences: &mut Vec<String>,
 ) {
@@ -167,16 +183,8 @@ fn compare_gateway(
     if settings.gateway_vlan().is_some() && !gateway.is_up {
         differences.push(format!("interface {name}: expected up, found down"));
     }
-    // What the gateway addresses must be follows from the result as it did in ADD.
-    let own = CniResult {
-        ips: own_addresses(result, interface).cloned().collect(),
-        ..CniResult::default()
-    };
-    let wanted = Plan::new(settings, &own)
-        .map(|plan| plan.gateway_addresses)
-        .unwrap_or_default();
     for address in wanted {
-        if !observed.gateway_addresses.contains(&address) {
+        if !observed.gateway_addresses.contains(address) {
             differences.push(format!(
                 "{} {name}: expected the gateway's address {address}, found {}",
                 if settings.bridge == *name {
@@ -207,15 +215,19 @@ fn compare_port(
             expected.name, host_end.name
         ));
     };
-    if host_end.controller != Some(bridge.index) {
-        differ(
-            "to be a port of",
-            &bridge.name,
-            &match host_end.controller {
-                None => "no bridge".to_owned(),
-                Some(index) => format!("the link with index {index}"),
-            },
-        );
+    if host_end.controller == Some(bridge.index) {
+        if settings.hairpin && host_end.hairpin == Some(false) {
+            differ("in", "hairpin mode", "that it is not");
+        }
+        if settings.isolated && !host_end.is_isolated {
+            differ("as", "an isolated port", "that it is not isolated");
+        }
+    } else {
+        let found = match host_end.controller {
+            None => "no bridge".to_owned(),
+            Some(index) => format!("the link with index {index}"),
+        };
+        differ("to be a port of", &bridge.name, &found);
     }
     // More of them are the operator's business.
     for (vlan, membership) in vlan::memberships(settings.vlans.as_ref()) {

@@ -36,7 +36,7 @@ use self::owner::Owner;
 use self::reserve::{Request, Reserved};
 use self::store::Store;
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, detailed};
+use crate::cni::error::{Code, agree, detailed};
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Dns, Ip};
@@ -91,19 +91,37 @@ impl Plugin for Ipam {
         let settings = Settings::read(&call.config)?;
         let network = &call.config.network;
         let attachment = &call.invocation.attachment;
-        if let Some(mut store) = Store::open(&settings.data_dir, network)?
-            && !store.held_by(attachment)?.is_empty()
-        {
+        let Some(mut store) = Store::open(&settings.data_dir, network)? else {
+            return Err(no_lease(call, &settings));
+        };
+        let given = given(call, &settings)?;
+        if given.is_empty() {
+            if store.held_by(attachment)?.is_empty() {
+                return Err(no_lease(call, &settings));
+            }
             return Ok(());
         }
-        Err(detailed(
-            Code::Internal,
-            format!("no address is recorded for {}", Owner::of(attachment)),
-            format!(
-                "looked in {} of network {network}",
-                settings.data_dir.join(network).display()
-            ),
-        ))
+        let mut differences = Vec::new();
+        for ip in given {
+            let lease = store.leases.read(ip)?;
+            let holder = lease.and_then(|lease| lease.owner);
+            let owners = [Owner::of(attachment), Owner::legacy(attachment)];
+            if holder
+                .as_ref()
+                .is_some_and(|holder| owners.contains(holder))
+            {
+                continue;
+            }
+            let file = store.leases.file(ip);
+            let found =
+                holder.map_or_else(|| "none".to_owned(), |holder| format!("that of {holder}"));
+            differences.push(format!(
+                "address {ip}: expected the lease of {} in {}, found {found}",
+                Owner::of(attachment),
+                file.display()
+            ));
+        }
+        agree(differences)
     }
 
     fn status(&self, call: &Call) -> Result<()> {
@@ -133,6 +151,36 @@ impl Plugin for Ipam {
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::problems(root, document)
     }
+}
+
+/// The addresses of `prevResult` that this plugin gave the interface: those in its ranges.
+fn given(call: &Call, settings: &Settings) -> Result<Vec<IpAddr>> {
+    let Some(result) = call.config.prev_result()? else {
+        return Ok(Vec::new());
+    };
+    let ifname = &call.invocation.attachment.ifname;
+    let is_its = |ip: &&Ip| {
+        let interface = ip.interface.and_then(|index| result.interfaces.get(index));
+        interface.is_none_or(|interface| interface.name == *ifname)
+    };
+    let ips = result.ips.iter().filter(is_its).map(|ip| ip.address.addr());
+    let has_range = |ip: &IpAddr| settings.sets.iter().any(|set| set.range_of(*ip).is_some());
+    Ok(ips.filter(has_range).collect())
+}
+
+fn no_lease(call: &Call, settings: &Settings) -> anyhow::Error {
+    let network = &call.config.network;
+    detailed(
+        Code::Internal,
+        format!(
+            "no address is recorded for {}",
+            Owner::of(&call.invocation.attachment)
+        ),
+        format!(
+            "looked in {} of network {network}",
+            settings.data_dir.join(network).display()
+        ),
+    )
 }
 
 /// What an ADD is told to give.

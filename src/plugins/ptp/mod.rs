@@ -126,6 +126,8 @@ impl Plugin for Ptp {
         };
         let plan = Plan::new(None, &own)?;
         differences.extend(host_differences(&sides.host, &host_end, &plan)?);
+        let ips = plan.ips.iter().map(|ip| ip.address.addr());
+        differences.extend(container_end::lost_forwarding(&host_end, ips)?);
         let missing = if settings.masquerade {
             masquerade::Wanted::new(call, settings.backend, &own.ips)?.missing()?
         } else {
