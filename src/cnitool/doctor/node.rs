@@ -3,17 +3,26 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use nix::errno::Errno;
 
 use super::facts::Facts;
 use super::host::overlaps_of;
 use super::{Finding, program, set_sysctl};
 use crate::applets;
+use crate::cni::delegate;
+use crate::cni::error::ErrorObject;
+use crate::cni::invocation::{Command, Environment};
+use crate::cni::json;
+use crate::cni::skel::Call;
+use crate::cni::version::Version;
 use crate::cnitool::validate::neighbours;
 use crate::runtime::chain;
 use crate::runtime::directory::Broken;
 use crate::runtime::network::{Network, ipam, plugin_member, plugin_type};
 use crate::shell::shell;
+use crate::runtime::network::{Network, PluginConfiguration, ipam, plugin_member, plugin_type};
+use crate::runtime::request::{self, Additions};
 use crate::survey::attachment::bridge_name;
 
 /// What is wrong with it; `what` is the network or container that is meant.
@@ -213,7 +222,60 @@ fn configuration(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
             ));
         }
     }
+    if findings.is_empty() {
+        findings.extend(not_available(facts, network));
+    }
     findings
+}
+
+/// The plugins of `network` whose STATUS says that ADD would fail for every container. Only our
+/// own are asked, in this process.
+fn not_available(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
+    if !nix::unistd::geteuid().is_root() {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    for plugin in &network.plugins {
+        let Err(error) = status(facts, network, plugin) else {
+            continue;
+        };
+        let ErrorObject { msg, details, .. } = ErrorObject::from_error(&error);
+        // That has a finding of its own.
+        let mut unwritable = facts.unwritable.keys();
+        if unwritable.any(|directory| msg.contains(&*directory.to_string_lossy())) {
+            continue;
+        }
+        let mend = if details.is_empty() {
+            let file = network.file.display();
+            format!("mend {file}, or remove what is in the way")
+        } else {
+            details
+        };
+        findings.push(Finding::error(
+            format!("network {}", network.name),
+            format!("plugin {} is not available: {msg}", plugin.plugin),
+            "its ADD fails for every container",
+            mend,
+        ));
+    }
+    findings
+}
+
+/// What STATUS of `plugin` says, if it is one of ours. Versions before 1.1.0 have no STATUS, but
+/// plugins know how.
+fn status(facts: &Facts<'_>, network: &Network, plugin: &PluginConfiguration) -> Result<()> {
+    let executable = chain::find(&plugin.plugin, &facts.plugins)?;
+    let Some(own) = delegate::own(&plugin.plugin, &executable, applets::plugin) else {
+        return Ok(());
+    };
+    let mut config = request::document(network, plugin, Additions::default());
+    config.insert("cniVersion".into(), Version::NEWEST.as_str().into());
+    let path = std::env::join_paths(&facts.plugins)?;
+    let env = [("CNI_PATH".to_owned(), path.to_string_lossy().into_owned())];
+    let env = Environment::from(env);
+    let config = json::compact(&config)?;
+    let call = Call::to_look(Command::Status, own, applets::plugin, &env, config)?;
+    own.status(&call)
 }
 
 /// What containers are to have in their `resolv.conf` is nowhere.
