@@ -150,6 +150,49 @@ fn gc_forgets_who_has_no_rules_any_more() {
     assert_eq!(lab.rules(), before);
 }
 
+/// Whose rules the other implementation has removed is forgotten with the next call, whichever
+/// that is.
+#[test]
+fn the_next_call_forgets_whom_the_reference_has_removed() {
+    let (one, two, three) = (
+        json!([mapping("tcp", 8081, 80), mapping("udp", 8081, 81)]),
+        json!([mapping("tcp", 8082, 80)]),
+        json!([mapping("tcp", 8083, 80)]),
+    );
+    for next in ["add", "del", "add the same port"] {
+        let lab = Lab::new("nftables");
+        lab.add("c2", &two);
+        let before = lab.rules();
+        lab.add("c1", &one);
+        let id = lab.node.sh("nft list table ip cni_hostport | grep -o 'cnitool-[0-9a-f]*' | sort | uniq -c | sort -n | tail -1");
+        let id = id.split_whitespace().last().unwrap().to_owned();
+        // As its DEL does: by the comment.
+        lab.node.sh(&format!(
+            "for family in ip ip6; do nft -a list table $family cni_hostport | \
+             awk -v f=$family '/chain/ {{c = $2}} /{id}/ {{print \"delete rule\", f, \"cni_hostport\", c, \"handle\", $NF}}' | nft -f -; done"
+        ));
+        assert!(lab.rules().contains("tcp . 8081"), "{}", lab.rules());
+        match next {
+            "add" => drop(lab.add("c3", &three)),
+            "del" => lab.cnitool("del", "c2", &two).silent(),
+            _ => {
+                lab.node.netns("c4");
+                let added = lab.cnitool("add", "c4", &one);
+                // Nobody has them any more.
+                assert!(added.ok && added.stderr.is_empty(), "{added:?}");
+                lab.cnitool("del", "c4", &one).silent();
+                lab.cnitool("del", "c1", &one).silent();
+                assert_eq!(lab.rules(), before);
+            }
+        }
+        let rules = lab.rules();
+        assert!(!rules.contains("8081"), "{next}: {rules}");
+        let mapped = rules.split("set mapped").nth(1).unwrap_or_default();
+        let mapped = mapped.split("set ").next().unwrap_or_default();
+        assert!(!mapped.contains(&format!("{id} ")), "{next}: {rules}");
+    }
+}
+
 /// A flush takes the guard along, and the memory of who needs 127.0.0.1.
 #[test]
 fn localhost_is_not_routed_for_ever_after_a_flush() {

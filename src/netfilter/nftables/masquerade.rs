@@ -1,5 +1,6 @@
 //! Source NAT for what leaves a network (layout: behaviour 5.8).
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -132,7 +133,8 @@ fn attachment(found: &Found) -> Option<(Key, String)> {
     Some((Key::Attachment(tag), attachment_comment_from(comment)))
 }
 
-/// What removes the rules whose tag is `unwanted`, and their owners from the registry.
+/// What removes the rules whose tag is `unwanted`, and from the registry their owners and
+/// those whose rules another implementation has removed.
 pub fn remove(
     found: &[Found],
     registry: Option<&Elements>,
@@ -144,7 +146,9 @@ pub fn remove(
         .map(|rule| Change::DeleteRule(TABLE, rule.handle.clone()))
         .collect();
     if registry.is_some() {
-        let touched = |key: &Key| matches!(key, Key::Attachment(tag) if unwanted(*tag));
+        let tags: BTreeSet<Tag> = in_chain(found, CHECKS).filter_map(tag).collect();
+        let is_gone = |tag: &Tag| unwanted(*tag) || !tags.contains(tag);
+        let touched = |key: &Key| matches!(key, Key::Attachment(tag) if is_gone(tag));
         changes.extend(settle(&MASQUERADED, registry, &Elements::new(), touched));
     }
     changes

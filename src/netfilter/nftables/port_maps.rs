@@ -7,7 +7,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 
 use super::identity::{Tag, owner_in_words, port_map_comment};
-use super::lookup::look_up_chain;
+use super::lookup::{chain_use, look_up_chain};
 use super::registry::{self, HOST_PORTS, MAPPED, settle};
 use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of};
 use super::set::{Elements, Key};
@@ -282,7 +282,7 @@ pub fn mappings(socket: &Socket, family: Family) -> Result<Vec<Found>> {
 /// When the kernel refuses to tell.
 pub fn first(owner: &Owner, plans: &[Plan], socket: &Socket) -> Result<Option<Vec<Change>>> {
     let ports = ports_of(owner, plans);
-    if ports.is_empty() || !MAPPED.is_there(socket)? {
+    if ports.is_empty() || !MAPPED.is_there(socket)? || outnumbers_rules(socket)? {
         return Ok(None);
     }
     for plan in plans {
@@ -294,6 +294,26 @@ pub fn first(owner: &Owner, plans: &[Plan], socket: &Socket) -> Result<Option<Ve
     changes.extend(HOST_PORTS.create(ports));
     changes.extend(plans.iter().flat_map(Plan::insertions));
     Ok(Some(changes))
+}
+
+/// Whether the registry has more ports than there are mappings in the tables: another
+/// implementation has removed some. Where the kernel does not count, nobody knows.
+fn outnumbers_rules(socket: &Socket) -> Result<bool> {
+    let Some(ports) = HOST_PORTS.count(socket)? else {
+        return Ok(false);
+    };
+    let mut most = 0;
+    for table in TABLES {
+        let mut rules = 0;
+        for chain in [HOSTPORTS, HOSTIP_HOSTPORTS] {
+            let used = chain_use(socket, table.family, table.name, chain)?;
+            // One of its uses is the jump to it.
+            rules += used.unwrap_or_default().saturating_sub(1);
+        }
+        // A port is usually mapped for both families.
+        most = most.max(rules);
+    }
+    Ok(ports > most)
 }
 
 /// The ports of a plan's mappings, all the owner's.
@@ -335,13 +355,18 @@ impl Effect<'_> {
         let mut touched: BTreeSet<Key> = ports.keys().cloned().collect();
         touched.extend(gone.iter().filter_map(|rule| port(&rule.statements()?)));
         // And what is left over from rules that somebody flushed, or that another
-        // implementation removed: the owner's, or all.
-        let own = self.owner.map(port_map_comment);
+        // implementation removed.
         let elements = host_ports.iter().flatten();
-        let left_over =
-            elements.filter(|(_, comment)| own.as_ref().is_none_or(|own| own == *comment));
+        let there: BTreeSet<(u16, &str)> = stay
+            .iter()
+            .filter_map(|rule| Some((rule.port()?, rule.comment.as_deref()?)))
+            .collect();
+        let left_over = elements.filter(|(key, comment)| {
+            number(key).is_none_or(|port| !there.contains(&(port, comment.as_str())))
+        });
         touched.extend(left_over.map(|(key, _)| key.clone()));
         let numbers: BTreeSet<u16> = touched.iter().filter_map(number).collect();
+        let tags: BTreeSet<Tag> = stay.iter().filter_map(|rule| rule.tag).collect();
         for rule in stay {
             let comment = || rule.comment.clone().unwrap_or_default();
             if let Some(tag) = rule.tag.filter(|_| mapped.is_none()) {
@@ -359,7 +384,7 @@ impl Effect<'_> {
             }
         }
         let is_touched = |key: &Key| match key {
-            Key::Attachment(tag) => (self.touched)(*tag),
+            Key::Attachment(tag) => (self.touched)(*tag) || !tags.contains(tag),
             port => touched.contains(port),
         };
         let sets = [

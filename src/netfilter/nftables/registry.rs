@@ -7,7 +7,8 @@
 //!
 //! The rules alone decide what happens to packets, and what is told to the operator. An
 //! element that is left over, because another implementation removed the rules or
-//! somebody flushed a chain, costs its next user that listing and nothing else. One that
+//! somebody flushed a chain, costs its next user that listing and nothing else; it goes with
+//! the next DEL or GC, or with the next ADD that can tell from the numbers. One that
 //! is missing (rules that another implementation added after the set was made; a DEL
 //! that overlaps with the ADD of the port's next owner) costs at most a warning.
 

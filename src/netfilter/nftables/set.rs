@@ -19,6 +19,7 @@ use super::transaction::{Change, is_absent, with_family};
 use crate::netfilter::Protocol;
 use crate::netfilter::memo;
 use crate::netfilter::socket::{Socket, attribute, attributes};
+use crate::netfilter::socket::{Socket, attribute, attributes, number};
 
 /// A set: a table's memory of what belongs together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,14 +276,31 @@ impl Set {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn is_there(&self, socket: &Socket) -> Result<bool> {
+        Ok(self.look_up(socket)?.is_some())
+    }
+
+    /// How many elements there are; `None` where there is no such set, or the kernel (before
+    /// 6.17) does not count them.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn count(&self, socket: &Socket) -> Result<Option<u32>> {
+        /// `NFTA_SET_COUNT`.
+        const COUNT: u16 = 20;
+        let answer = self.look_up(socket)?;
+        Ok(answer.and_then(|answer| attribute(&answer, COUNT).and_then(number)))
+    }
+
+    /// What the kernel says of the set; `None` when there is no such set.
+    fn look_up(&self, socket: &Socket) -> Result<Option<Vec<u8>>> {
         let message = NfTablesMessage::GetSet(SetMessage {
             attributes: self.place(),
         });
         match socket.request(with_family(self.table.family, message)) {
-            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) if is_absent(&error) => Ok(None),
             answers => {
                 let answers = answers.with_context(|| format!("look up set {self}"))?;
-                Ok(!answers.is_empty())
+                Ok(answers.into_iter().next())
             }
         }
     }
