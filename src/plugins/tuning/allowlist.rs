@@ -1,7 +1,7 @@
 //! Which sysctls the node's administrator lets network configurations set.
 //!
-//! A file with one regular expression a line, matched anywhere in the key as it is
-//! written in the configuration (behaviour 8.2). Blank lines mean nothing, and there are
+//! A file with one regular expression a line, in Go's syntax as the reference reads it,
+//! matched anywhere in the key as it is written in the configuration (behaviour 8.2). Blank lines mean nothing, and there are
 //! no comments. Without the file everything is allowed; a file without any expression
 //! allows nothing.
 
@@ -9,8 +9,9 @@ use std::fs;
 use std::io::ErrorKind;
 
 use anyhow::{Context, Result};
-use regex_lite::Regex;
+use regex::Regex;
 
+use super::go_regex::{self, translate};
 use crate::cni::error::{Code, coded, detailed};
 use crate::fsutil::without_byte_order_mark;
 
@@ -19,7 +20,25 @@ pub const PATH: &str = "/etc/cni/tuning/allowlist.conf";
 
 /// The rules; `None` when there is no file.
 #[derive(Debug)]
-pub struct Allowlist(Option<Vec<Regex>>);
+pub struct Allowlist(Option<Vec<Rule>>);
+
+/// One line of the file.
+#[derive(Debug)]
+struct Rule {
+    /// As the administrator wrote it.
+    text: String,
+    /// What it means.
+    regex: Regex,
+}
+
+impl Rule {
+    /// The expression in `text`; else what is wrong with it.
+    fn parse(text: &str) -> Result<Self, String> {
+        let regex = Regex::new(&translate(text)?).map_err(|error| error.to_string())?;
+        let text = text.to_owned();
+        Ok(Self { text, regex })
+    }
+}
 
 impl Allowlist {
     /// Reads the administrator's file.
@@ -50,10 +69,11 @@ impl Allowlist {
             if line.is_empty() {
                 continue;
             }
-            let rule = Regex::new(line).with_context(|| {
-                coded(
+            let rule = Rule::parse(line).map_err(|problem| {
+                detailed(
                     Code::Config,
                     format!("{PATH}:{number}: \"{line}\" is not a regular expression"),
+                    format!("{problem}; {}", go_regex::REFUSED),
                 )
             })?;
             rules.push(rule);
@@ -64,7 +84,7 @@ impl Allowlist {
     /// A warning for each expression that may let through more than is meant, since it
     /// matches anywhere in a key.
     pub fn warnings(&self) -> Vec<String> {
-        let rules = self.0.iter().flatten().map(Regex::as_str);
+        let rules = self.0.iter().flatten().map(|rule| rule.text.as_str());
         let is_open = |rule: &&str| {
             let begins = ["^", ".*"].iter().any(|anchor| rule.starts_with(anchor));
             let ends = ["$", ".*"].iter().any(|anchor| rule.ends_with(anchor));
@@ -84,7 +104,7 @@ impl Allowlist {
     /// Code 7 naming the key and the file.
     pub fn check(&self, key: &str) -> Result<()> {
         let Some(rules) = &self.0 else { return Ok(()) };
-        if rules.iter().any(|rule| rule.is_match(key)) {
+        if rules.iter().any(|rule| rule.regex.is_match(key)) {
             return Ok(());
         }
         Err(detailed(

@@ -11,6 +11,7 @@ mod config;
 mod duplicates;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod go_regex;
 mod plan;
 mod sysctl;
 
