@@ -954,16 +954,18 @@ fn firewalld_is_told_where_it_runs() {
         "{code} {message}"
     );
     lab.node.sh("mv /run/aside /run/bus");
-    // An address is in one zone only: the last ADD decides in which. DEL finds it there.
-    let zone = || {
+    // An address is in one zone only. DEL takes it out of that into which ADD has put it,
+    // whatever the configuration says by then; and so does an ADD for another zone.
+    let ask = |words: &str| {
         let told = lab.node.sh(&format!(
             "DBUS_SYSTEM_BUS_ADDRESS={} dbus-send --system --print-reply=literal \
              --dest=org.fedoraproject.FirewallD1 /org/fedoraproject/FirewallD1 \
-             org.fedoraproject.FirewallD1.zone.getZoneOfSource string:10.1.0.2/32",
+             org.fedoraproject.FirewallD1.zone.{words} string:10.1.0.2/32",
             firewalld.bus
         ));
         told.trim().to_owned()
     };
+    let zone = || ask("getZoneOfSource");
     let in_zone = |zone: &str| {
         let mut config = config.clone();
         config["firewalldZone"] = json!(zone);
@@ -978,12 +980,31 @@ fn firewalld_is_told_where_it_runs() {
     assert_eq!(zone(), "");
     // Also where another one was refused meanwhile.
     call(&ours, "ADD", &in_zone("home")).json();
-    let (_, msg, _) = call(&ours, "ADD", &in_zone("nowhere")).error();
+    let (_, msg, details) = call(&ours, "ADD", &in_zone("nowhere")).error();
     assert!(
-        msg.contains("firewalld refuses") && msg.contains("INVALID_ZONE"),
+        msg.starts_with("failed to add the address 10.1.0.2/32 to nowhere zone: INVALID_ZONE"),
         "{msg}"
     );
+    assert!(details.contains("firewalld refuses"), "{details}");
     assert_eq!(zone(), "");
+    // Somebody else's zone stays, and is told of.
+    ask("addSource string:home");
+    for command in ["ADD", "CHECK"] {
+        let answer = call(&ours, command, &config);
+        assert!(
+            answer.ok
+                && answer
+                    .stderr
+                    .contains("10.1.0.2 is in firewalld's zone home"),
+            "{command}: {answer:?}"
+        );
+        assert_eq!(zone(), "home", "{command}");
+    }
+    for last in [&config, &bare] {
+        call(&ours, "DEL", last).silent();
+        assert_eq!(zone(), "home");
+    }
+    ask("removeSource string:home");
     assert!(!lab.node.succeeds("nft list ruleset | grep -q CNI-FORWARD"));
     // Without it there are rules.
     drop(firewalld);

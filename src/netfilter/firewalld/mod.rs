@@ -21,9 +21,6 @@ const ZONES: Object = Object {
     interface: "org.fedoraproject.FirewallD1.zone",
 };
 
-/// Of a source that is to go: whichever zone it is in.
-pub const ANY_ZONE: &str = "";
-
 /// A running firewalld.
 #[derive(Debug)]
 pub struct Firewalld {
@@ -50,19 +47,30 @@ impl Firewalld {
         Ok(bus.is_served(SERVICE)?.then_some(Self { bus }))
     }
 
-    /// Lets everything from `address` into `zone`, until firewalld is reloaded. It leaves the
-    /// zone it was in, for it can be in one only.
+    /// Lets everything from `address` into `zone`, until firewalld is reloaded. An address that
+    /// is in another zone stays there, and its zone is returned: somebody wanted it so.
     ///
     /// # Errors
     /// When it refuses; to have done so already is none.
-    pub fn add_source(&mut self, zone: &str, address: IpAddr) -> Result<()> {
-        match self.ask("changeZoneOfSource", zone, address)? {
-            Ok(_) => Ok(()),
-            Err(refusal) => Err(refused(&refusal, &format!("add {address} to zone {zone}"))),
+    pub fn add_source(&mut self, zone: &str, address: IpAddr) -> Result<Option<String>> {
+        let refusal = match self.ask("addSource", &[zone], address)? {
+            Ok(_) => return Ok(None),
+            Err(refusal) if refusal.is("ZONE_ALREADY_SET") => return Ok(None),
+            Err(refusal) => refusal,
+        };
+        if refusal.is("ZONE_CONFLICT")
+            && let Some(other) = self.zone_of_source(address)?
+        {
+            return Ok(Some(other));
         }
+        let source = IpNet::from(address);
+        Err(refused(
+            &refusal,
+            &format!("failed to add the address {source} to {zone} zone"),
+        ))
     }
 
-    /// Takes it out of `zone`, or with [`ANY_ZONE`] out of the one it is in.
+    /// Takes it out of `zone`; where it is in none or in another, nothing happens.
     ///
     /// # Errors
     /// When it is there and stays.
@@ -73,12 +81,25 @@ impl Firewalld {
             "ZONE_CONFLICT",
             "INVALID_ZONE",
         ];
-        let refusal = match self.ask("removeSource", zone, address)? {
+        let refusal = match self.ask("removeSource", &[zone], address)? {
             Err(refusal) if !ABSENT.iter().any(|name| refusal.is(name)) => refusal,
             _ => return Ok(()),
         };
-        let what = format!("remove {address} from zone {zone}");
+        let source = IpNet::from(address);
+        let what = format!("failed to remove the address {source} from {zone} zone");
         Err(refused(&refusal, &what))
+    }
+
+    /// The zone that `address` is in, if it is in one.
+    ///
+    /// # Errors
+    /// When it refuses to tell.
+    pub fn zone_of_source(&mut self, address: IpAddr) -> Result<Option<String>> {
+        match self.ask("getZoneOfSource", &[], address)? {
+            Ok(Value::Text(zone)) => Ok(Some(zone).filter(|zone| !zone.is_empty())),
+            Ok(_) => Ok(None),
+            Err(refusal) => Err(refused(&refusal, &format!("look up the zone of {address}"))),
+        }
     }
 
     /// Whether `address` is in `zone`.
@@ -86,16 +107,18 @@ impl Firewalld {
     /// # Errors
     /// When it refuses to tell.
     pub fn has_source(&mut self, zone: &str, address: IpAddr) -> Result<bool> {
-        match self.ask("querySource", zone, address)? {
+        match self.ask("querySource", &[zone], address)? {
             Ok(value) => Ok(value == Value::Truth(true)),
             Err(refusal) => Err(refused(&refusal, &format!("look up zone {zone}"))),
         }
     }
 
-    fn ask(&mut self, method: &str, zone: &str, address: IpAddr) -> Result<bus::Answer> {
+    /// Calls `method` of the zones with the words `before` and the address.
+    fn ask(&mut self, method: &str, before: &[&str], address: IpAddr) -> Result<bus::Answer> {
         let source = IpNet::from(address).to_string();
+        let words: Vec<&str> = before.iter().copied().chain([source.as_str()]).collect();
         self.bus
-            .call(ZONES, method, &[zone, &source])
+            .call(ZONES, method, &words)
             .context("talk to firewalld")
     }
 }
@@ -111,7 +134,7 @@ fn refused(refusal: &Refusal, what: &str) -> anyhow::Error {
     let Refusal { name, text } = refusal;
     detailed(
         Code::Internal,
-        format!("firewalld refuses to {what}: {text}"),
-        name.clone(),
+        format!("{what}: {text}"),
+        format!("firewalld refuses: {name}"),
     )
 }

@@ -24,10 +24,10 @@ use crate::cni::status::{PATIENCE, patiently, require_root};
 use crate::cni::version::Version;
 use crate::log;
 use crate::net::section;
-use crate::netfilter::firewalld::{ANY_ZONE, Firewalld};
 use crate::netfilter::{self, BackendName, Ingress, Isolation, Need, Owner, Purpose, way_out};
 use crate::plugins::outlook;
 use crate::shell::shell;
+use crate::netfilter::firewalld::Firewalld;
 use crate::undo::Undo;
 
 use claims::Claim;
@@ -238,6 +238,7 @@ impl Wanted {
     /// When firewalld or the backend refuses.
     fn ensure(&mut self) -> Result<()> {
         let zone = self.firewalld.as_ref().map(|(_, zone)| zone.as_str());
+        let mut earlier = Vec::new();
         let names_owners = |name: BackendName| name == BackendName::Nftables;
         if zone.is_some()
             || !self
@@ -246,11 +247,24 @@ impl Wanted {
                 .is_none_or(|(name, _)| names_owners(*name))
         {
             let _alone = claims::lock()?;
+            if zone.is_some() {
+                for address in &self.addresses {
+                    let zone = claims::holder(*address)?.and_then(|claim| claim.zone);
+                    earlier.extend(zone.map(|zone| (*address, zone)));
+                }
+            }
             claims::take(&self.addresses, &Claim::new(&self.owner, zone))?;
         }
         if let Some((firewalld, zone)) = &mut self.firewalld {
+            // Where an ADD of ours has put it, for a container that is gone or with another
+            // configuration.
+            for (address, earlier) in earlier.iter().filter(|(_, earlier)| earlier != zone) {
+                firewalld.remove_source(earlier, *address)?;
+            }
             for address in &self.addresses {
-                firewalld.add_source(zone, *address)?;
+                if let Some(other) = firewalld.add_source(zone, *address)? {
+                    log::warn(&bound_elsewhere(zone, *address, &other));
+                }
             }
         }
         if let Some((name, rules)) = &self.rules {
@@ -272,10 +286,16 @@ impl Wanted {
         let mut missing = Vec::new();
         if let Some((firewalld, zone)) = &mut self.firewalld {
             for address in &self.addresses {
-                if !firewalld.has_source(zone, *address)? {
-                    let zone = format!("--zone={zone}");
-                    let source = format!("--add-source={address}");
-                    missing.push(shell!["firewall-cmd", zone, source].into());
+                if firewalld.has_source(zone, *address)? {
+                    continue;
+                }
+                match firewalld.zone_of_source(*address)? {
+                    Some(other) => log::warn(&bound_elsewhere(zone, *address, &other)),
+                    None => {
+                        let zone = format!("--zone={zone}");
+                        let source = format!("--add-source={address}");
+                        missing.push(shell!["firewall-cmd", zone, source].into());
+                    }
                 }
             }
         }
@@ -284,6 +304,15 @@ impl Wanted {
         }
         Ok(missing)
     }
+}
+
+/// Says that an address stays in the zone `other`, and what that means.
+fn bound_elsewhere(zone: &str, address: IpAddr, other: &str) -> String {
+    format!(
+        "{address} is in firewalld's zone {other} and stays there: somebody else has put it there. \
+         That zone decides what passes, not {zone} (firewall-cmd --zone={zone} \
+         --change-source={address} moves it)"
+    )
 }
 
 /// The bridge of `result`, which is in front of the other interfaces.
@@ -344,8 +373,8 @@ fn release(owner: &Owner, addresses: Vec<IpAddr>, parting: &Parting) -> Result<(
         match claims::holder(address)? {
             Some(claim) if claim.owner() != *owner => continue,
             // Where it was let through by rules, firewalld's zones are not ours to touch.
-            Some(claim) => zones.extend(claim.zone.map(|_| (address, ANY_ZONE))),
-            None => zones.push((address, parting.zone.as_str())),
+            Some(claim) => zones.extend(claim.zone.map(|zone| (address, zone))),
+            None => zones.push((address, parting.zone.clone())),
         }
         known.push(address);
     }
@@ -386,7 +415,7 @@ fn forget(owner: &Owner, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, String)>
 /// Takes addresses out of firewalld's zones, if it runs: otherwise it has forgotten them.
 /// Where nobody can tell whether it runs, that is worth a warning and `false`; unless it
 /// `is_wanted`.
-fn leave_zones(zones: &[(IpAddr, &str)], is_wanted: bool) -> Result<bool> {
+fn leave_zones(zones: &[(IpAddr, String)], is_wanted: bool) -> Result<bool> {
     let mut firewalld = match Firewalld::find() {
         Ok(Some(firewalld)) => firewalld,
         Ok(None) => return Ok(true),
@@ -410,7 +439,8 @@ fn enter_zones(zones: &[(IpAddr, String)]) -> Result<()> {
     let Some(mut firewalld) = Firewalld::find()? else {
         return Ok(());
     };
-    all(zones
-        .iter()
-        .map(|(address, zone)| firewalld.add_source(zone, *address)))
+    all(zones.iter().map(|(address, zone)| {
+        firewalld.add_source(zone, *address)?;
+        Ok(())
+    }))
 }
