@@ -100,6 +100,41 @@ fn reboot(node: &Node, boot: &str) {
     node.sh(&format!("mount --bind {} {BOOT_ID}", file.display()));
 }
 
+/// What only we need goes when nobody has an address any more; what the reference keeps stays.
+#[test]
+fn the_index_goes_with_the_last_lease() {
+    let node = Node::new();
+    let net = |name: &str| {
+        json!({"cniVersion": "1.1.0", "name": name, "type": "bridge",
+               "ipam": {"type": "host-local", "subnet": "10.0.0.0/24"}})
+    };
+    let call = |id: &str, command: &str, name: &str| {
+        let call = node.plugin("host-local").id(id).netns("/run/netns/none");
+        call.run(command, &net(name))
+    };
+    let index = Path::new(DATA_DIR).join(".cnibox");
+    call("c1", "ADD", "net").json();
+    call("c2", "ADD", "net").json();
+    call("c1", "ADD", "other").json();
+    assert_eq!(names(&index), ["net", "other"]);
+    call("c1", "DEL", "net").silent();
+    assert_eq!(index_files().len(), 1);
+    call("c2", "DEL", "net").silent();
+    assert_eq!(names(&index), ["other"]);
+    assert_eq!(names(&dir()), ["last_reserved_ip.0", "lock"]);
+    // Once more makes nothing again.
+    call("c2", "DEL", "net").silent();
+    assert_eq!(names(&index), ["other"]);
+    // GC is the last to remove one here.
+    let gc = with(net("other"), json!({"cni.dev/valid-attachments": []}));
+    node.plugin("host-local").run("GC", &gc);
+    assert!(!index.exists());
+    assert_eq!(leases(), Vec::<String>::new());
+    // Together again.
+    call("c1", "ADD", "net").json();
+    assert_eq!((leases().len(), index_files().len()), (1, 1));
+}
+
 #[test]
 fn first_addresses_of_many_configurations() {
     let node = Node::new();

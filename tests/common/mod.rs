@@ -208,7 +208,7 @@ impl Node {
     pub fn nothing_left(&self, bridges: &[&str]) {
         assert_eq!(self.links(), bridges);
         let files = self.sh(
-            "find /var/lib/cni -type f ! -name 'last_reserved_ip.*' ! -name lock ! -name complete
+            "find /var/lib/cni -type f ! -name 'last_reserved_ip.*' ! -name lock
             ls /run/netns",
         );
         assert_eq!(files, "");

@@ -93,6 +93,11 @@ impl Tally {
         &self.addresses
     }
 
+    /// Whether there is no lease at all.
+    pub fn is_empty(&self) -> bool {
+        self.boots.is_empty() && !self.blank
+    }
+
     /// Whether any lease is known to be from another boot than this one.
     pub fn has_earlier_than(&self, boot: &str) -> bool {
         let mut boots = self.boots.keys();
@@ -318,18 +323,64 @@ impl Index {
         Ok(entries)
     }
 
+    /// Makes the directories.
     fn prepare(&self) -> Result<()> {
+        /// How often another network may take away the directory of all, being the last.
+        const TRIES: usize = 10;
+        for _ in 0..TRIES {
+            if self.make_directories()? {
+                return Ok(());
+            }
+        }
+        bail!("{} is removed again and again", self.dir.display());
+    }
+
+    /// Makes the directories; `false` where somebody has just removed the first of them.
+    fn make_directories(&self) -> Result<bool> {
         for dir in self.directories() {
             match DirBuilder::new().mode(DIR_MODE).create(dir) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    if !is_own_directory(dir) {
+                    if is_own_directory(dir) {
+                        continue;
+                    }
+                    if fs::symlink_metadata(dir).is_ok() {
                         bail!("{} is no directory of ours", dir.display());
                     }
+                    return Ok(false);
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound && dir == self.dir => {
+                    return Ok(false);
                 }
                 created => created.with_context(|| format!("create {}", dir.display()))?,
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Removes the files of this network's index; with the last network's, also the
+    /// directory of all.
+    ///
+    /// # Errors
+    /// When one of them stays.
+    pub fn remove(&self) -> Result<()> {
+        if !self.directories().all(is_own_directory) {
+            return Ok(());
+        }
+        fs::remove_dir_all(&self.dir).with_context(|| format!("remove {}", self.dir.display()))?;
+        let Some(of_all) = self.dir.parent() else {
+            return Ok(());
+        };
+        match fs::remove_dir(of_all) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound
+                ) =>
+            {
+                Err(error).with_context(|| format!("remove {}", of_all.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Those that are only ours: of all networks, and of this one.

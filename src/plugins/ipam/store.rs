@@ -291,11 +291,16 @@ impl Store {
     }
 }
 
-/// While the lock is still held: what has been done here is in the index.
+/// While the lock is still held: what has been done here is in the index, which goes with
+/// the network's last lease.
 impl Drop for Store {
     fn drop(&mut self) {
         let Some(tally) = &self.tally else { return };
         let index = &self.boots.index;
+        if tally.is_empty() {
+            let removed = index.remove();
+            return self.note(removed);
+        }
         let marked = self.leases.changed_at().and_then(|changed_at| {
             if index.is_complete(changed_at) {
                 return Ok(());
