@@ -7,11 +7,12 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::host_end::Identity;
+use super::ipam::Ipam;
 use crate::cni::delegate;
 use crate::cni::error::{Code, all, coded, detailed};
 use crate::cni::invocation::Command;
 use crate::cni::result::Ip;
-use crate::cni::skel::Call;
+use crate::cni::skel::{Call, Plugin};
 use crate::journal::step;
 use crate::log;
 use crate::net::link::{self, End, Link};
@@ -359,10 +360,12 @@ pub fn wait_for_port(host: &Netlink, port: &Link, limit: Duration) -> Result<()>
 
 /// DEL of a veth pair: its addresses, those that IPAM has given, the pair. `clean` removes
 /// the packet filter's rules of the attachment meanwhile, and is told what is known of it.
+/// All are found by their owner: a runtime may not remember the configuration of ADD, and
+/// send little more than the network's name.
 ///
 /// # Errors
 /// All that could not be removed, after trying everything.
-pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Send>) -> Result<()> {
+pub fn detach(call: &Call, clean: impl FnOnce(&Known) -> Result<()> + Send) -> Result<()> {
     let host = Netlink::open()?;
     let mut done: Vec<Result<()>> = Vec::new();
     // The link and its namespace may be gone, half gone, or somebody else's by now.
@@ -371,15 +374,14 @@ pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Sen
         done.push(Err(error));
         None
     });
-    let known = clean.is_some().then(|| Known {
+    let known = Known {
         own: known_addresses(call, link.as_ref()),
         others: other_addresses(call),
-    });
+    };
     std::thread::scope(|scope| {
         // Deleting a link and deleting rules each wait for the kernel: let them wait at
         // the same time.
-        let cleaner = clean.zip(known.as_ref());
-        let cleaner = cleaner.map(|(clean, known)| scope.spawn(|| clean(known)));
+        let cleaner = scope.spawn(|| clean(&known));
         // No address is free while an interface still has it; but the link stays until
         // IPAM is done, which may want to talk over it.
         if let Some((container, end)) = &link {
@@ -389,7 +391,8 @@ pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Sen
         }
         done.push(call.config.ipam_type().and_then(|ipam| match ipam {
             Some(plugin) => delegate::run(call, &plugin, Command::Del),
-            None => Ok(()),
+            // host-local's, unless they are in a directory that only the configuration knew.
+            None => Ipam.del(call),
         }));
         done.push(step("delete the veth pair", || {
             let deleted = match &link {
@@ -399,7 +402,7 @@ pub fn detach(call: &Call, clean: Option<impl FnOnce(&Known) -> Result<()> + Sen
             all([deleted, Identity::of(call).delete(&host)])
         }));
         // A panic ends the process in its hook: there is none to join.
-        done.extend(cleaner.and_then(|cleaner| cleaner.join().ok()));
+        done.extend(cleaner.join().ok());
     });
     all(done)
 }

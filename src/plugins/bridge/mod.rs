@@ -38,13 +38,16 @@ use crate::net::netlink::Netlink;
 use crate::netfilter::nftables::Nftables;
 use crate::netfilter::{Known, Owner};
 use crate::plugins::shared::Shared;
+use crate::net::section;
+use crate::netfilter::nftables::{self, Nftables};
+use crate::netfilter::{self, Owner};
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{container_end, host_end, masquerade};
 use crate::undo::Undo;
 
 use config::Settings;
 use plan::Plan;
-use rules::{Rules, Wanted};
+use rules::Wanted;
 
 /// The VLANs that the port of a container must be a member of, as `config` says, and whether
 /// it keeps the bridge's default beside them; `None` where that is the bridge's to say.
@@ -167,13 +170,7 @@ impl Plugin for Bridge {
     }
 
     fn del(&self, call: &Call) -> Result<()> {
-        let rules = Rules::of(call);
-        let detached = veth::detach(
-            call,
-            rules
-                .any()
-                .then_some(|known: &Known| rules::remove(call, rules, known)),
-        );
+        let detached = veth::detach(call, |known| rules::remove(call, known));
         // The gateway of a VLAN goes with its last port.
         let tidied = match Settings::resolve(call) {
             Ok(settings) => {

@@ -39,47 +39,16 @@ fn required_mac(text: &str) -> Result<Mac> {
     })
 }
 
-/// Removes what either backend has of the attachment, given what is `known` of it.
+/// Removes what either backend has of the attachment, given what is `known` of it. Whether
+/// there is any the packet filter tells, not the configuration: mostly a look-up or two.
 ///
 /// # Errors
 /// When a rule is there and stays.
-pub fn remove(call: &Call, rules: Rules, known: &Known) -> Result<()> {
-    let mut done = Vec::new();
-    if rules.masquerade {
-        done.push(masquerade::remove(call, known));
-    }
-    if rules.spoof_check {
-        done.push(Nftables::remove_spoof_check(&Owner::of(call)));
-    }
-    all(done)
-}
-
-/// Which rules an attachment may have.
-#[derive(Debug, Clone, Copy)]
-pub struct Rules {
-    pub masquerade: bool,
-    pub spoof_check: bool,
-}
-
-impl Rules {
-    /// Whether there can be any.
-    pub fn any(self) -> bool {
-        self.masquerade || self.spoof_check
-    }
-
-    /// Those of the configuration; all where it cannot be read, for DEL must go on.
-    pub fn of(call: &Call) -> Self {
-        Settings::resolve(call).map_or(
-            Self {
-                masquerade: true,
-                spoof_check: true,
-            },
-            |settings| Self {
-                masquerade: settings.masquerade,
-                spoof_check: settings.spoof_check,
-            },
-        )
-    }
+pub fn remove(call: &Call, known: &Known) -> Result<()> {
+    all([
+        masquerade::remove(call, known),
+        Nftables::remove_spoof_check(&Owner::of(call)),
+    ])
 }
 
 /// The rules of an attachment that exists.

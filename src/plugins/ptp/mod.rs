@@ -28,6 +28,8 @@ use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::{addr, route};
 use crate::netfilter::{self, Known, Owner};
+use crate::net::{addr, route, sysctl};
+use crate::netfilter::{self, Owner};
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
@@ -101,12 +103,7 @@ impl Plugin for Ptp {
     }
 
     fn del(&self, call: &Call) -> Result<()> {
-        // Where the configuration cannot be read there may be rules, and DEL must go on.
-        let masquerade = Settings::resolve(call).map_or(true, |settings| settings.masquerade);
-        veth::detach(
-            call,
-            masquerade.then_some(|known: &Known| masquerade::remove(call, known)),
-        )
+        veth::detach(call, |known| masquerade::remove(call, known))
     }
 
     fn check(&self, call: &Call) -> Result<()> {
