@@ -33,6 +33,45 @@ fn only_what_is_meant_for_this_host_is_intercepted() {
     });
 }
 
+/// Packets from `ext`, 192.0.2.9 on `up0`, meet sets, ranges and wildcards, or do not.
+#[test]
+fn conditions_of_nftables_may_name_many() {
+    let mut lab = Lab::new("nftables");
+    let mut names = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8"].iter();
+    for (condition, passes) in [
+        (json!(["ip", "saddr", "{ 10.0.0.0/8, 192.0.2.9 }"]), true),
+        (
+            json!(["ip", "saddr", "!=", "{ 10.0.0.0/8, 192.0.2.9 }"]),
+            false,
+        ),
+        (json!(["ip saddr 192.0.2.1-192.0.2.9"]), true),
+        (json!(["ip saddr != 192.0.2.1-192.0.2.9"]), false),
+        (json!(["iifname", "\"up*\""]), true),
+        (json!(["iifname != { eth*, up0 }"]), false),
+        (
+            json!(["tcp sport 1024-65535 tcp dport { 22, 8000-8999 }"]),
+            true,
+        ),
+        (json!(["tcp dport != 8000-8999"]), false),
+    ] {
+        let name = names.next().unwrap();
+        lab.configure(&json!({}), &json!({"conditionsV4": condition}));
+        let mappings = json!([mapping("tcp", 8080, 80)]);
+        lab.add(name, &mappings);
+        lab.serve(name, "tcp", 80, name);
+        let answer = lab.call("ext", "tcp", "192.0.2.1", 8080);
+        let expected = if passes {
+            format!("{name} 192.0.2.9")
+        } else {
+            String::new()
+        };
+        assert_eq!(answer, expected, "{condition}");
+        lab.cnitool("check", name, &mappings).silent();
+        lab.cnitool("del", name, &json!([])).silent();
+        assert!(!lab.rules().contains("tcp dport 8080"), "{}", lab.rules());
+    }
+}
+
 #[test]
 fn conditions_exclude_what_the_operator_names() {
     on_every_backend(|mut lab| {

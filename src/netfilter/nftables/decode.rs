@@ -7,11 +7,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, ip_mask_to_prefix};
 use netlink_packet_netfilter::nftables::MetaKey;
 
+use super::among::{Among, Field, NAME_START, Values};
 use super::expression::{
-    ACCEPT, CT_STATE, CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, DROP,
+    ACCEPT, AT_LEAST, AT_MOST, CT_STATE, CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, DROP,
     ESTABLISHED_OR_RELATED, ETHER_SOURCE, FIB_FLAGS, FIB_RESULT, GOTO, INTERFACE_NAME, IPV4, IPV6,
-    JUMP, LINK_HEADER, LOCAL, LOOKUP_REGISTER, LOOKUP_SET, NETWORK_HEADER, RETURN,
-    TRANSPORT_HEADER, address_place,
+    JUMP, LINK_HEADER, LOCAL, LOOKUP_FLAGS, LOOKUP_REGISTER, LOOKUP_RESULT, LOOKUP_SET,
+    NETWORK_HEADER, RETURN, SOURCE_PORT, TRANSPORT_HEADER, address_place,
 };
 use super::ruleset::{End, Family, Statement};
 use super::transaction::text;
@@ -37,6 +38,7 @@ pub fn decode_known(family: Family, expressions: &[u8]) -> Vec<Statement> {
             // Nobody knows what the registers hold now.
             decoder.loaded.clear();
             decoder.masks.clear();
+            decoder.least.clear();
             decoder.values.clear();
         }
     }
@@ -52,6 +54,7 @@ pub fn describe(family: Family, expressions: &[u8]) -> String {
         if decoder.add_expression(expression).is_none() {
             decoder.loaded.clear();
             decoder.masks.clear();
+            decoder.least.clear();
             decoder.values.clear();
             words.push(name_of(expression));
         }
@@ -184,6 +187,8 @@ struct Decoder {
     transport: Option<Protocol>,
     loaded: BTreeMap<u32, Loaded>,
     masks: BTreeMap<u32, Vec<u8>>,
+    /// What registers must at least be.
+    least: BTreeMap<u32, Vec<u8>>,
     values: BTreeMap<u32, Vec<u8>>,
     statements: Vec<Statement>,
 }
@@ -236,24 +241,52 @@ impl Decoder {
                     .insert(target, value(attribute(data, 4)?)?.to_vec());
             }
             "cmp" => {
+                let register = number(1)?;
+                let is = match number(2)? {
+                    0 => true,
+                    1 => false,
+                    AT_LEAST => {
+                        let least = value(attribute(data, 3)?)?.to_vec();
+                        self.least.insert(register, least);
+                        return Some(());
+                    }
+                    AT_MOST => {
+                        let least = self.least.remove(&register)?;
+                        let most = value(attribute(data, 3)?)?;
+                        return self.ranged(register, true, &least, most);
+                    }
+                    _ => return None,
+                };
+                let (loaded, mask) = (self.loaded.remove(&register)?, self.masks.remove(&register));
+                self.compared(&loaded, mask, is, value(attribute(data, 3)?)?)?;
+            }
+            // `NFT_RANGE_EQ`, `NFT_RANGE_NEQ`.
+            "range" => {
                 let is = match number(2)? {
                     0 => true,
                     1 => false,
                     _ => return None,
                 };
-                let register = number(1)?;
-                let (loaded, mask) = (self.loaded.remove(&register)?, self.masks.remove(&register));
-                self.compared(&loaded, mask, is, value(attribute(data, 3)?)?)?;
+                let [least, most] = [3, 4].map(|kind| value(attribute(data, kind)?));
+                self.ranged(number(1)?, is, least?, most?)?;
             }
             "lookup" => {
-                // `NFTA_LOOKUP_FLAGS`: the opposite is asked for.
-                if attribute(data, 5).is_some_and(|flags| self::number(flags) != Some(0)) {
+                let is = match attribute(data, LOOKUP_FLAGS).map(self::number) {
+                    None | Some(Some(0)) => true,
+                    Some(Some(1)) => false,
+                    _ => return None,
+                };
+                if attribute(data, LOOKUP_RESULT).is_some() {
                     return None;
                 }
                 let set = attribute(data, LOOKUP_SET)?.strip_suffix(&[0])?;
                 let set = String::from_utf8(set.to_vec()).ok()?;
-                let loaded = self.loaded.remove(&number(LOOKUP_REGISTER)?)?;
-                let statement = self.looked_up(&loaded, set)?;
+                let register = number(LOOKUP_REGISTER)?;
+                let loaded = self.loaded.remove(&register)?;
+                if self.masks.remove(&register).is_some() {
+                    return None;
+                }
+                let statement = self.looked_up(&loaded, is, set)?;
                 self.statements.push(statement);
             }
             "immediate" => {
@@ -275,6 +308,52 @@ impl Decoder {
     fn load(&mut self, register: u32, what: Loaded) {
         self.loaded.insert(register, what);
         self.masks.remove(&register);
+        self.least.remove(&register);
+    }
+
+    /// Takes in that a register is in a range, or is not.
+    fn ranged(&mut self, register: u32, is: bool, least: &[u8], most: &[u8]) -> Option<()> {
+        let loaded = self.loaded.remove(&register)?;
+        let field = self.field(&loaded)?;
+        // nft turns the bytes of marks round before it compares them in this way.
+        if self.masks.remove(&register).is_some() || field == Field::Mark {
+            return None;
+        }
+        let of = Values::Range((field.value(least)?, field.value(most)?));
+        self.statements
+            .push(Statement::Among(Among { field, is, of }));
+        Some(())
+    }
+
+    /// The field that was loaded, as a whole.
+    fn field(&self, loaded: &Loaded) -> Option<Field> {
+        match *loaded {
+            Loaded::Payload {
+                base: NETWORK_HEADER,
+                offset,
+                length,
+            } => {
+                let family = self.network?;
+                let end = end_at(family, offset)?;
+                (address_place(family, end).1 == length).then_some(Field::Address(family, end))
+            }
+            Loaded::Payload {
+                base: TRANSPORT_HEADER,
+                offset,
+                length: 2,
+            } => {
+                let end = match offset {
+                    SOURCE_PORT => End::Source,
+                    DESTINATION_PORT => End::Destination,
+                    _ => return None,
+                };
+                Some(Field::Port(self.transport?, end))
+            }
+            Loaded::Meta(MetaKey::Iifname) => Some(Field::Interface(End::Source)),
+            Loaded::Meta(MetaKey::Oifname) => Some(Field::Interface(End::Destination)),
+            Loaded::Meta(MetaKey::Mark) => Some(Field::Mark),
+            _ => None,
+        }
     }
 
     /// Takes in what a comparison says: a statement, or what prepares the next one.
@@ -305,13 +384,18 @@ impl Decoder {
                     MetaKey::Iifname => End::Source,
                     _ => End::Destination,
                 };
-                // Without a zero byte it is the beginning of a name.
-                let length = value.iter().position(|byte| *byte == 0)?;
-                if value.len() != INTERFACE_NAME {
-                    return None;
+                match value.iter().position(|byte| *byte == 0) {
+                    Some(length) if value.len() == INTERFACE_NAME => {
+                        let name = String::from_utf8(value.get(..length)?.to_vec()).ok()?;
+                        Statement::Interface { end, is, name }
+                    }
+                    None if value.len() < INTERFACE_NAME && !value.is_empty() => {
+                        let field = Field::Interface(end);
+                        let of = Values::Beginning(String::from_utf8(value.to_vec()).ok()?);
+                        Statement::Among(Among { field, is, of })
+                    }
+                    _ => return None,
                 }
-                let name = String::from_utf8(value.get(..length)?.to_vec()).ok()?;
-                Statement::Interface { end, is, name }
             }
             (Loaded::Meta(MetaKey::Mark), None) => Statement::Mark {
                 is,
@@ -344,23 +428,21 @@ impl Decoder {
         Some(())
     }
 
-    /// What it means that `loaded` is in `set`.
-    fn looked_up(&self, loaded: &Loaded, set: String) -> Option<Statement> {
-        let family = self.network?;
-        let Loaded::Payload {
-            base: NETWORK_HEADER,
-            offset,
-            length,
-        } = *loaded
-        else {
-            return None;
-        };
-        let end = end_at(family, offset)?;
-        (address_place(family, end).1 == length).then(|| Statement::InSet {
-            end,
-            family,
-            set: set.into(),
-        })
+    /// What it means that `loaded` is in `set`, or is not.
+    fn looked_up(&self, loaded: &Loaded, is: bool, set: String) -> Option<Statement> {
+        let field = self.field(loaded)?;
+        if set.starts_with(NAME_START) {
+            let of = Values::Stored(set);
+            return Some(Statement::Among(Among { field, is, of }));
+        }
+        match field {
+            Field::Address(family, end) if is => Some(Statement::InSet {
+                end,
+                family,
+                set: set.into(),
+            }),
+            _ => None,
+        }
     }
 
     fn payload(
@@ -375,6 +457,16 @@ impl Decoder {
                 protocol: self.transport?,
                 port: u16::from_be_bytes(value.try_into().ok()?),
             }),
+            ((TRANSPORT_HEADER, SOURCE_PORT | DESTINATION_PORT, 2), None) => {
+                let end = if place.1 == SOURCE_PORT {
+                    End::Source
+                } else {
+                    End::Destination
+                };
+                let field = Field::Port(self.transport?, end);
+                let of = Values::One(field.value(value)?);
+                Some(Statement::Among(Among { field, is, of }))
+            }
             ((LINK_HEADER, ETHER_SOURCE, 6), None) if is => {
                 Some(Statement::EtherSource(Mac(value.try_into().ok()?)))
             }

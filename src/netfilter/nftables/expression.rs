@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_netfilter::nftables::MetaKey;
 
+use super::among::{self, Among, Field, Values};
 use super::ruleset::{End, Family, Statement, family_of};
+use crate::netfilter::Protocol;
 use crate::netfilter::attributes::Attributes;
 
 /// `enum nft_payload_bases`.
@@ -16,6 +18,7 @@ pub const TRANSPORT_HEADER: u32 = 2;
 
 /// Where an Ethernet header has its source, and a transport header its destination port.
 pub const ETHER_SOURCE: u32 = 6;
+pub const SOURCE_PORT: u32 = 0;
 pub const DESTINATION_PORT: u32 = 2;
 
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`: what `meta nfproto` loads, and names of families.
@@ -36,9 +39,17 @@ pub const DESTINATION_TRANSLATED: u32 = 1 << 5;
 pub const CT_STATE: (u16, u32) = (2, 0);
 pub const ESTABLISHED_OR_RELATED: u32 = 1 << 1 | 1 << 2;
 
-/// `NFTA_LOOKUP_SET` and `NFTA_LOOKUP_SREG`.
+/// `NFTA_LOOKUP_SET`, `NFTA_LOOKUP_SREG`, `NFTA_LOOKUP_DREG`, `NFTA_LOOKUP_SET_ID` and
+/// `NFTA_LOOKUP_FLAGS`, of which 1 asks for the opposite.
 pub const LOOKUP_SET: u16 = 1;
 pub const LOOKUP_REGISTER: u16 = 2;
+pub const LOOKUP_RESULT: u16 = 3;
+const LOOKUP_SET_ID: u16 = 4;
+pub const LOOKUP_FLAGS: u16 = 5;
+
+/// `enum nft_cmp_ops`, those of ranges.
+pub const AT_MOST: u32 = 3;
+pub const AT_LEAST: u32 = 5;
 
 /// `NFTA_META_KEY`.
 const META_KEY: u16 = 2;
@@ -68,9 +79,12 @@ pub const JUMP: i32 = -3;
 pub const GOTO: i32 = -4;
 pub const RETURN: i32 = -5;
 
-/// The expressions of a rule in a table of `family`, as the kernel takes them.
-pub fn encode(family: Family, statements: &[Statement]) -> Vec<u8> {
+/// The expressions of a rule in a table of `family`, as the kernel takes them. The sets that
+/// are part of the rule are those made in the same transaction under the numbers from
+/// `first_set` on.
+pub fn encode(family: Family, statements: &[Statement], first_set: u32) -> Vec<u8> {
     let mut encoder = Encoder::new(family);
+    encoder.next_set = first_set;
     for statement in statements {
         encoder.add(statement);
     }
@@ -81,6 +95,10 @@ pub fn encode(family: Family, statements: &[Statement]) -> Vec<u8> {
 pub struct Encoder {
     /// What needs no test, because the table sees nothing else, or it was tested before.
     pub network: Option<Family>,
+    /// As tested before.
+    transport: Option<Protocol>,
+    /// The number in the transaction of the next set that is part of the rule.
+    next_set: u32,
     list: Attributes,
 }
 
@@ -89,6 +107,8 @@ impl Encoder {
     pub fn new(family: Family) -> Self {
         Self {
             network: Some(family),
+            transport: None,
+            next_set: 0,
             list: Attributes::default(),
         }
     }
@@ -116,11 +136,11 @@ impl Encoder {
         match statement {
             Statement::Address { end, is, net } => self.address(*end, *is, *net),
             Statement::Port { protocol, port } => {
-                self.meta(MetaKey::L4Proto);
-                self.compare(true, &[protocol.number()]);
+                self.require_transport(*protocol);
                 self.payload(TRANSPORT_HEADER, DESTINATION_PORT, 2);
                 self.compare(true, &port.to_be_bytes());
             }
+            Statement::Among(among) => self.among(among),
             Statement::Interface { end, is, name } => {
                 self.meta(match end {
                     End::Source => MetaKey::Iifname,
@@ -172,14 +192,76 @@ impl Encoder {
         }
     }
 
+    /// Goes on with packets of `protocol` only.
+    fn require_transport(&mut self, protocol: Protocol) {
+        if self.transport != Some(protocol) {
+            self.transport = Some(protocol);
+            self.meta(MetaKey::L4Proto);
+            self.compare(true, &[protocol.number()]);
+        }
+    }
+
+    fn among(&mut self, Among { field, is, of }: &Among) {
+        match field {
+            Field::Address(family, end) => {
+                self.require(*family);
+                let (offset, length) = address_place(*family, *end);
+                self.payload(NETWORK_HEADER, offset, length);
+            }
+            Field::Port(protocol, end) => {
+                self.require_transport(*protocol);
+                let offset = match end {
+                    End::Source => SOURCE_PORT,
+                    End::Destination => DESTINATION_PORT,
+                };
+                self.payload(TRANSPORT_HEADER, offset, 2);
+            }
+            Field::Interface(End::Source) => self.meta(MetaKey::Iifname),
+            Field::Interface(End::Destination) => self.meta(MetaKey::Oifname),
+            Field::Mark => self.meta(MetaKey::Mark),
+        }
+        match of {
+            Values::One(value) => self.compare(*is, &field.bytes(*value)),
+            Values::Beginning(start) => self.compare(*is, start.as_bytes()),
+            Values::Range((first, last)) if *is => {
+                self.compare_as(AT_LEAST, &field.bytes(*first));
+                self.compare_as(AT_MOST, &field.bytes(*last));
+            }
+            Values::Range((first, last)) => self.expression("range", |range| {
+                range.number(1, FIRST);
+                // `NFT_RANGE_NEQ`.
+                range.number(2, 1);
+                value(range, 3, &field.bytes(*first));
+                value(range, 4, &field.bytes(*last));
+            }),
+            Values::Set(_) => {
+                let id = self.next_set;
+                self.next_set += 1;
+                self.look_up(among::NAME, Some(id), *is);
+            }
+            Values::Stored(name) => self.look_up(name, None, *is),
+        }
+    }
+
+    /// Goes on where the first register is in a set, or is not.
+    fn look_up(&mut self, set: &str, id: Option<u32>, is: bool) {
+        self.expression("lookup", |lookup| {
+            lookup.number(LOOKUP_REGISTER, FIRST);
+            lookup.text(LOOKUP_SET, set);
+            if let Some(id) = id {
+                lookup.number(LOOKUP_SET_ID, id);
+            }
+            if !is {
+                lookup.number(LOOKUP_FLAGS, 1);
+            }
+        });
+    }
+
     fn in_set(&mut self, end: End, family: Family, set: &str) {
         self.require(family);
         let (offset, length) = address_place(family, end);
         self.payload(NETWORK_HEADER, offset, length);
-        self.expression("lookup", |lookup| {
-            lookup.number(LOOKUP_REGISTER, FIRST);
-            lookup.text(LOOKUP_SET, set);
-        });
+        self.look_up(set, None, true);
     }
 
     fn address(&mut self, end: End, is: bool, net: IpNet) {
@@ -248,9 +330,14 @@ impl Encoder {
 
     /// Goes on where the first register has this value, or has not.
     pub fn compare(&mut self, is: bool, with: &[u8]) {
+        self.compare_as((!is).into(), with);
+    }
+
+    /// As [`Self::compare`], in the manner `how` of `enum nft_cmp_ops`.
+    fn compare_as(&mut self, how: u32, with: &[u8]) {
         self.expression("cmp", |cmp| {
             cmp.number(1, FIRST);
-            cmp.number(2, (!is).into());
+            cmp.number(2, how);
             value(cmp, 3, with);
         });
     }
@@ -394,7 +481,7 @@ mod tests {
 
     fn hex(statements: &[Statement], family: Family) -> String {
         use std::fmt::Write;
-        let bytes = encode(family, statements);
+        let bytes = encode(family, statements, 0);
         assert_eq!(
             decode(family, &bytes).as_deref(),
             Some(statements),

@@ -40,7 +40,7 @@ pub fn rule(answer: &[u8]) {
 }
 
 fn assert_way_back(family: Family, statements: &[Statement]) {
-    let bytes = encode(family, statements);
+    let bytes = encode(family, statements, 0);
     assert_eq!(decode(family, &bytes).as_deref(), Some(statements));
 }
 

@@ -291,6 +291,187 @@ fn nft_makes_the_same_of_the_same_words() {
     assert!(by_netlink.lines().count() > 60, "{by_netlink}");
 }
 
+/// Conditions that operators write, each with the family of its table.
+const CONDITIONS: [(&str, &str); 66] = [
+    ("ip", "ip daddr != { 127.0.0.0/8, 198.19.254.254 }"),
+    ("ip", "ip daddr != 192.0.2.0/24"),
+    ("ip", "ip saddr 192.0.2.1-192.0.2.5"),
+    ("ip", "ip saddr != 192.0.2.1-192.0.2.5"),
+    ("ip", "ip saddr 10.0.0.0-10.0.0.255"),
+    ("ip", "ip saddr 10.0.0.1"),
+    ("ip", "ip saddr != 10.0.0.1"),
+    ("ip", "ip saddr 10.0.0.5/8"),
+    ("ip", "ip saddr 10.0.0.0/13"),
+    ("ip", "ip saddr 0.0.0.0/0"),
+    ("ip", "ip saddr { 10.0.0.1, 10.0.0.2 }"),
+    ("ip", "ip saddr { 10.0.0.2, 10.0.0.1, 10.0.0.2 }"),
+    ("ip", "ip saddr {10.0.0.0/8,192.168.0.0/16,172.16.0.0/12}"),
+    (
+        "ip",
+        "ip saddr != { 10.0.0.1-10.0.0.9, 10.1.0.0/16, 1.2.3.4 }",
+    ),
+    ("ip", "ip saddr { 10.0.0.0/9, 10.128.0.0/9 }"),
+    ("ip", "ip saddr { 10.0.0.0/9, 10.128.0.0/9, 1.2.3.4 }"),
+    ("ip", "ip saddr { 10.0.0.0/8, 10.1.0.0/16, 11.0.0.0/30 }"),
+    ("ip", "ip saddr { 10.0.0.1-10.0.0.5, 10.0.0.6 }"),
+    ("ip", "ip saddr { 0.0.0.0/1, 255.255.255.255 }"),
+    ("ip", "ip saddr { 224.0.0.0/3, 10.0.0.0/8 }"),
+    ("ip", "ip saddr { 10.0.0.1 }"),
+    ("ip", "ip saddr { 10.0.0.1, 10.0.0.1 }"),
+    ("ip", "ip saddr { 10.0.0.0/8, 10.0.0.0/8 }"),
+    ("ip", "ip saddr != { 10.0.0.1 }"),
+    ("ip", "ip saddr { 10.0.0.0/24 }"),
+    ("ip", "ip saddr != { 10.0.0.1-10.0.0.9 }"),
+    ("ip", "ip saddr { 0.0.0.0/0 }"),
+    ("ip", "ip saddr 10.0.0.1 ip daddr 10.0.0.2"),
+    ("ip", "ip daddr 10.0.0.2 ip saddr 10.0.0.1"),
+    (
+        "ip",
+        "ip daddr { 10.0.0.2, 10.0.0.3 } ip saddr { 10.0.0.1, 10.0.0.4-10.0.0.6 }",
+    ),
+    ("ip", "iifname eth0"),
+    ("ip", "iifname \"eth*\""),
+    ("ip", "iifname != \"eth*\""),
+    ("ip", "iifname eth* oifname != \"br-*\""),
+    ("ip", "meta iifname { \"eth0\", \"wlan0\" }"),
+    ("ip", "iifname != { \"eth*\", \"wlan0\", lo }"),
+    ("ip", "iifname { \"eth*\", \"eth0\" }"),
+    ("ip", "iifname { \"eth*\", \"eth0\", \"lo\" }"),
+    ("ip", "oifname { lo }"),
+    ("ip", "iifname { \"br-0123456789ab\", \"br-ba9876543210\" }"),
+    ("ip", "tcp dport != 80"),
+    ("ip", "tcp dport 8000-8999"),
+    ("ip", "tcp dport != 8000-8999"),
+    ("ip", "tcp dport { 80, 8080 }"),
+    ("ip", "tcp dport { 80, 8000-8999, 443, 444 }"),
+    ("ip", "tcp sport != { 80, 443 }"),
+    ("ip", "tcp sport 1024-65535"),
+    ("ip", "tcp sport { 22, 1024-65535 }"),
+    ("ip", "tcp sport { 0-21, 1024-2048 }"),
+    ("ip", "tcp sport { 0-65535 }"),
+    ("ip", "tcp sport 53"),
+    ("ip", "tcp sport != 53"),
+    ("ip", "tcp sport { 53, }"),
+    ("ip", "meta mark 0x10"),
+    ("ip", "mark != 16"),
+    ("ip", "meta mark { 2, 0x1 }"),
+    (
+        "ip",
+        "mark != { 0x10, 0x20 } iifname \"eth*\" ip saddr 10.0.0.1-10.0.0.9",
+    ),
+    ("ip6", "ip6 daddr != { fd00::/8, fe80::/10, ::1 }"),
+    ("ip6", "ip6 saddr fd00::1-fd00::ff"),
+    ("ip6", "ip6 saddr != fd00::1-fd00::ff"),
+    ("ip6", "ip6 saddr { fd00::1, fd00::2 }"),
+    ("ip6", "ip6 saddr fd00::1 ip6 daddr fd00::2"),
+    ("ip6", "ip6 saddr { ::/1, 8000::/1 }"),
+    ("ip6", "ip6 saddr { ffff::/16, fd00::5-fd00::9 }"),
+    ("ip6", "ip6 saddr fd00::/63 iifname { \"a*\", \"c*\" }"),
+    ("ip6", "tcp sport { 22, 1024-65535 } meta mark 0xffffffff"),
+];
+
+/// What nft makes of the words of a condition is what is made of them here: the same
+/// listing, which is also ours, and nothing of it stays.
+#[test]
+fn conditions_are_what_nft_makes_of_the_same_words() {
+    node();
+    let red = owner("net1", "cont1", "eth0");
+    let mut differences = Vec::new();
+    for (family, condition) in CONDITIONS {
+        let (container, to) = if family == "ip" {
+            ("10.9.0.2/24", "10.9.0.2:80")
+        } else {
+            ("fd00:9::2/64", "[fd00:9::2]:80")
+        };
+        let mut wanted = port_maps(&[container], &["tcp 8080:80"]);
+        let conditions = if family == "ip" {
+            &mut wanted.conditions_v4
+        } else {
+            &mut wanted.conditions_v6
+        };
+        *conditions = condition.split(' ').map(str::to_owned).collect();
+        feed(
+            "nft -f -",
+            &format!(
+                "add table {family} nfts\nadd chain {family} nfts hostports\n\
+                 add rule {family} nfts hostports tcp dport 8080 {condition} dnat to {to} comment \"cont1\"\n"
+            ),
+        );
+        let rule = |table: &str| {
+            let listed = sh(&format!("nft list chain {family} {table} hostports"));
+            let rule = listed.lines().find(|line| line.contains("dnat to"));
+            rule.unwrap_or("none").trim().to_owned()
+        };
+        if let Err(error) = Nftables.ensure_port_maps(&red, &wanted) {
+            differences.push(format!("{condition}: {error:#}"));
+            continue;
+        }
+        let by_nft = rule("nfts");
+        let mut claims = vec![rule("cni_hostport")];
+        let listed = listing::list().unwrap();
+        claims.extend(
+            listed
+                .into_iter()
+                .map(|rule| rule.text)
+                .filter(|text| text.contains("dnat to")),
+        );
+        // Again, in place of what there is.
+        Nftables.ensure_port_maps(&red, &wanted).unwrap();
+        claims.push(rule("cni_hostport"));
+        let distinct = claims.iter().filter(|claim| **claim != by_nft);
+        differences
+            .extend(distinct.map(|claim| format!("{condition}:\n  nft: {by_nft}\n  we:  {claim}")));
+        assert_eq!(claims.len(), 3, "{condition}");
+        if let Err(error) = Nftables.check_port_maps(&red, &wanted) {
+            differences.push(format!("{condition}: CHECK: {error:#}"));
+        }
+        // One that says something else is missing.
+        sh(&format!("nft flush chain {family} cni_hostport hostports"));
+        Nftables.check_port_maps(&red, &wanted).unwrap_err();
+        Nftables.ensure_port_maps(&red, &wanted).unwrap();
+        Nftables.remove_port_maps(&red, &Known::NOTHING).unwrap();
+        assert_eq!(rule("cni_hostport"), "none", "{condition}");
+        sh(&format!("nft delete table {family} nfts"));
+        let sets = sh("nft -j list sets");
+        assert!(!sets.contains("__set"), "{condition}: {sets}");
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// Each mapping of each family has sets of its own, in one transaction.
+#[test]
+fn several_rules_have_sets_of_their_own() {
+    node();
+    let red = owner("net1", "cont1", "eth0");
+    let wanted = PortMaps {
+        conditions_v4: vec!["ip saddr { 10.0.0.1, 10.0.0.2 } iifname { \"a\", \"b\" }".into()],
+        conditions_v6: vec![
+            "ip6 saddr { fd00::1-fd00::9, fe80::/10 }".into(),
+            // The installed nft makes something else of such neighbours than they say.
+            "iifname { \"a*\", \"b*\", \"b1\" }".into(),
+        ],
+        ..port_maps(&DUAL, &["tcp 8080:80", "udp 53:53"])
+    };
+    Nftables.ensure_port_maps(&red, &wanted).unwrap();
+    let listed = ruleset();
+    for rule in [
+        "tcp dport 8080 ip saddr { 10.0.0.1, 10.0.0.2 } iifname { \"a\", \"b\" } dnat to 10.9.0.2:80",
+        "udp dport 53 ip saddr { 10.0.0.1, 10.0.0.2 } iifname { \"a\", \"b\" } dnat to 10.9.0.2:53",
+        "tcp dport 8080 ip6 saddr { fd00::1-fd00::9, fe80::/10 } iifname { \"a*\", \"b*\" } dnat to [fd00:9::2]:80",
+        "udp dport 53 ip6 saddr { fd00::1-fd00::9, fe80::/10 } iifname { \"a*\", \"b*\" } dnat to [fd00:9::2]:53",
+    ] {
+        assert!(listed.contains(rule), "{rule}\n{listed}");
+    }
+    Nftables.check_port_maps(&red, &wanted).unwrap();
+    // Another set is another condition.
+    let other = PortMaps {
+        conditions_v4: vec!["ip saddr { 10.0.0.1, 10.0.0.3 } iifname { \"a\", \"b\" }".into()],
+        ..wanted
+    };
+    let missing = Nftables.missing_port_maps(&red, &other).unwrap();
+    assert_eq!(missing.len(), 2, "{missing:?}");
+}
+
 #[test]
 fn attachments_of_one_container_are_told_apart() {
     node();

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::among::resolve;
 use super::identity::{Tag, parse_details};
 use super::ruleset::{Rule, Statement, Table};
 use super::set::Key;
@@ -25,7 +26,9 @@ pub fn list() -> Result<Vec<OwnedRule>> {
         // Who has no comment is nobody's.
         let found = rules(&socket, &table, None)?;
         let owned = found.iter().filter(|rule| rule.comment.is_some());
-        all.extend(owned.map(|rule| port_map(&table, rule)));
+        for rule in owned {
+            all.push(port_map(&socket, &table, rule)?);
+        }
     }
     let found = rules(&socket, &masquerade::TABLE, Some(masquerade::CHECKS))?;
     all.extend(found.iter().filter_map(masquerade));
@@ -51,11 +54,6 @@ pub fn list() -> Result<Vec<OwnedRule>> {
 }
 
 fn owned(table: &Table, rule: &Found, owner: Claim, purpose: Purpose) -> OwnedRule {
-    let text = Rule {
-        statements: rule.known_statements(),
-        comment: rule.comment.clone(),
-        tag: None,
-    };
     OwnedRule {
         owner,
         backend: BackendName::Nftables,
@@ -67,13 +65,23 @@ fn owned(table: &Table, rule: &Found, owner: Claim, purpose: Purpose) -> OwnedRu
             table.name,
             rule.handle.chain
         ],
-        text: text.to_string(),
+        text: text(rule, rule.known_statements()),
         purpose,
         packets: rule.packets(),
     }
 }
 
-fn port_map(table: &Table, rule: &Found) -> OwnedRule {
+/// A rule with these statements in words.
+fn text(rule: &Found, statements: Vec<Statement>) -> String {
+    let text = Rule {
+        statements,
+        comment: rule.comment.clone(),
+        tag: None,
+    };
+    text.to_string()
+}
+
+fn port_map(socket: &Socket, table: &Table, rule: &Found) -> Result<OwnedRule> {
     let owner = Claim {
         container_id: rule.comment.clone(),
         tag: rule.tag,
@@ -83,7 +91,13 @@ fn port_map(table: &Table, rule: &Found) -> OwnedRule {
     let purpose = mapping.map_or(Purpose::Other, |(mapping, to)| {
         Purpose::PortMap(mapping, to)
     });
-    owned(table, rule, owner, purpose)
+    let mut statements = rule.known_statements();
+    resolve(socket, table, &mut statements)?;
+    let text = text(rule, statements);
+    Ok(OwnedRule {
+        text,
+        ..owned(table, rule, owner, purpose)
+    })
 }
 
 /// Whose masquerade rules have this comment.

@@ -6,6 +6,7 @@
 //! asks a registry of our own, in that transaction. DEL finds its rules by their comment.
 
 mod addition;
+mod among;
 pub mod claims;
 mod condition;
 mod decode;
@@ -178,7 +179,7 @@ impl Backend for Nftables {
         let mut missing = Vec::new();
         for plan in plans(owner, wanted)? {
             let found = listed(&socket, &plan.table, None)?;
-            missing.extend(plan.missing(owner, &found));
+            missing.extend(plan.missing(owner, &socket, &found)?);
         }
         Ok(missing)
     }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::among::{Among, Field, Values};
 use super::identity::{Tag, owner_in_words, port_map_comment};
 use super::lookup::{chain_use, look_up_chain};
 use super::registry::{self, HOST_PORTS, MAPPED, settle};
@@ -158,26 +159,31 @@ impl Plan {
     }
 
     /// The rules of the plan that are missing, each as the command that would add it.
-    pub fn missing(&self, owner: &Owner, found: &[Found]) -> Vec<String> {
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell what is in their sets.
+    pub fn missing(&self, owner: &Owner, socket: &Socket, found: &[Found]) -> Result<Vec<String>> {
         if self.hostports.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let is_own = is_own(owner);
         let own: Vec<&Found> = found.iter().filter(|rule| is_own(rule)).collect();
         // The reference has conditions elsewhere and does without what needs the
         // translation's state.
         let ours = own.is_empty() || own.iter().any(|rule| rule.tag.is_some());
-        let there: Vec<(&str, Vec<Statement>)> = own
-            .iter()
-            .filter_map(|rule| Some((rule.handle.chain.as_str(), rule.statements()?)))
-            .collect();
+        let mut there: Vec<(&str, Vec<Statement>)> = Vec::new();
+        for rule in own {
+            if let Some(statements) = rule.whole_statements(socket, &self.table)? {
+                there.push((&rule.handle.chain, statements));
+            }
+        }
         let is_there = |name: &str, rule: &Rule| {
             there.iter().any(|(chain, statements)| {
                 *chain == name
                     && if ours {
                         *statements == rule.statements
                     } else {
-                        statements.iter().all(|s| rule.statements.contains(s))
+                        is_the_references(statements, rule)
                     }
             })
         };
@@ -192,7 +198,7 @@ impl Plan {
             let absent = rules.filter(|rule| !is_there(name, rule));
             missing.extend(absent.map(|rule| command(&chain(self.table, name), rule)));
         }
-        missing
+        Ok(missing)
     }
 
     /// Whether everything that a rule maps is mapped by the plan.
@@ -258,6 +264,27 @@ impl Plan {
         }
         rivals
     }
+}
+
+/// Whether `statements`, a rule of the reference, stand for `wanted`. It has conditions
+/// elsewhere, and its versions that know nothing of `masqAll` name the sources.
+fn is_the_references(statements: &[Statement], wanted: &Rule) -> bool {
+    let is_from = |statement: &&Statement| {
+        matches!(
+            statement,
+            Statement::Address {
+                end: End::Source,
+                ..
+            }
+        )
+    };
+    let from_all = wanted.statements.iter().any(|statement| {
+        matches!(statement, Statement::Address { end: End::Source, net, .. } if net.prefix_len() == 0)
+    });
+    statements
+        .iter()
+        .filter(|statement| !(from_all && is_from(statement)))
+        .all(|statement| wanted.statements.contains(statement))
 }
 
 /// The mappings that there are in the table of `family`.
@@ -603,6 +630,7 @@ fn hostport(mapping: &Mapping, container: IpAddr, conditions: &[Statement]) -> V
         port: mapping.host_port,
     });
     statements.extend(conditions.iter().cloned());
+    put_sources_first(&mut statements);
     statements.push(Statement::Dnat {
         to: container,
         port: mapping.container_port,
@@ -610,22 +638,41 @@ fn hostport(mapping: &Mapping, container: IpAddr, conditions: &[Statement]) -> V
     statements
 }
 
+/// Puts a source port in front of the destination port before it: so nft has them, which
+/// looks at both at once.
+fn put_sources_first(statements: &mut [Statement]) {
+    for index in 1..statements.len() {
+        if let Some([before, behind]) = statements.get_mut(index - 1..=index)
+            && let Statement::Port { protocol, .. } = before
+            && let Statement::Among(Among {
+                field: Field::Port(of, End::Source),
+                is: true,
+                of: Values::One(_),
+            }) = behind
+            && of == protocol
+        {
+            std::mem::swap(before, behind);
+        }
+    }
+}
+
 /// What must be masqueraded so that answers come back the way the questions went: the
 /// container asking itself, the host asking from 127.0.0.1, and neighbours, whose
-/// answers would otherwise take the short cut through the bridge; or `all` that comes
-/// through a mapping.
+/// answers would otherwise take the short cut through the bridge. With `all`, whoever asks:
+/// one rule, as in the reference.
 fn masqueraded(container: IpNet, all: bool) -> Vec<Vec<Statement>> {
     let to = || address(End::Destination, container.addr().into());
     let from = |net| address(End::Source, net);
     let own = container.addr().into();
+    if all {
+        return vec![vec![from(anybody(container)), to(), Statement::Masquerade]];
+    }
     let mut rules = vec![vec![from(own), to(), Statement::Masquerade]];
     if own.addr().is_ipv4() {
         let host = IpAddr::from(Ipv4Addr::LOCALHOST).into();
         rules.push(vec![from(host), to(), Statement::Masquerade]);
     }
-    if all {
-        rules.push(vec![to(), Statement::Translated, Statement::Masquerade]);
-    } else if container.prefix_len() < container.max_prefix_len() {
+    if container.prefix_len() < container.max_prefix_len() {
         let neighbours = from(container.trunc());
         rules.push(vec![
             neighbours,
@@ -635,6 +682,14 @@ fn masqueraded(container: IpNet, all: bool) -> Vec<Vec<Statement>> {
         ]);
     }
     rules
+}
+
+/// Every address of the family of `net`.
+fn anybody(net: IpNet) -> IpNet {
+    match net {
+        IpNet::V4(_) => Ipv4Net::default().into(),
+        IpNet::V6(_) => Ipv6Net::default().into(),
+    }
 }
 
 fn address(end: End, net: IpNet) -> Statement {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::among::Among;
 use super::identity::Tag;
 use crate::net::mac::Mac;
 use crate::netfilter::Protocol;
@@ -154,6 +155,8 @@ pub enum Statement {
         is: bool,
         mark: u32,
     },
+    /// A field that is compared with several values.
+    Among(Among),
     /// `fib daddr type local`: the destination is an address of this host.
     LocalDestination,
     /// `ct status dnat`: the connection's destination was translated.
@@ -206,6 +209,7 @@ impl fmt::Display for Statement {
                 };
                 write!(f, "{end} {}\"{name}\"", not(*is))
             }
+            Self::Among(among) => among.fmt(f),
             Self::Mark { is, mark } => write!(f, "meta mark {}{mark:#010x}", not(*is)),
             Self::LocalDestination => f.write_str("fib daddr type local"),
             Self::Translated => f.write_str("ct status dnat"),
@@ -230,7 +234,7 @@ impl fmt::Display for Statement {
 }
 
 /// How nft calls the address of an end.
-fn address_of(end: End) -> &'static str {
+pub fn address_of(end: End) -> &'static str {
     match end {
         End::Source => "saddr",
         End::Destination => "daddr",

@@ -64,12 +64,12 @@ const PER_MESSAGE: usize = 200;
 
 /// The data types of nft(8) that keys are made of, as `nft describe` numbers them; the
 /// kernel keeps them for whoever lists the set.
-const IPV4_ADDR: u32 = 7;
-const IPV6_ADDR: u32 = 8;
+pub const IPV4_ADDR: u32 = 7;
+pub const IPV6_ADDR: u32 = 8;
 const INET_PROTOCOL: u32 = 12;
-const INET_SERVICE: u32 = 13;
-const MARK: u32 = 19;
-const INTERFACE_NAME: u32 = 41;
+pub const INET_SERVICE: u32 = 13;
+pub const MARK: u32 = 19;
+pub const INTERFACE_NAME: u32 = 41;
 
 /// The bytes of an interface's name in a key.
 const INTERFACE_NAME_LENGTH: usize = 16;

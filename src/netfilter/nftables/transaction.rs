@@ -16,6 +16,7 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
+use super::among::resolve;
 use super::decode::{
     decode, decode_known, describe, destination_port, packets, refuses_all, xt_comment,
 };
@@ -32,6 +33,10 @@ use crate::shell::ShellCommand;
 /// before the second time; twice as long before each further one (half a second in all).
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// The number in a transaction of the first set that is part of a rule. Sets with a name are
+/// all number 1, which nobody asks for.
+const FIRST_SET: u32 = 2;
 
 /// `NFTA_RULE_EXPRESSIONS`.
 pub const EXPRESSIONS: u16 = 4;
@@ -127,7 +132,30 @@ impl Change {
         ShellCommand::nft(&self.to_string()).into()
     }
 
-    /// As the kernel takes it, with the flags of the request.
+    /// All that the kernel takes for it: sets that are part of a rule come in front of it,
+    /// under the numbers from `next_set` on, which is moved on.
+    fn messages(&self, next_set: &mut u32) -> Vec<(NetfilterMessage, u16)> {
+        let (chain, rule, flags) = match self {
+            Self::Append(chain, rule) => (chain, rule, NLM_F_CREATE | NLM_F_APPEND),
+            Self::Insert(chain, rule) => (chain, rule, NLM_F_CREATE),
+            _ => return vec![self.message()],
+        };
+        let table = &chain.table;
+        let message = NfTablesMessage::NewRule(new_rule(chain, rule, *next_set));
+        let mut messages = Vec::new();
+        for statement in &rule.statements {
+            if let Statement::Among(among) = statement {
+                let set = among.set_messages(table, *next_set);
+                *next_set += u32::from(!set.is_empty());
+                messages.extend(set);
+            }
+        }
+        messages.push((with_family(table.family, message), flags));
+        messages
+    }
+
+    /// As the kernel takes it, with the flags of the request; without the sets that are part
+    /// of a rule.
     pub fn message(&self) -> (NetfilterMessage, u16) {
         let (table, message, flags) = match self {
             Self::AddTable(table) => {
@@ -154,11 +182,11 @@ impl Change {
             Self::DeleteChain(chain) => (&chain.table, deleted_chain(chain), 0),
             Self::DeleteEmptyChain(chain) => (&chain.table, deleted_chain(chain), NLM_F_NONREC),
             Self::Append(chain, rule) => {
-                let message = NfTablesMessage::NewRule(new_rule(chain, rule));
+                let message = NfTablesMessage::NewRule(new_rule(chain, rule, FIRST_SET));
                 (&chain.table, message, NLM_F_CREATE | NLM_F_APPEND)
             }
             Self::Insert(chain, rule) => {
-                let message = NfTablesMessage::NewRule(new_rule(chain, rule));
+                let message = NfTablesMessage::NewRule(new_rule(chain, rule, FIRST_SET));
                 (&chain.table, message, NLM_F_CREATE)
             }
             Self::DeleteRule(table, handle) => {
@@ -206,9 +234,10 @@ fn deleted_chain(chain: &Chain) -> NfTablesMessage {
     NfTablesMessage::DeleteChain(ChainMessage { attributes })
 }
 
-fn new_rule(chain: &Chain, rule: &Rule) -> RuleMessage {
+fn new_rule(chain: &Chain, rule: &Rule, first_set: u32) -> RuleMessage {
     let mut attributes = rule_place(&chain.table, &chain.name);
-    attributes.push(expressions(encode(chain.table.family, &rule.statements)));
+    let encoded = encode(chain.table.family, &rule.statements, first_set);
+    attributes.push(expressions(encoded));
     let data = identity::user_data(rule.comment.as_deref(), rule.tag.as_ref());
     if !data.is_empty() {
         attributes.push(RuleAttribute::UserData(data));
@@ -267,6 +296,23 @@ impl Found {
     /// What the rule says; `None` where part of it is not understood.
     pub fn statements(&self) -> Option<Vec<Statement>> {
         decode(self.family, &self.expressions)
+    }
+
+    /// As [`Self::statements`], with what is in the sets that are part of the rule, which is
+    /// in `table`.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn whole_statements(
+        &self,
+        socket: &Socket,
+        table: &Table,
+    ) -> Result<Option<Vec<Statement>>> {
+        let Some(mut statements) = self.statements() else {
+            return Ok(None);
+        };
+        resolve(socket, table, &mut statements)?;
+        Ok(Some(statements))
     }
 
     /// The destination port that it asks for, if any.
@@ -389,13 +435,25 @@ pub fn try_apply(socket: &Socket, changes: &[Change]) -> Result<bool> {
     Ok(send(socket, changes)?.is_ok())
 }
 
+/// Sends the changes. What was refused is a change's number, not a message's.
 fn send(socket: &Socket, changes: &[Change]) -> Result<std::result::Result<(), BatchRefused>> {
     let generation = changes.iter().find_map(|change| match change {
         Change::FlushListed(_, generation) => Some(*generation),
         _ => None,
     });
-    let messages = changes.iter().map(Change::message).collect();
-    socket.batch(NetfilterSubsystem::NfTables, generation, messages)
+    let mut next_set = FIRST_SET;
+    let (mut messages, mut about) = (Vec::new(), Vec::new());
+    for (index, change) in changes.iter().enumerate() {
+        messages.extend(change.messages(&mut next_set));
+        about.resize(messages.len(), index);
+    }
+    let done = socket.batch(NetfilterSubsystem::NfTables, generation, messages)?;
+    Ok(
+        done.map_err(|BatchRefused { message, cause }| BatchRefused {
+            message: message.and_then(|message| about.get(message).copied()),
+            cause,
+        }),
+    )
 }
 
 /// Asks `plan` what to change and changes it, in one transaction. When others change
