@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::error::{Code, coded};
+use super::error::{Code, coded, detailed};
 
 /// The pairs of `text` whose key is in `known`.
 ///
@@ -20,14 +20,14 @@ pub fn parse<'a>(text: &'a str, known: &[&str]) -> Result<BTreeMap<&'a str, &'a 
     let mut ignore_unknown = false;
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
         let Some((key, value)) = pair.split_once('=') else {
-            return Err(coded(
+            return Err(detailed(
                 Code::Environment,
-                format!("ARGS: invalid pair \"{pair}\": expected KEY=VALUE"),
-            )
-            .into());
+                format!("ARGS: invalid pair \"{pair}\""),
+                "CNI_ARGS is a list of KEY=VALUE, separated by semicolons",
+            ));
         };
         if key == "IgnoreUnknown" {
-            ignore_unknown = boolean(value)?;
+            ignore_unknown = boolean(pair, value)?;
         } else if known.contains(&key) {
             found.insert(key, value);
         } else if !key.starts_with("K8S_") {
@@ -44,15 +44,29 @@ pub fn parse<'a>(text: &'a str, known: &[&str]) -> Result<BTreeMap<&'a str, &'a 
     Ok(found)
 }
 
-fn boolean(value: &str) -> Result<bool> {
+/// The value of a `pair` of `CNI_ARGS` cannot be read: `reason` in the reference's words,
+/// `details` in ours.
+pub fn invalid_value(
+    pair: &str,
+    reason: impl std::fmt::Display,
+    details: impl Into<String>,
+) -> anyhow::Error {
+    detailed(
+        Code::Environment,
+        format!("ARGS: error parsing value of pair \"{pair}\": {reason}"),
+        details,
+    )
+}
+
+fn boolean(pair: &str, value: &str) -> Result<bool> {
     match value.to_ascii_lowercase().as_str() {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),
-        _ => Err(coded(
-            Code::Environment,
-            format!("ARGS: IgnoreUnknown must be true or false, not \"{value}\""),
-        )
-        .into()),
+        lower => Err(invalid_value(
+            pair,
+            format_args!("boolean unmarshal error: invalid input {lower}"),
+            "CNI_ARGS: IgnoreUnknown must be true or false",
+        )),
     }
 }
 

@@ -92,6 +92,8 @@ pub struct Problem {
     pub is_warning: bool,
     /// Whether this is a key that nobody reads.
     pub is_unknown_key: bool,
+    /// The reference plugins' sentence for the same mistake, which programs look for.
+    pub sentence: Option<String>,
 }
 
 impl Problem {
@@ -102,6 +104,23 @@ impl Problem {
             message: message.into(),
             is_warning: false,
             is_unknown_key: false,
+            sentence: None,
+        }
+    }
+
+    /// The same problem, for which the reference plugins have `sentence`.
+    #[must_use]
+    pub fn told_as(mut self, sentence: impl Into<String>) -> Self {
+        self.sentence = Some(sentence.into());
+        self
+    }
+
+    /// The problem as an error of `code`. Its message is the reference's sentence where it
+    /// has one; what we say ourselves, with the key, is then in the details.
+    pub fn error(&self, code: Code) -> anyhow::Error {
+        match &self.sentence {
+            Some(sentence) => detailed(code, sentence, self.to_string()),
+            None => coded(code, self.to_string()).into(),
         }
     }
 
@@ -125,6 +144,13 @@ impl Problem {
             is_unknown_key: true,
             ..Self::warning(path, format!("unknown key, ignored{advice}"))
         }
+    }
+}
+
+/// The key, and what is wrong with it.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)
     }
 }
 
@@ -187,19 +213,21 @@ pub fn member(document: &Value, keys: &[&str]) -> Option<Value> {
 /// Lets a configuration through that has no `problems`.
 ///
 /// # Errors
-/// Code 7: the first problem is the message, the others are the details.
+/// Code 7: the message is the first problem, or the reference's sentence for it. The
+/// details name all problems that the message does not.
 pub fn refuse(problems: &[Problem]) -> Result<()> {
-    let mut lines = problems
-        .iter()
-        .map(|p| format!("{}: {}", p.path, p.message));
-    let Some(first) = lines.next() else {
+    let Some((first, others)) = problems.split_first() else {
         return Ok(());
     };
-    let others: Vec<String> = lines.collect();
-    Err(if others.is_empty() {
-        coded(Code::Config, first).into()
+    let mut details: Vec<String> = others.iter().map(Problem::to_string).collect();
+    if first.sentence.is_some() {
+        details.insert(0, first.to_string());
+    }
+    let message = first.sentence.clone().unwrap_or_else(|| first.to_string());
+    Err(if details.is_empty() {
+        coded(Code::Config, message).into()
     } else {
-        detailed(Code::Config, first, others.join("; "))
+        detailed(Code::Config, message, details.join("; "))
     })
 }
 
