@@ -34,6 +34,17 @@ pub fn is_aside(name: &str) -> bool {
     name.starts_with(ASIDE)
 }
 
+/// What the system said, as the reference plugins word it: `no such file or directory`.
+pub fn in_words(error: &std::io::Error) -> String {
+    let Some(number) = error.raw_os_error() else {
+        return error.to_string();
+    };
+    let text = Errno::from_raw(number).desc();
+    let mut letters = text.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+    first.into_iter().chain(letters).collect()
+}
+
 /// A file written beside its place under a name nobody guesses; gone again on drop.
 struct Aside(PathBuf);
 

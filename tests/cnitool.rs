@@ -446,7 +446,7 @@ fn names_are_never_paths() {
         &["evil.conflist: invalid characters", "no net configuration"],
     );
     let refused = bench.run(&["add", "type", NS, "--conf", conf]);
-    assert_fails(&refused, &["invalid plugin name \"../fake/a\""]);
+    assert_fails(&refused, &["invalid plugin name: ../fake/a"]);
     assert!(bench.calls().is_empty());
     assert!(!Path::new("/var/lib/cni").exists());
 }
@@ -777,8 +777,8 @@ fn gc_goes_on_past_failures_and_reports_them_all() {
     assert_fails(
         &failed,
         &[
-            "remove container x, interface eth0, /run/netns/x: plugin type=\"b\" failed (delete)",
-            "plugin type=\"a\" failed (gc): disk; full (code 5)",
+            "failed to delete stale attachment x eth0: plugin type=\"b\" failed (delete)",
+            "failed to GC plugin a: disk; full (code 5)",
         ],
     );
     assert_eq!(bench.calls(), ["DEL b", "GC a", "GC b"]);
@@ -855,13 +855,13 @@ fn a_missing_plugin_keeps_no_other_from_cleaning_up() {
         dry.ok
             && dry
                 .stdout
-                .contains("cannot run DEL: network \"n\": failed to find"),
+                .contains("cannot run DEL: failed to find plugin \"c\""),
         "{dry:?}"
     );
     assert_fails(&bench.run(&["add", "n", NS, "--dry-run"]), &[missing]);
     assert_fails(
         &bench.run(&["gc", "n"]),
-        &["remove container y, interface eth0", missing],
+        &["failed to delete stale attachment y eth0", missing],
     );
     let calls = ["DEL b", "DEL a", "DEL b", "DEL a", "GC a", "GC b"];
     assert_eq!(bench.calls(), calls);
@@ -1363,7 +1363,7 @@ fn validate_tells_everything_at_once() {
         "10-n.conflist: error: cniVersion: \"9.9\"",
         "10-n.conflist: error: disableGc: write it \"disableGC\"",
         "10-n.conflist: warning: nmae: unknown key, ignored; did you mean \"name\"?",
-        "10-n.conflist: error: plugins[0].type: invalid plugin name \"a/b\"",
+        "10-n.conflist: error: plugins[0].type: invalid plugin name: a/b",
         "10-n.conflist: error: plugins[1].type: failed to find plugin \"nowhere\"",
         "10-n.conflist: error: plugins[1].capabilities: expected an object",
         "10-n.conflist: error: plugins[2].type: missing",

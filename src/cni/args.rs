@@ -22,7 +22,7 @@ pub fn parse<'a>(text: &'a str, known: &[&str]) -> Result<BTreeMap<&'a str, &'a 
         let Some((key, value)) = pair.split_once('=') else {
             return Err(detailed(
                 Code::Environment,
-                format!("ARGS: invalid pair \"{pair}\""),
+                format!("ARGS: invalid pair {pair:?}"),
                 "CNI_ARGS is a list of KEY=VALUE, separated by semicolons",
             ));
         };
@@ -53,7 +53,7 @@ pub fn invalid_value(
 ) -> anyhow::Error {
     detailed(
         Code::Environment,
-        format!("ARGS: error parsing value of pair \"{pair}\": {reason}"),
+        format!("ARGS: error parsing value of pair {pair:?}: {reason}"),
         details,
     )
 }

@@ -1,7 +1,7 @@
 //! What every plugin configuration shares (specification section 1), and the bytes it
 //! came in.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -71,6 +71,34 @@ pub fn without_bom(text: &[u8]) -> &[u8] {
     text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
 
+/// What the configuration is called in messages.
+const STDIN: &str = "the network configuration on stdin";
+
+/// The error of a configuration that is no JSON object, or has a name or a version of the
+/// wrong type.
+fn unreadable(error: &anyhow::Error) -> anyhow::Error {
+    let syntax = error
+        .root_cause()
+        .downcast_ref::<serde_json::Error>()
+        .map(|syntax| {
+            if syntax.is_eof() {
+                "unexpected end of JSON input".to_owned()
+            } else {
+                syntax.to_string()
+            }
+        });
+    let what = error.to_string();
+    let begin = if what.starts_with("cniVersion:") {
+        "decoding version from network config"
+    } else {
+        "error unmarshall network config"
+    };
+    match syntax {
+        Some(syntax) => detailed(Code::Decode, format!("{begin}: {syntax}"), what),
+        None => coded(Code::Decode, format!("{begin}: {what}")).into(),
+    }
+}
+
 /// Just enough of a configuration to answer every command, known or not.
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
@@ -87,9 +115,9 @@ impl Document {
     pub fn parse(mut raw: Vec<u8>) -> Result<Self> {
         // A delegate that is not ours would stumble over the mark, so it goes.
         raw.drain(..raw.len() - without_bom(&raw).len());
-        let object = json::parse_fields("the network configuration on stdin", &raw)?;
+        let object = json::parse_fields(STDIN, &raw).map_err(|error| unreadable(&error))?;
         let value = Value::Object(object);
-        let header: Header = json::decode("", &value)?;
+        let header: Header = json::decode("", &value).map_err(|error| unreadable(&error))?;
         check_network_name(&header.name)?;
         let Value::Object(object) = value else {
             return Err(coded(Code::Decode, "the configuration is no object").into());
@@ -178,6 +206,16 @@ impl Config {
         json::decode("", &self.document)
     }
 
+    /// The same, where the reference plugin has a `sentence` for a document that it cannot
+    /// read.
+    ///
+    /// # Errors
+    /// Code 6 with the sentence, naming the key.
+    pub fn read_as<T: DeserializeOwned>(&self, sentence: &str) -> Result<T> {
+        self.read()
+            .map_err(|error| coded(Code::Decode, format!("{sentence}: {error:#}")).into())
+    }
+
     /// The result of the plugin before us, at whatever version it is written;
     /// the configuration's version where it does not say.
     ///
@@ -188,10 +226,33 @@ impl Config {
         shared
             .prev_result
             .map(|value| {
-                CniResult::parse(&value, self.version)
-                    .context(coded(Code::Decode, "prevResult cannot be read"))
+                CniResult::parse(&value, self.version).map_err(|error| {
+                    let reason = self
+                        .foreign_version(&value)
+                        .unwrap_or_else(|| format!("{error:#}"));
+                    detailed(
+                        Code::Decode,
+                        format!("could not parse prevResult: {reason}"),
+                        "\"prevResult\" must be what the plugin before this one answered",
+                    )
+                })
             })
             .transpose()
+    }
+
+    /// That a result is of no version that there is, in the reference's words.
+    fn foreign_version(&self, result: &Value) -> Option<String> {
+        let found = json::member(result, &["cniVersion"])?;
+        let found = found.as_str()?;
+        let shape = self.version.shape();
+        let readable = Version::ALL.into_iter().filter(|v| v.shape() == shape);
+        let readable: Vec<&str> = readable.map(Version::as_str).collect();
+        Version::exact(found).is_none().then(|| {
+            format!(
+                "result type supports [{}] but unmarshalled CNIVersion is \"{found}\"",
+                readable.join(" ")
+            )
+        })
     }
 
     /// `ipam.type`; `None` when there is no IPAM.
@@ -367,22 +428,27 @@ mod tests {
             (
                 "[]",
                 6,
-                "the network configuration on stdin must be a JSON object, not a list",
+                "error unmarshall network config: the network configuration on stdin must be a JSON object, not a list",
             ),
             (
                 "",
                 6,
-                "the network configuration on stdin is not valid JSON",
+                "error unmarshall network config: unexpected end of JSON input",
             ),
             (
                 r#"{"name":"n"} x"#,
                 6,
-                "the network configuration on stdin is not valid JSON",
+                "error unmarshall network config: trailing characters at line 1 column 14",
+            ),
+            (
+                r#"{"name":1}"#,
+                6,
+                "error unmarshall network config: name: expected a string, found the number 1",
             ),
             (
                 r#"{"name":"n","cniVersion":1}"#,
                 6,
-                "cniVersion: expected a string, found the number 1",
+                "decoding version from network config: cniVersion: expected a string, found the number 1",
             ),
         ] {
             let (found, sentence, _) = refused(text, Command::Add);

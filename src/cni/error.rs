@@ -170,6 +170,16 @@ impl std::fmt::Display for ErrorObject {
 }
 
 impl ErrorObject {
+    /// What we say of the error ourselves: the details, where the message is the reference
+    /// plugins' sentence.
+    #[cfg(test)]
+    pub fn ours(&self) -> &str {
+        match self.details.as_str() {
+            "" => &self.msg,
+            details => details,
+        }
+    }
+
     /// What to print for `error`. A delegate's object inside the chain wins over
     /// everything around it: its code and message are what the runtime acts on.
     pub fn from_error(error: &anyhow::Error) -> Self {

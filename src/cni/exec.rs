@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::error::{Code, ErrorObject, coded, detailed};
 use super::json;
 use crate::{log, text};
+use crate::fsutil;
 
 /// The executable of plugin `name`: the first regular file of that name in `path`.
 ///
@@ -32,7 +33,7 @@ pub fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf> {
     if name.contains('/') || name == "." || name == ".." || name.contains('\0') {
         return Err(detailed(
             Code::Config,
-            format!("invalid plugin name \"{name}\""),
+            format!("invalid plugin name: {name}"),
             "a plugin type is the name of a file in CNI_PATH, not a path",
         ));
     }
@@ -67,8 +68,14 @@ const BUSY_TRIES: u32 = 50;
 /// The plugin's own error object, unchanged, when it printed one; otherwise one made
 /// from what it left, code 999.
 pub fn run(executable: &Path, env: &[(&str, &str)], stdin: &[u8]) -> Result<Vec<u8>> {
-    let output = spawn(executable, env, stdin)
-        .with_context(|| format!("run plugin {}", executable.display()))?;
+    let output = spawn(executable, env, stdin).map_err(|error| {
+        let reason = fsutil::in_words(&error);
+        let details = format!("plugin {} could not be run", executable.display());
+        anyhow::Error::new(error).context(details).context(format!(
+            "netplugin failed with no error message: fork/exec {}: {reason}",
+            executable.display()
+        ))
+    })?;
     if output.status.success() {
         Ok(output.stdout)
     } else {

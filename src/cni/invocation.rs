@@ -269,17 +269,14 @@ pub fn check_ifname(name: &str) -> Result<()> {
     if name == "." || name == ".." {
         return problem("interface name is . or ..");
     }
-    if name.contains(['/', ':']) {
-        return problem("interface name contains / or :");
+    if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
+        return problem("interface name contains / or : or whitespace characters");
     }
     if name.contains('%') {
         return problem("interface name contains %, which the kernel replaces by a number");
     }
     if name == "all" || name == "default" {
         return problem("interface name is all or default, which are no interfaces in sysctls");
-    }
-    if name.contains(char::is_whitespace) {
-        return problem("interface name contains whitespace characters");
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::config::{parse_cidr, parse_ip};
 use super::json::{self, Problem};
 use super::result::Route;
+use super::version::Version;
 
 /// One of `ipam.routes`.
 #[derive(Deserialize, Default)]
@@ -18,6 +19,27 @@ pub struct WrittenRoute {
     priority: u32,
     table: Option<u32>,
     scope: Option<u8>,
+}
+
+/// The configuration at `root` has no `ipam`.
+pub fn no_ipam(root: &str) -> Problem {
+    Problem::new(json::below(root, "ipam"), "is missing").told_as("IPAM config missing 'ipam' key")
+}
+
+/// The reference's sentence for a second address of one family where results of `version`
+/// have one.
+pub fn one_per_family(version: Version) -> String {
+    format!("CNI version {version} does not support more than 1 address per family")
+}
+
+/// The reference's sentence for `text` where an address with a prefix length must stand.
+pub fn invalid_cidr(text: &str) -> String {
+    format!("invalid CIDR address: {text}")
+}
+
+/// The reference's sentence for `text` where an address must stand.
+pub fn invalid_ip(text: &str) -> String {
+    format!("invalid IP address: {text}")
 }
 
 /// What is wrong with the form in which addresses are asked for, by `args.cni.ips` and by
@@ -41,26 +63,25 @@ pub fn requested_addresses(root: &str, document: &Value) -> Vec<Problem> {
 pub fn routes(written: &[WrittenRoute], path: &str, problems: &mut Vec<Problem>) -> Vec<Route> {
     let mut routes = Vec::new();
     for (index, route) in written.iter().enumerate() {
-        let mut problem = |key: &str, message: String| {
-            problems.push(Problem::new(format!("{path}[{index}].{key}"), message));
-        };
+        let at =
+            |key: &str, message: String| Problem::new(format!("{path}[{index}].{key}"), message);
         if route.dst.is_empty() {
-            problem("dst", "is missing: a route needs its destination".into());
+            let message = "is missing: a route needs its destination";
+            problems.push(at("dst", message.into()));
             continue;
         }
         let Some(dst) = parse_cidr(&route.dst) else {
-            problem(
-                "dst",
-                format!(
-                    "\"{}\" is not an address with prefix length, like 0.0.0.0/0",
-                    route.dst
-                ),
+            let message = format!(
+                "\"{}\" is not an address with prefix length, like 0.0.0.0/0",
+                route.dst
             );
+            problems.push(at("dst", message).told_as(invalid_cidr(&route.dst)));
             continue;
         };
         let gw = parse_ip(&route.gw);
         if gw.is_none() && !route.gw.is_empty() {
-            problem("gw", format!("\"{}\" is not an IP address", route.gw));
+            let message = format!("\"{}\" is not an IP address", route.gw);
+            problems.push(at("gw", message).told_as(invalid_ip(&route.gw)));
             continue;
         }
         routes.push(Route {

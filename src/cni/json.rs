@@ -108,6 +108,13 @@ impl Problem {
         }
     }
 
+    /// The same problem, of what stands at `path`.
+    #[must_use]
+    pub fn below(mut self, path: &str) -> Self {
+        self.path = below(path, &self.path);
+        self
+    }
+
     /// The same problem, for which the reference plugins have `sentence`.
     #[must_use]
     pub fn told_as(mut self, sentence: impl Into<String>) -> Self {

@@ -6,13 +6,13 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use super::config::{optional_cidr, optional_ip};
-use super::error::{Code, coded};
+use super::error::{Code, coded, detailed};
 use super::json::{self, Object};
 use super::version::{Shape, Version};
 
@@ -289,6 +289,17 @@ impl Serialize for Wire {
     }
 }
 
+/// A result without addresses, which `version` cannot express, as an error of `code`.
+pub fn no_addresses(code: Code, version: Version) -> anyhow::Error {
+    detailed(
+        code,
+        "cannot convert: no valid IP addresses",
+        format!(
+            "cniVersion {version} cannot express a result without addresses: set \"cniVersion\" to 0.3.0 or newer, or configure \"ipam\""
+        ),
+    )
+}
+
 impl CniResult {
     /// Reads a result: `prevResult`, a delegate's output, a cached one. Its own
     /// `cniVersion` says how to read it; `default` where it does not.
@@ -311,7 +322,7 @@ impl CniResult {
                     Version::exact(&text).with_context(|| {
                         coded(
                             Code::IncompatibleVersion,
-                            format!("a result of cniVersion \"{text}\" cannot be read"),
+                            format!("unsupported CNI result version \"{text}\""),
                         )
                     })?
                 }
@@ -401,9 +412,7 @@ impl CniResult {
         };
         let (ip4, ip6) = (family(true), family(false));
         if ip4.is_none() && ip6.is_none() {
-            bail!(
-                "cannot convert: no valid IP addresses: cniVersion {version} cannot express a result without addresses; use 0.3.0 or newer"
-            );
+            return Err(no_addresses(Code::Internal, version));
         }
         Ok(With {
             known: WireOnePerFamily {
@@ -739,7 +748,10 @@ mod tests {
                 "routes[0].dst is missing",
             ),
             (json!({"interfaces": {}}), "interfaces: expected a list"),
-            (json!({"cniVersion": "3.0.0"}), "cniVersion \"3.0.0\""),
+            (
+                json!({"cniVersion": "3.0.0"}),
+                "unsupported CNI result version \"3.0.0\"",
+            ),
             (json!([]), "a result must be a JSON object"),
         ] {
             let error = CniResult::parse(&value, Version::NEWEST).unwrap_err();

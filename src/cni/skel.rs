@@ -326,9 +326,10 @@ impl Session<'_> {
             .map(|command| Invocation::parse(command, env))
             .transpose()?;
         let mut raw = Vec::new();
-        stdin
-            .read_to_end(&mut raw)
-            .context(coded(Code::Io, "read the network configuration from stdin"))?;
+        stdin.read_to_end(&mut raw).map_err(|error| {
+            let reason = fsutil::in_words(&error);
+            coded(Code::Io, format!("error reading from stdin: {reason}"))
+        })?;
         let document = Document::parse(raw)?;
         document.cni_version().clone_into(&mut self.cni_version);
         let Some(mut invocation) = invocation else {

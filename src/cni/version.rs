@@ -1,8 +1,8 @@
 //! The versions of the specification we speak, and how versions compare.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::error::{Code, coded};
+use super::error::{Code, detailed};
 
 /// A released version of the CNI specification that has a result format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,22 +92,23 @@ impl std::fmt::Display for Version {
 pub fn numbers(text: &str) -> Result<[u32; 3]> {
     let text = if text.is_empty() { "0.1.0" } else { text };
     let mut numbers = [0; 3];
-    let mut parts = text.split('.');
-    for number in &mut numbers {
-        let Some(part) = parts.next() else { break };
-        *number = part.parse().with_context(|| {
-            coded(
-                Code::Decode,
-                format!("cniVersion \"{text}\" is not a version"),
-            )
-        })?;
+    let invalid = |sentence: String| {
+        let details = format!("cniVersion \"{text}\" is not a version, such as 1.0.0");
+        detailed(Code::Decode, sentence, details)
+    };
+    let parts: Vec<&str> = text.split('.').collect();
+    if parts.len() > numbers.len() {
+        return Err(invalid(format!(
+            "invalid version \"{text}\": too many parts"
+        )));
     }
-    if parts.next().is_some() {
-        return Err(coded(
-            Code::Decode,
-            format!("cniVersion \"{text}\" has more than three parts"),
-        )
-        .into());
+    let names = ["major", "minor", "micro"];
+    for ((number, name), part) in numbers.iter_mut().zip(names).zip(parts) {
+        *number = part.parse().map_err(|_no_number| {
+            invalid(format!(
+                "failed to convert {name} version part \"{part}\": strconv.Atoi: parsing \"{part}\": invalid syntax"
+            ))
+        })?;
     }
     Ok(numbers)
 }

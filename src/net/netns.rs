@@ -1,7 +1,6 @@
 //! Network namespaces, named by a path (`network_namespaces(7)`).
 
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::cni::error::{Code, coded, detailed};
+use crate::fsutil;
 use crate::log;
 
 /// An open network namespace: it exists as long as this does.
@@ -111,9 +111,6 @@ impl Netns {
             .open(path);
         let file = match opened {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return absent("no such file or directory");
-            }
             // Our own limits, not a word about what is there.
             Err(error)
                 if matches!(
@@ -130,13 +127,19 @@ impl Netns {
                 return Err(error)
                     .with_context(|| coded(Code::Environment, format!("open CNI_NETNS {path}")));
             }
-            Err(error) => return absent(&error.to_string()),
+            Err(error) => {
+                let reason = fsutil::in_words(&error);
+                return absent(&format!("failed to Statfs \"{path}\": {reason}"));
+            }
         };
         let filesystem = fstatfs(&file)
             .with_context(|| format!("look at the file system of {path}"))?
             .filesystem_type();
         if !NAMESPACE_FILESYSTEMS.contains(&filesystem) {
-            return absent("the file there is no namespace");
+            return absent(&format!(
+                "unknown FS magic on \"{path}\": {:x}",
+                filesystem.0
+            ));
         }
         Ok(Ok(Self {
             file: Arc::new(file),

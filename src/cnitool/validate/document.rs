@@ -245,7 +245,8 @@ impl Inspection<'_> {
 
     fn version(&mut self, path: &str, text: &str, must_be_ours: bool) {
         if let Err(error) = version::numbers(text) {
-            self.error(path, format!("{error}"));
+            // The reference's sentence stands in front, for programs.
+            self.error(path, error.root_cause().to_string());
         } else if must_be_ours && Version::exact(text).is_none() {
             self.error(path, format!("\"{text}\" is none of {}", ours()));
         }
