@@ -314,7 +314,7 @@ fn what_add_would_refuse_is_refused() {
     };
     refused(
         &["--cap", r#"{"ips": ["10.9.0.1"]}"#],
-        "10.9.0.1 is a gateway",
+        "requested ip 10.9.0.1 is subnet's gateway",
     );
     bench.done(&["add", "n", NS, "--id", "c1"]);
     refused(

@@ -332,8 +332,12 @@ fn resolv_conf_becomes_dns() {
         json!({"nameservers": ["10.0.0.53"], "search": ["a", "b"]})
     );
     let missing = with(Path::new("/nowhere"));
-    let (code, msg, _) = add(&node, "def", &missing).error();
-    assert_eq!((code, msg.as_str()), (5, "read ipam.resolvConf /nowhere"));
+    let (code, msg, details) = add(&node, "def", &missing).error();
+    assert_eq!(
+        (code, msg.as_str()),
+        (5, "open /nowhere: no such file or directory")
+    );
+    assert_eq!(details, "ipam.resolvConf cannot be read");
     assert_eq!(leases(), ["10.0.0.2"]);
     assert_eq!(call(&node, "x").run("STATUS", &missing).error().0, 50);
 }
@@ -458,9 +462,15 @@ fn wrong_configurations_are_code_7_and_make_nothing() {
             if no_ranges && command == "STATUS" {
                 continue;
             }
-            let (code, found, _) = call(&node, "abc").run(command, &config).error();
-            assert_eq!(code, 7, "{command} {config}: {found}");
-            assert!(found.starts_with(msg), "{found}");
+            let (code, sentence, details) = call(&node, "abc").run(command, &config).error();
+            assert_eq!(code, 7, "{command} {config}: {sentence}");
+            // Where the reference has a sentence, ours is in the details.
+            let ours = if details.is_empty() {
+                sentence
+            } else {
+                details
+            };
+            assert!(ours.starts_with(msg), "{ours}");
         }
         for command in ["DEL", "DEL"] {
             call(&node, "abc").run(command, &config).silent();
@@ -495,8 +505,16 @@ fn nothing_to_do_makes_nothing() {
     }
     let (code, msg, details) = call(&node, "abc").run("CHECK", &config).error();
     assert_eq!(code, 999);
-    assert_eq!(msg, "no address is recorded for eth0 of container abc");
-    assert!(details.contains("/var/lib/cni/networks/net"), "{details}");
+    assert_eq!(
+        msg,
+        "host-local: Failed to find address added by container abc"
+    );
+    assert!(
+        details.contains(
+            "no address is recorded for eth0 of container abc in /var/lib/cni/networks/net"
+        ),
+        "{details}"
+    );
     assert!(!Path::new("/var/lib/cni").exists());
 }
 
@@ -753,7 +771,7 @@ fn requested_addresses() {
     );
     assert!(details.contains("eth0 of container abc"), "{details}");
     let (_, msg, _) = ask("def", "10.0.0.1").error();
-    assert!(msg.contains("10.0.0.1 is a gateway"), "{msg}");
+    assert!(msg.contains("ip 10.0.0.1 is subnet's gateway"), "{msg}");
     let (_, msg, _) = ask("def", "10.1.0.9").error();
     assert!(msg.contains("10.1.0.9"), "{msg}");
     let mut two = config.clone();
@@ -782,10 +800,11 @@ fn a_gateway_of_another_set_is_not_handed_out() {
         ["10.0.0.3/30", "10.1.0.1/24"]
     );
     let asked = call(&node, "def").env("CNI_ARGS", "IP=10.0.0.2");
-    let (_, msg, _) = asked.run("ADD", &config).error();
+    let (_, msg, details) = asked.run("ADD", &config).error();
+    assert!(msg.contains("10.0.0.2"), "{msg}");
     assert!(
-        msg.contains("10.0.0.2 is a gateway of range set 10.1.0.1-10.1.0.254"),
-        "{msg}"
+        details.contains("it is a gateway of range set 10.1.0.1-10.1.0.254"),
+        "{details}"
     );
     assert_eq!(
         call(&node, "x").run("STATUS", &strict(&config)).error().0,

@@ -133,12 +133,12 @@ fn what_the_runtime_asks_for_is_completed_from_the_configuration() {
         result["ips"],
         json!([{"address": "10.7.0.2/24"}, {"address": "10.7.1.2/24", "gateway": "10.7.1.1"}])
     );
-    let (code, message, _) = alone
+    let (code, _, details) = alone
         .env("CNI_ARGS", "IP=10.7.0.2")
         .run("ADD", &bare)
         .error();
     assert_eq!(code, 4);
-    assert!(message.contains("\"10.7.0.2\""), "{message}");
+    assert!(details.contains("\"10.7.0.2\""), "{details}");
 }
 
 #[test]
@@ -178,11 +178,11 @@ fn del_needs_nothing_and_status_says_what_is_wrong() {
         json!({"ipam": {"type": "static", "addresses": [{"address": "10.9.0.5"}]}}),
     );
     call.run("DEL", &broken).silent();
-    let (code, message, _) = call.run("STATUS", &broken).error();
+    let (code, _, details) = call.run("STATUS", &broken).error();
     assert_eq!(code, 7);
     assert!(
-        message.starts_with("ipam.addresses[0].address: "),
-        "{message}"
+        details.starts_with("ipam.addresses[0].address: "),
+        "{details}"
     );
     assert_eq!(call.run("GC", &config("1.1.0")).error().0, 7);
     let versions = call.env("CNI_COMMAND", "VERSION").run_text("").json();

@@ -62,7 +62,7 @@ mod tests {
                     range_end: (*end).into(),
                     gateway: (*gateway).into(),
                 };
-                Range::resolve(&written, "", &mut Vec::new()).unwrap()
+                Range::resolve(&written, "", 0, &mut Vec::new()).unwrap()
             })
             .collect();
         RangeSet { ranges }

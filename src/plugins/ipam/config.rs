@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ use crate::cni::args;
 use crate::cni::config::{Config, parse_cidr, parse_ip};
 use crate::cni::error::{Code, coded};
 use crate::cni::invocation::LONGEST_FILE_NAME;
-use crate::cni::ipam::{WrittenRoute, requested_addresses, routes};
+use crate::cni::ipam::{WrittenRoute, no_ipam, requested_addresses, routes};
 use crate::cni::json::{self, Problem};
 use crate::cni::result::Route;
 use crate::cni::version::Version;
@@ -143,9 +143,10 @@ impl Settings {
         if let Some(text) = args::parse(cni_args, &["IP"])?.get("IP")
             && !text.is_empty()
         {
-            let ip = without_length(text).with_context(|| {
-                coded(
-                    Code::Environment,
+            let ip = without_length(text).ok_or_else(|| {
+                args::invalid_value(
+                    &format!("IP={text}"),
+                    format_args!("invalid IP address {text}"),
                     format!("CNI_ARGS: IP: \"{text}\" is not an IP address"),
                 )
             })?;
@@ -261,6 +262,7 @@ fn no_ranges(root: &str) -> Problem {
         json::below(root, "ipam"),
         "no IP ranges specified: set ipam.ranges",
     )
+    .told_as("no IP ranges specified")
 }
 
 fn path_or_default(text: &str) -> PathBuf {
@@ -290,7 +292,7 @@ fn resolve(
 ) -> Settings {
     let none = Ipam::default();
     let ipam = document.ipam.as_ref().unwrap_or_else(|| {
-        problems.push(Problem::new(json::below(root, "ipam"), "is missing"));
+        problems.push(no_ipam(root));
         &none
     });
     let requested = requested(document, root, problems);
@@ -318,10 +320,15 @@ fn requested(document: &Document, root: &str, problems: &mut Vec<Problem>) -> Ve
             match without_length(text) {
                 Some(ip) if requested.contains(&ip) => {}
                 Some(ip) => requested.push(ip),
-                None => problems.push(Problem::new(
-                    json::below(root, &format!("{key}[{index}]")),
-                    format!("\"{text}\" is not an IP address"),
-                )),
+                None => {
+                    let path = json::below(root, &format!("{key}[{index}]"));
+                    let message = format!("\"{text}\" is not an IP address");
+                    let sentence = match text.as_str() {
+                        "" => "cannot understand ip: IP <nil> not v4 nor v6".to_owned(),
+                        text => format!("invalid IP address {text}"),
+                    };
+                    problems.push(Problem::new(path, message).told_as(sentence));
+                }
             }
         }
     }
@@ -348,8 +355,9 @@ fn sets(
     written.extend(numbered(&json::below(root, "ipam.ranges"), &ipam.ranges));
     written
         .into_iter()
-        .map(|(path, ranges)| {
-            let set = RangeSet::resolve(&path, &ranges, problems);
+        .enumerate()
+        .map(|(number, (path, ranges))| {
+            let set = RangeSet::resolve(&path, number, &ranges, problems);
             (path, set)
         })
         .collect()
@@ -396,7 +404,10 @@ mod tests {
 
     fn refused(document: Value) -> (u32, String, String) {
         let object = ErrorObject::from_error(&read(document).unwrap_err());
-        (object.code, object.msg, object.details)
+        // Every problem in our words, one after the other.
+        let mut ours = object.ours().split("; ");
+        let first = ours.next().unwrap_or_default().to_owned();
+        (object.code, first, ours.collect::<Vec<_>>().join("; "))
     }
 
     fn shown(settings: &Settings) -> Vec<String> {

@@ -170,14 +170,16 @@ fn given(call: &Call, settings: &Settings) -> Result<Vec<IpAddr>> {
 
 fn no_lease(call: &Call, settings: &Settings) -> anyhow::Error {
     let network = &call.config.network;
+    let attachment = &call.invocation.attachment;
     detailed(
         Code::Internal,
         format!(
-            "no address is recorded for {}",
-            Owner::of(&call.invocation.attachment)
+            "host-local: Failed to find address added by container {}",
+            attachment.container_id
         ),
         format!(
-            "looked in {} of network {network}",
+            "no address is recorded for {} in {} of network {network}",
+            Owner::of(attachment),
             settings.data_dir.join(network).display()
         ),
     )

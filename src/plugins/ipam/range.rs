@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::cni::config::{parse_cidr, parse_ip};
+use crate::cni::ipam::{invalid_cidr, invalid_ip};
 use crate::cni::json::Problem;
 use crate::cni::result::same_family;
 
@@ -35,9 +36,18 @@ pub struct Range {
 
 impl Range {
     /// Gives `written` its meaning: defaults filled in, every rule checked. What is
-    /// wrong goes on `problems`, below `path`.
-    pub fn resolve(written: &Written, path: &str, problems: &mut Vec<Problem>) -> Option<Self> {
-        let mut reader = Reader { path, problems };
+    /// wrong goes on `problems`, below `path`; the range is of set number `set`.
+    pub fn resolve(
+        written: &Written,
+        path: &str,
+        set: usize,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Self> {
+        let mut reader = Reader {
+            path,
+            set,
+            problems,
+        };
         let subnet = reader.subnet(&written.subnet);
         let start = reader.address("rangeStart", &written.range_start);
         let end = reader.address("rangeEnd", &written.range_end);
@@ -82,49 +92,68 @@ impl fmt::Display for Range {
 /// Reads the members of one range.
 struct Reader<'a> {
     path: &'a str,
+    set: usize,
     problems: &'a mut Vec<Problem>,
 }
 
 impl Reader<'_> {
     /// Notes a problem; `None`, to be returned.
     fn problem<T>(&mut self, key: &str, message: String) -> Option<T> {
-        self.problems
-            .push(Problem::new(format!("{}.{key}", self.path), message));
+        self.note(Problem::new(self.place(key), message))
+    }
+
+    /// The same for text that is no address, for which the reference has `sentence`.
+    fn misread<T>(&mut self, key: &str, message: String, sentence: String) -> Option<T> {
+        self.note(Problem::new(self.place(key), message).told_as(sentence))
+    }
+
+    /// The same for what the reference refuses with `sentence`, behind the number of the set.
+    fn refuse<T>(&mut self, key: &str, message: String, sentence: &str) -> Option<T> {
+        let sentence = format!("invalid range set {}: {sentence}", self.set);
+        self.misread(key, message, sentence)
+    }
+
+    fn place(&self, key: &str) -> String {
+        format!("{}.{key}", self.path)
+    }
+
+    fn note<T>(&mut self, problem: Problem) -> Option<T> {
+        self.problems.push(problem);
         None
     }
 
     fn subnet(&mut self, text: &str) -> Option<IpNet> {
         if text.is_empty() {
-            return self.problem("subnet", "is missing: a range needs its subnet".into());
+            let message = "is missing: a range needs its subnet".to_owned();
+            return self.refuse("subnet", message, "IP <nil> not v4 nor v6");
         }
         let Some(subnet) = parse_cidr(text) else {
-            return self.problem(
-                "subnet",
-                format!("\"{text}\" is not an address with prefix length, like 10.1.0.0/16"),
-            );
+            let message =
+                format!("\"{text}\" is not an address with prefix length, like 10.1.0.0/16");
+            return self.misread("subnet", message, invalid_cidr(text));
         };
         let longest = subnet.max_prefix_len() - 2;
         if subnet.prefix_len() > longest {
-            return self.problem(
-                "subnet",
-                format!(
-                    "{subnet} is too small: the longest prefix that leaves addresses to hand out is /{longest}"
-                ),
+            let message = format!(
+                "{subnet} is too small: the longest prefix that leaves addresses to hand out is /{longest}"
             );
+            let sentence = format!("Network {subnet} too small to allocate from");
+            return self.refuse("subnet", message, &sentence);
         }
         // As the reference, which hands out addresses of IPv4 subnets only if they are
         // written so.
         if subnet.addr().is_ipv4() && text.contains(':') {
-            return self.problem(
-                "subnet",
-                format!("{text} is an IPv4 subnet written as IPv6: write {subnet}"),
-            );
+            let message = format!("{text} is an IPv4 subnet written as IPv6: write {subnet}");
+            return self.refuse("subnet", message, "IPNet IP and Mask version mismatch");
         }
         if subnet.addr() != subnet.network() {
-            return self.problem(
-                "subnet",
-                format!("{subnet} has host bits set: write {}", subnet.trunc()),
+            let message = format!("{subnet} has host bits set: write {}", subnet.trunc());
+            let sentence = format!(
+                "Network has host bits set. For a subnet mask of length {} the network address is {}",
+                subnet.prefix_len(),
+                subnet.network()
             );
+            return self.refuse("subnet", message, &sentence);
         }
         Some(subnet)
     }
@@ -138,10 +167,11 @@ impl Reader<'_> {
         if text.is_empty() {
             return Some(None);
         }
-        match parse_ip(text) {
-            Some(ip) => Some(Some(ip)),
-            None => self.problem(key, format!("\"{text}\" is not an IP address")),
-        }
+        let Some(ip) = parse_ip(text) else {
+            let message = format!("\"{text}\" is not an IP address");
+            return self.misread(key, message, invalid_ip(text));
+        };
+        Some(Some(ip))
     }
 
     fn limits(
@@ -153,11 +183,14 @@ impl Reader<'_> {
     ) -> Option<Range> {
         let (first, last) = usable(subnet);
         if let Some(start) = start {
+            let sentence = format!("RangeStart {start} not in network {subnet}");
             if !subnet.contains(&start) {
-                return self.problem("rangeStart", format!("{start} is outside subnet {subnet}"));
+                let message = format!("{start} is outside subnet {subnet}");
+                return self.refuse("rangeStart", message, &sentence);
             }
             if let Some(end) = end.filter(|end| start > *end) {
-                return self.problem("rangeStart", format!("{start} is after rangeEnd {end}"));
+                let message = format!("{start} is after rangeEnd {end}");
+                return self.refuse("rangeStart", message, &sentence);
             }
             // Filling in an end before the start would let the walk leave the subnet.
             if end.is_none() && start > last {
@@ -172,14 +205,14 @@ impl Reader<'_> {
         }
         let start = start.unwrap_or(first);
         if let Some(end) = end {
+            let sentence = format!("RangeEnd {end} not in network {subnet}");
             if !subnet.contains(&end) {
-                return self.problem("rangeEnd", format!("{end} is outside subnet {subnet}"));
+                let message = format!("{end} is outside subnet {subnet}");
+                return self.refuse("rangeEnd", message, &sentence);
             }
             if end < start {
-                return self.problem(
-                    "rangeEnd",
-                    format!("{end} is before the first address {start}"),
-                );
+                let message = format!("{end} is before the first address {start}");
+                return self.refuse("rangeEnd", message, &sentence);
             }
         }
         let gateway = gateway.unwrap_or(first);
@@ -232,7 +265,7 @@ mod tests {
             gateway: words[3].into(),
         };
         let mut problems = Vec::new();
-        let range = Range::resolve(&written, "r", &mut problems);
+        let range = Range::resolve(&written, "r", 0, &mut problems);
         range.ok_or_else(|| {
             problems
                 .into_iter()

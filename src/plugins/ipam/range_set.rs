@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use super::addresses::Addresses;
 use super::range::{Range, Written};
+use crate::cni::ipam::one_per_family;
 use crate::cni::json::Problem;
 use crate::cni::version::Version;
 
@@ -16,43 +17,45 @@ pub struct RangeSet {
 }
 
 impl RangeSet {
-    /// The set at `path`, of ranges that each have a path of their own. What is wrong
-    /// goes on `problems`.
+    /// The set at `path`, the configuration's `number` from 0, of ranges that each have a
+    /// path of their own. What is wrong goes on `problems`.
     pub fn resolve(
         path: &str,
+        number: usize,
         written: &[(String, &Written)],
         problems: &mut Vec<Problem>,
     ) -> Self {
         let mut set = Self::default();
         if written.is_empty() {
-            problems.push(Problem::new(
-                path,
-                "the range set is empty: give it a range, or remove it",
-            ));
+            let message = "the range set is empty: give it a range, or remove it";
+            let sentence = format!("invalid range set {number}: empty range set");
+            problems.push(Problem::new(path, message).told_as(sentence));
         }
         for (path, written) in written {
-            let Some(range) = Range::resolve(written, path, problems) else {
+            let Some(range) = Range::resolve(written, path, number, problems) else {
                 continue;
             };
-            if let Some(message) = set.conflict(&range) {
-                let path = path.clone();
-                problems.push(Problem::new(path, message));
+            if let Some((message, sentence)) = set.conflict(&range) {
+                let sentence = format!("invalid range set {number}: {sentence}");
+                problems.push(Problem::new(path.clone(), message).told_as(sentence));
             }
             set.ranges.push(range);
         }
         set
     }
 
-    /// Why `range` cannot join this set.
-    fn conflict(&self, range: &Range) -> Option<String> {
+    /// Why `range` cannot join this set, in our words and in the reference's.
+    fn conflict(&self, range: &Range) -> Option<(String, String)> {
         if let Some(other) = self.ranges.iter().find(|r| r.is_ipv4() != range.is_ipv4()) {
-            return Some(format!(
+            let message = format!(
                 "{range} is not of the same IP version as {other}: give each version a range set of its own"
-            ));
+            );
+            return Some((message, "mixed address families".to_owned()));
         }
         let other = self.ranges.iter().find(|r| r.overlaps(range))?;
-        Some(format!(
-            "{range} overlaps with {other} of the same range set"
+        Some((
+            format!("{range} overlaps with {other} of the same range set"),
+            format!("subnets {other} and {range} overlap"),
         ))
     }
 
@@ -114,23 +117,21 @@ pub fn check(sets: &[(String, RangeSet)], version: Version, problems: &mut Vec<P
         for v4 in [true, false] {
             let of_family = |set: &RangeSet| set.ranges.first().is_some_and(|r| r.is_ipv4() == v4);
             if let Some((path, _)) = sets.iter().filter(|(_, set)| of_family(set)).nth(1) {
-                problems.push(Problem::new(
-                    path.clone(),
-                    format!(
-                        "a second {} range set needs cniVersion 0.3.0 or newer, not {version}",
-                        if v4 { "IPv4" } else { "IPv6" }
-                    ),
-                ));
+                let message = format!(
+                    "a second {} range set needs cniVersion 0.3.0 or newer, not {version}",
+                    if v4 { "IPv4" } else { "IPv6" }
+                );
+                let problem = Problem::new(path.clone(), message);
+                problems.push(problem.told_as(one_per_family(version)));
             }
         }
     }
     for (index, (path, set)) in sets.iter().enumerate() {
         for (earlier, (_, other)) in sets.iter().enumerate().take(index) {
             if let Some((ours, theirs)) = set.overlap(other) {
-                problems.push(Problem::new(
-                    path.clone(),
-                    format!("{ours} overlaps with {theirs} of range set {earlier}"),
-                ));
+                let message = format!("{ours} overlaps with {theirs} of range set {earlier}");
+                let sentence = format!("range set {earlier} overlaps with {index}");
+                problems.push(Problem::new(path.clone(), message).told_as(sentence));
             }
         }
     }
@@ -156,7 +157,7 @@ mod tests {
             .enumerate()
             .map(|(i, w)| (format!("s[{i}]"), w))
             .collect();
-        let set = RangeSet::resolve("s", &named, &mut problems);
+        let set = RangeSet::resolve("s", 0, &named, &mut problems);
         (set, problems.into_iter().map(|p| p.path).collect())
     }
 

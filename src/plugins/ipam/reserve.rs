@@ -110,14 +110,12 @@ impl Round<'_> {
             return Ok(());
         }
         let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        let left: Vec<String> = self.requested.iter().map(ToString::to_string).collect();
         Err(detailed(
             Code::Internal,
+            format!("failed to allocate all requested IPs: {}", left.join(" ")),
             format!(
-                "no range set is left for the requested addresses {}",
-                list(self.requested.iter().copied())
-            ),
-            format!(
-                "network {} gives one address from each of: {}",
+                "no range set is left for them: network {} gives one address from each of {}",
                 self.network,
                 sets.join("; ")
             ),
@@ -143,9 +141,11 @@ impl Round<'_> {
             return Err(detailed(
                 Code::Internal,
                 format!(
-                    "failed to allocate for range {index}: requested IP address {ip} is a gateway of range set {other}"
+                    "failed to allocate for range {index}: requested ip {ip} is subnet's gateway"
                 ),
-                "a gateway is never handed out: request another address",
+                format!(
+                    "it is a gateway of range set {other}, and never handed out: request another address"
+                ),
             ));
         }
         if let Some(lease) = store.reserve(ip, index, self.attachment)? {

@@ -2,19 +2,22 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::cni::error::{Code, coded};
+use crate::cni::error::{Code, detailed};
 use crate::cni::result::Dns;
-use crate::fsutil::without_byte_order_mark;
+use crate::fsutil::{self, without_byte_order_mark};
 
 /// The name servers that `path`, the configuration's `resolvConf`, names.
 ///
 /// # Errors
 /// Code 5 when the file cannot be read.
 pub fn read(path: &Path) -> Result<Dns> {
-    let bytes = std::fs::read(path)
-        .with_context(|| coded(Code::Io, format!("read ipam.resolvConf {}", path.display())))?;
+    let bytes = std::fs::read(path).map_err(|error| {
+        let reason = fsutil::in_words(&error);
+        let sentence = format!("open {}: {reason}", path.display());
+        detailed(Code::Io, sentence, "ipam.resolvConf cannot be read")
+    })?;
     Ok(parse(&String::from_utf8_lossy(without_byte_order_mark(
         &bytes,
     ))))

@@ -11,7 +11,9 @@ use crate::cni::args;
 use crate::cni::config::{parse_cidr, parse_ip};
 use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::Command;
-use crate::cni::ipam::{WrittenRoute, requested_addresses, routes};
+use crate::cni::ipam::{
+    WrittenRoute, invalid_ip, no_ipam, one_per_family, requested_addresses, routes,
+};
 use crate::cni::json::{self, Problem};
 use crate::cni::result::{Dns, Ip, Route, same_family};
 use crate::cni::skel::Call;
@@ -90,28 +92,39 @@ impl Settings {
     /// whose networks they are. Answers whether there are any; `known` gets them without
     /// these gateways, which are not for addresses that are asked for in other ways.
     fn append(&mut self, cni_args: &str, known: &mut Known) -> Result<bool> {
-        let invalid = |key: &str, why: String| {
-            detailed(
-                Code::Environment,
-                format!("CNI_ARGS: {key}: {why}"),
-                "IP and GATEWAY are lists, separated by commas: IP=10.1.0.5/24,fd00:1::5/64;GATEWAY=10.1.0.1",
-            )
+        let invalid = |sentence: String, key: &str, why: String| {
+            let details = format!(
+                "CNI_ARGS: {key}: {why}; IP and GATEWAY are lists, separated by commas: \
+                 IP=10.1.0.5/24,fd00:1::5/64;GATEWAY=10.1.0.1"
+            );
+            detailed(Code::Environment, sentence, details)
         };
         let args = args::parse(cni_args, &["IP", "GATEWAY"])?;
         let items = |key: &str| {
             let list = args.get(key).copied().unwrap_or_default().split(',');
             list.map(str::trim).filter(|item| !item.is_empty())
         };
-        let asked = items("IP")
-            .map(|item| known.complete(item).map_err(|why| invalid("IP", why)))
-            .collect::<Result<Vec<Ip>>>()?;
+        let complete = |item: &str| {
+            known.complete(item).map_err(|why| {
+                let sentence =
+                    format!("the 'ip' field is expected to be in CIDR notation, got: '{item}'");
+                invalid(sentence, "IP", why)
+            })
+        };
+        let asked = items("IP").map(complete).collect::<Result<Vec<Ip>>>()?;
         for ip in &asked {
             push(&mut self.ips, ip.clone());
             push(&mut known.ips, ip.clone());
         }
         for item in items("GATEWAY") {
-            let gateway = parse_ip(item)
-                .ok_or_else(|| invalid("GATEWAY", format!("\"{item}\" is not an IP address")))?;
+            let gateway = parse_ip(item).ok_or_else(|| {
+                let sentence = format!("invalid gateway address: {item}");
+                invalid(
+                    sentence,
+                    "GATEWAY",
+                    format!("\"{item}\" is not an IP address"),
+                )
+            })?;
             for ip in &mut self.ips {
                 if ip.address.contains(&gateway) {
                     ip.gateway = Some(gateway);
@@ -146,7 +159,10 @@ impl Settings {
                     Ok(ip) => push(&mut self.ips, ip),
                     Err(why) => {
                         let path = json::below(root, &format!("{key}[{index}]"));
-                        problems.push(Problem::new(path, why));
+                        let sentence = format!(
+                            "an entry in the 'ips' field is NOT in CIDR notation, got: '{text}'"
+                        );
+                        problems.push(Problem::new(path, why).told_as(sentence));
                     }
                 }
             }
@@ -162,12 +178,11 @@ impl Settings {
         for (is_ipv4, family) in [(true, "IPv4"), (false, "IPv6")] {
             let of_family = |ip: &&Ip| ip.address.addr().is_ipv4() == is_ipv4;
             if self.ips.iter().filter(of_family).count() > 1 {
-                problems.push(Problem::new(
-                    json::below(root, "ipam.addresses"),
-                    format!(
-                        "a second {family} address needs cniVersion 0.3.0 or newer, not {version}"
-                    ),
-                ));
+                let path = json::below(root, "ipam.addresses");
+                let message = format!(
+                    "a second {family} address needs cniVersion 0.3.0 or newer, not {version}"
+                );
+                problems.push(Problem::new(path, message).told_as(one_per_family(version)));
             }
         }
     }
@@ -177,7 +192,7 @@ impl Document {
     /// What is configured, before anybody asks for something else.
     fn settings(&self, root: &str, problems: &mut Vec<Problem>) -> (Settings, Known) {
         let Some(ipam) = &self.ipam else {
-            problems.push(Problem::new(json::below(root, "ipam"), "is missing"));
+            problems.push(no_ipam(root));
             return (Settings::default(), Known::default());
         };
         let mut ips = Vec::new();
@@ -186,8 +201,8 @@ impl Document {
             let path = json::below(root, &format!("ipam.addresses[{index}]"));
             match written.resolve() {
                 Ok(ip) => push(&mut ips, ip),
-                Err((key, why)) => {
-                    let problem = Problem::new(json::below(&path, key), why);
+                Err(problem) => {
+                    let problem = problem.below(&path);
                     match parse_ip(&written.gateway) {
                         Some(gateway) if written.address.is_empty() => {
                             gateways.push((gateway, problem));
@@ -211,23 +226,24 @@ impl Document {
 }
 
 impl WrittenAddress {
-    /// The address, or which key is wrong and why.
-    fn resolve(&self) -> Result<Ip, (&'static str, String)> {
-        let mut ip = complete(&self.address, &[]).map_err(|why| ("address", why))?;
+    /// The address, or which of the keys here is wrong and why.
+    fn resolve(&self) -> Result<Ip, Problem> {
+        let mut ip = complete(&self.address, &[]).map_err(|why| {
+            Problem::new("address", why).told_as(format!(
+                "the 'address' field is expected to be in CIDR notation, got: '{}'",
+                self.address
+            ))
+        })?;
         if self.gateway.is_empty() {
             return Ok(ip);
         }
         let Some(gateway) = parse_ip(&self.gateway) else {
-            return Err((
-                "gateway",
-                format!("\"{}\" is not an IP address", self.gateway),
-            ));
+            let message = format!("\"{}\" is not an IP address", self.gateway);
+            return Err(Problem::new("gateway", message).told_as(invalid_ip(&self.gateway)));
         };
         if !same_family(gateway, ip.address.addr()) {
-            return Err((
-                "gateway",
-                format!("{gateway} is of another family than {}", ip.address),
-            ));
+            let message = format!("{gateway} is of another family than {}", ip.address);
+            return Err(Problem::new("gateway", message));
         }
         ip.gateway = Some(gateway);
         Ok(ip)
@@ -349,7 +365,7 @@ mod tests {
     fn refused(version: &str, config: Value, cni_args: &str) -> (u32, String) {
         let error = Settings::resolve(&call(version, config, cni_args)).unwrap_err();
         let object = ErrorObject::from_error(&error);
-        (object.code, object.msg)
+        (object.code, object.ours().to_owned())
     }
 
     fn two() -> Value {
