@@ -632,8 +632,8 @@ fn layer_2_only() {
         assert_clean(&node, "br1");
         // The oldest results have no form for it: said before anything is made.
         let old = with(config, json!({"cniVersion": "0.2.0"}));
-        let (code, message, _) = call.run("ADD", &old).error();
-        assert!(code == 7 && message.contains("0.2.0"), "{message}");
+        let (code, _, details) = call.run("ADD", &old).error();
+        assert!(code == 7 && details.contains("0.2.0"), "{details}");
         assert_clean(&node, "br1");
     }
     let down = json!({"cniVersion": "1.1.0", "name": "net1", "bridge": "br1", "disableContainerInterface": true});

@@ -5,6 +5,7 @@ use ipnet::IpNet;
 
 use crate::cni::collector::{Collector, Freed};
 use crate::cni::invocation::Attachment;
+use crate::cni::json::Problem;
 use crate::cni::result::Ip;
 use crate::cni::skel::Call;
 use crate::journal::step;
@@ -13,9 +14,12 @@ use crate::netfilter::{self, Backend, BackendName, Known, Masquerade, Owner, Pur
 use crate::undo::Undo;
 
 /// What is wrong with `word` as `ipMasqBackend`; empty leaves the choice open.
-pub fn backend_problem(word: &str) -> Option<String> {
+pub fn backend_problem(word: &str) -> Option<Problem> {
     let known = word.is_empty() || BackendName::parse(word).is_some();
-    (!known).then(|| format!("\"{word}\" is neither \"iptables\" nor \"nftables\""))
+    (!known).then(|| {
+        let message = format!("\"{word}\" is neither \"iptables\" nor \"nftables\"");
+        Problem::new("ipMasqBackend", message).told_as(format!("unknown ipmasq backend {word:?}"))
+    })
 }
 
 /// The rules of an attachment.

@@ -162,17 +162,20 @@ pub fn create_pair(
 /// When it has.
 pub fn refuse_existing(sides: &Sides, call: &Call) -> Result<()> {
     let ifname = &call.invocation.attachment.ifname;
+    let identity = Identity::of(call);
     if link::by_name(&sides.container, ifname)?.is_some() {
         return Err(detailed(
             Code::Internal,
             format!(
-                "container veth name (\"{ifname}\") already exists in {}",
+                "container veth name (\"{ifname}\") peer provided (\"{}\") already exists",
+                identity.name
+            ),
+            format!(
+                "{ifname} is in {}: DEL removes it; a second ADD of one container needs another CNI_IFNAME",
                 sides.netns.path()
             ),
-            "DEL removes the interface; a second ADD of one container needs another CNI_IFNAME",
         ));
     }
-    let identity = Identity::of(call);
     match link::by_name(&sides.host, &identity.name)? {
         Some(link) if identity.is(&link) => Err(detailed(
             Code::Internal,

@@ -27,7 +27,9 @@ pub fn find_bridge(host: &Netlink, name: &str) -> Result<Option<Link>> {
     match link::by_name(host, name)? {
         Some(other) if other.kind != "bridge" => Err(detailed(
             Code::Config,
-            format!("\"{name}\" already exists but is not a bridge"),
+            format!(
+                "failed to create bridge \"{name}\": \"{name}\" already exists but is not a bridge"
+            ),
             format!(
                 "link {name} is {}: choose another \"bridge\", or remove the link",
                 match other.kind.as_str() {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::vlan_gateway;
 use crate::cni::args;
 use crate::cni::config::{Config, DnsOverride};
-use crate::cni::error::{Code, coded, detailed};
+use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::check_ifname;
 use crate::cni::json::{self, Problem};
 use crate::cni::result::Dns;
@@ -181,13 +181,9 @@ impl Settings {
     /// Code 2 for what this version does not support, 7 for what is wrong, 4 for
     /// `CNI_ARGS`; each names the key.
     pub fn resolve(call: &Call) -> Result<Self> {
-        let wire: Wire = call.config.read()?;
+        let wire: Wire = call.config.read_as("failed to load netconf")?;
         if let Some(problem) = wire.problems("").into_iter().next() {
-            return Err(coded(
-                Code::Config,
-                format!("{}: {}", problem.path, problem.message),
-            )
-            .into());
+            return Err(problem.error(Code::Config));
         }
         let cni_args = args::parse(&call.invocation.args, &["MAC"])?;
         let mac = [
@@ -260,51 +256,54 @@ impl Wire {
     /// Values that are wrong by themselves or together.
     fn problems(&self, root: &str) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let mut add = |key: &str, message: String| {
-            problems.push(Problem::new(json::below(root, key), message));
-        };
+        let at = |key: &str, message: String| Problem::new(json::below(root, key), message);
         if let Err(error) = check_ifname(&self.bridge) {
-            add("bridge", format!("{error}: \"{}\"", self.bridge));
+            let name = &self.bridge;
+            let problem = at("bridge", format!("{error}: \"{name}\""));
+            problems.push(problem.told_as(format!(
+                "failed to create bridge \"{name}\": could not add \"{name}\": {}",
+                match name.len() {
+                    0 => "LinkAttrs.Name cannot be empty",
+                    1..16 => "invalid argument",
+                    _ => "numerical result out of range",
+                }
+            )));
         } else if self.vlan != 0
             && (self.is_gateway || self.is_default_gateway)
             && let gateway = vlan_gateway::name(&self.bridge, self.vlan)
             && let Err(error) = check_ifname(&gateway)
         {
-            add(
-                "bridge",
-                format!(
-                    "{error} with the VLAN's number: \"{gateway}\" is to have the gateway's addresses"
-                ),
+            let message = format!(
+                "{error} with the VLAN's number: \"{gateway}\" is to have the gateway's addresses"
             );
+            problems.push(at("bridge", message));
         }
         if let Some(problem) = mtu_problem(self.mtu) {
-            add("mtu", problem);
+            problems.push(at("mtu", problem));
         }
         if !(0..=LAST_VLAN).contains(&self.vlan) {
-            add(
-                "vlan",
-                format!("{} is not between 0 and {LAST_VLAN}", self.vlan),
-            );
+            let vlan = self.vlan;
+            let problem = at("vlan", format!("{vlan} is not between 0 and {LAST_VLAN}"));
+            problems.push(problem.told_as(format!(
+                "invalid VLAN ID {vlan} (must be between 0 and {LAST_VLAN})"
+            )));
         }
         for (index, item) in self.vlan_trunk.iter().flatten().enumerate() {
-            for (member, message) in item.problems() {
-                add(&format!("vlanTrunk[{index}].{member}"), message);
-            }
+            let path = json::below(root, &format!("vlanTrunk[{index}]"));
+            let found = item.problems().into_iter();
+            problems.extend(found.map(|problem| problem.below(&path)));
         }
         if self.disable_container_interface && self.ipam_type().is_some() {
-            add(
-                "disableContainerInterface",
-                "cannot be used together with ipam: an interface that stays down has no use for an address".into(),
-            );
+            let message = "cannot be used together with ipam: an interface that stays down has no use for an address";
+            let sentence = "cannot use IPAM when DisableContainerInterface flag is set";
+            problems.push(at("disableContainerInterface", message.into()).told_as(sentence));
         }
-        if let Some(problem) = backend_problem(&self.ip_masq_backend) {
-            add("ipMasqBackend", problem);
-        }
+        problems.extend(backend_problem(&self.ip_masq_backend).map(|problem| problem.below(root)));
         if self.hairpin_mode && self.promisc_mode {
-            add(
-                "hairpinMode",
-                "cannot be used together with promiscMode: frames would be delivered twice".into(),
-            );
+            let message =
+                "cannot be used together with promiscMode: frames would be delivered twice";
+            let sentence = "cannot set hairpin mode and promiscuous mode at the same time";
+            problems.push(at("hairpinMode", message.into()).told_as(sentence));
         }
         for (key, text) in [
             ("args.cni.mac", &self.args.cni.mac),
@@ -313,7 +312,8 @@ impl Wire {
             if !text.is_empty()
                 && let Err(error) = parse_mac(key, text)
             {
-                add(key, error.root_cause().to_string());
+                let problem = at(key, not_a_mac(text));
+                problems.push(problem.told_as(error.to_string()));
             }
         }
         problems
@@ -325,19 +325,31 @@ const LAST_VLAN: i64 = 4094;
 
 impl WireTrunk {
     /// Members that are wrong by themselves or together.
-    fn problems(&self) -> Vec<(&'static str, String)> {
-        let mut problems: Vec<(&str, String)> =
+    fn problems(&self) -> Vec<Problem> {
+        let out_of_range = |(member, id): (&str, i64)| {
+            let message = format!("{id} is not between 1 and {LAST_VLAN}");
+            let sentence = format!("incorrect trunk {member} parameter");
+            Problem::new(member, message).told_as(sentence)
+        };
+        let mut problems: Vec<Problem> =
             [("id", self.id), ("minID", self.min), ("maxID", self.max)]
                 .into_iter()
                 .filter_map(|(member, id)| Some((member, id?)))
                 .filter(|(_, id)| !(1..=LAST_VLAN).contains(id))
-                .map(|(member, id)| (member, format!("{id} is not between 1 and {LAST_VLAN}")))
+                .map(out_of_range)
                 .collect();
+        let missing = |member: &str, other: &str| {
+            Problem::new(member, format!("is missing beside {other}")).told_as(format!(
+                "minID and maxID should be configured simultaneously, {member} is missing"
+            ))
+        };
         match (self.min, self.max) {
-            (Some(_), None) => problems.push(("maxID", "is missing beside minID".into())),
-            (None, Some(_)) => problems.push(("minID", "is missing beside maxID".into())),
+            (Some(_), None) => problems.push(missing("maxID", "minID")),
+            (None, Some(_)) => problems.push(missing("minID", "maxID")),
             (Some(min), Some(max)) if max < min => {
-                problems.push(("maxID", format!("{max} is less than minID, {min}")));
+                let message = format!("{max} is less than minID, {min}");
+                let sentence = "minID is greater than maxID in trunk parameter";
+                problems.push(Problem::new("maxID", message).told_as(sentence));
             }
             _ => {}
         }
@@ -353,13 +365,19 @@ fn parse_mac(source: &str, text: &str) -> Result<Mac> {
         FROM_CNI_ARGS => Code::Environment,
         _ => Code::Config,
     };
-    Mac::parse(text).filter(|mac| mac.is_unicast()).ok_or_else(|| {
-        detailed(
-            code,
-            format!("{source}: invalid MAC address \"{text}\""),
-            format!("\"{text}\" is not the address of one Ethernet interface, like 02:00:00:00:00:01"),
-        )
-    })
+    Mac::parse(text)
+        .filter(|mac| mac.is_unicast())
+        .ok_or_else(|| {
+            detailed(
+                code,
+                format!("failed to make veth pair: address {text}: invalid MAC address"),
+                format!("{source}: {}", not_a_mac(text)),
+            )
+        })
+}
+
+fn not_a_mac(text: &str) -> String {
+    format!("\"{text}\" is not the address of one Ethernet interface, like 02:00:00:00:00:01")
 }
 
 #[cfg(test)]
@@ -381,7 +399,7 @@ mod tests {
     fn refused(config: Value) -> (u32, String) {
         let error = Settings::resolve(&call(config, "")).unwrap_err();
         let object = ErrorObject::from_error(&error);
-        (object.code, object.msg)
+        (object.code, object.ours().to_owned())
     }
 
     #[test]
@@ -499,7 +517,11 @@ mod tests {
             (json!({"bridge": "a/b"}), 7, "bridge: "),
             (json!({"mtu": 67}), 7, "mtu: 67"),
             (json!({"ipMasqBackend": "ebtables"}), 7, "ipMasqBackend: "),
-            (json!({"mtu": -1}), 6, "mtu: expected an integer"),
+            (
+                json!({"mtu": -1}),
+                6,
+                "failed to load netconf: mtu: expected an integer",
+            ),
             (
                 json!({"hairpinMode": true, "promiscMode": true}),
                 7,

@@ -27,7 +27,7 @@ use crate::cni::error::{Code, all, detailed};
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::preview::Preview;
-use crate::cni::result::{CniResult, Interface};
+use crate::cni::result::{CniResult, Interface, no_addresses};
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::version::Shape;
 use crate::journal::step;
@@ -281,9 +281,5 @@ fn refuse_inexpressible(call: &Call, settings: &Settings) -> Result<()> {
     if settings.ipam.is_some() || version.shape() != Shape::OnePerFamily {
         return Ok(());
     }
-    Err(detailed(
-        Code::Config,
-        format!("cniVersion {version} cannot express an attachment without addresses"),
-        "set \"cniVersion\" to 0.3.0 or newer, or configure \"ipam\"",
-    ))
+    Err(no_addresses(Code::Config, version))
 }

@@ -51,7 +51,7 @@ impl Settings {
     /// # Errors
     /// Code 6 for a wrong type, 7 for what is wrong otherwise; each names the key.
     pub fn resolve(call: &Call) -> Result<Self> {
-        let wire: Wire = call.config.read()?;
+        let wire: Wire = call.config.read_as("failed to load netconf")?;
         json::refuse(&wire.problems(""))?;
         Ok(Self {
             ipam: wire.ipam.unwrap_or_default().plugin,
@@ -75,15 +75,16 @@ impl Wire {
             None => Some("ipam"),
             Some(ipam) => ipam.plugin.is_empty().then_some("ipam.type"),
         };
-        let why = "is missing: both ends of the link need an address";
-        [
-            (lacking.unwrap_or_default(), lacking.map(|_| why.to_owned())),
-            ("mtu", mtu_problem(self.mtu)),
-            ("ipMasqBackend", backend_problem(&self.ip_masq_backend)),
-        ]
-        .into_iter()
-        .filter_map(|(key, problem)| Some(Problem::new(json::below(root, key), problem?)))
-        .collect()
+        let lacking = lacking.map(|key| {
+            Problem::new(key, "is missing: both ends of the link need an address")
+                .told_as("no plugin name provided")
+        });
+        let mtu = mtu_problem(self.mtu).map(|message| Problem::new("mtu", message));
+        [lacking, mtu, backend_problem(&self.ip_masq_backend)]
+            .into_iter()
+            .flatten()
+            .map(|problem| problem.below(root))
+            .collect()
     }
 }
 
@@ -143,12 +144,12 @@ mod tests {
             (
                 json!({"ipam": {"type": "x"}, "ipMasq": "yes"}),
                 6,
-                "ipMasq: ",
+                "failed to load netconf: ipMasq: ",
             ),
         ] {
             let object = ErrorObject::from_error(&resolve(config).unwrap_err());
             assert_eq!(object.code, code, "{object}");
-            assert!(object.msg.starts_with(start), "{object}");
+            assert!(object.ours().starts_with(start), "{object}");
         }
         let document = json!({"ipMask": true, "mtu": 5});
         let found: Vec<String> = validate("plugins[0]", &document)
