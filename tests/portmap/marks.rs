@@ -101,11 +101,11 @@ fn a_chain_that_is_missing_is_named_and_nothing_is_left() {
 #[test]
 fn nftables_has_no_use_for_a_marking_chain() {
     let lab = Lab::new("nftables");
-    let (code, message, _) = add_alone(&lab, "nftables").error();
+    let (code, _, details) = add_alone(&lab, "nftables").error();
     assert_eq!(code, 7);
     assert!(
-        message.starts_with("externalSetMarkChain: is written for iptables"),
-        "{message}"
+        details.starts_with("externalSetMarkChain: is written for iptables"),
+        "{details}"
     );
     assert_eq!(lab.rules(), "");
 }

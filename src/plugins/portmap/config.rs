@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cni::config::parse_ip;
-use crate::cni::error::{Code, coded};
+use crate::cni::error::Code;
+use crate::cni::invocation::Command;
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
 use crate::netfilter::nftables::{self, Family, UNDERSTOOD};
@@ -82,14 +83,20 @@ impl Settings {
     /// Code 6 or 7, naming the key or the mapping; code 2 for a condition that the backend
     /// does not understand.
     pub fn resolve(call: &Call) -> Result<Self> {
-        let wire: Wire = call.config.read()?;
-        let refused =
-            |code, problem: &Problem| coded(code, format!("{}: {}", problem.path, problem.message));
-        let settings = wire
-            .settings()
-            .map_err(|mut problems| refused(Code::Config, &problems.remove(0)))?;
+        // The reference's sentences for ADD and DEL begin with this, those for CHECK do not.
+        let begin = match call.invocation.command {
+            Command::Check => "",
+            _ => "failed to parse config: ",
+        };
+        let unreadable = format!("{begin}failed to parse network configuration");
+        let wire: Wire = call.config.read_as(&unreadable)?;
+        let settings = wire.settings().map_err(|mut problems| {
+            let mut first = problems.remove(0);
+            first.sentence = first.sentence.map(|sentence| format!("{begin}{sentence}"));
+            first.error(Code::Config)
+        })?;
         match settings.misunderstood().first() {
-            Some(problem) => Err(refused(Code::UnsupportedField, problem).into()),
+            Some(problem) => Err(problem.error(Code::UnsupportedField)),
             None => Ok(settings),
         }
     }
@@ -153,9 +160,7 @@ impl Wire {
         for (index, wire) in self.runtime_config.port_mappings.iter().enumerate() {
             let path = format!("runtimeConfig.portMappings[{index}]");
             match wire.mapping() {
-                Err((key, message)) => {
-                    problems.push(Problem::new(format!("{path}.{key}"), message));
-                }
+                Err(problem) => problems.push(problem.below(&path)),
                 Ok(mapping) => {
                     let key = (mapping.protocol, mapping.host_port);
                     let others = taken.entry(key).or_default();
@@ -194,7 +199,8 @@ impl Wire {
     }
 
     fn mark(&self) -> Result<Mark, Problem> {
-        let problem = |message: &str| Problem::new("markMasqBit", message);
+        let problem =
+            |message: &str, sentence| Problem::new("markMasqBit", message).told_as(sentence);
         let chain = self
             .external_set_mark_chain
             .as_ref()
@@ -202,6 +208,7 @@ impl Wire {
         match (self.mark_masq_bit, chain) {
             (Some(_), Some(_)) => Err(problem(
                 "cannot be used together with externalSetMarkChain: that chain decides on the mark",
+                "Cannot specify externalSetMarkChain and markMasqBit",
             )),
             (None, None) => Ok(Mark::Bit(DEFAULT_MARK_BIT)),
             (None, Some(chain)) => Ok(Mark::Chain(chain.clone())),
@@ -209,7 +216,12 @@ impl Wire {
                 .ok()
                 .filter(|bit| *bit <= 31)
                 .map(Mark::Bit)
-                .ok_or_else(|| problem("must be from 0 to 31")),
+                .ok_or_else(|| {
+                    problem(
+                        "must be from 0 to 31",
+                        "MasqMarkBit must be between 0 and 31",
+                    )
+                }),
         }
     }
 
@@ -221,7 +233,8 @@ impl Wire {
                 "\"{}\" is neither \"iptables\" nor \"nftables\"",
                 self.backend
             );
-            return Err(Problem::new("backend", message));
+            let sentence = format!("unrecognized backend {:?}", self.backend);
+            return Err(Problem::new("backend", message).told_as(sentence));
         }
         let written_for = |conditions: &[String]| {
             let first = conditions.first()?;
@@ -232,52 +245,64 @@ impl Wire {
             })
         };
         let external = self.external_set_mark_chain.as_deref().unwrap_or_default();
+        // In the order of the reference's sentence.
         let keys = [
-            ("conditionsV4", written_for(&self.conditions_v4)),
-            ("conditionsV6", written_for(&self.conditions_v6)),
             (
                 "externalSetMarkChain",
                 (!external.is_empty()).then_some(BackendName::Iptables),
             ),
+            ("conditionsV4", written_for(&self.conditions_v4)),
+            ("conditionsV6", written_for(&self.conditions_v6)),
         ];
-        let mut backend = asked;
-        for (key, wanted) in keys {
-            let Some(wanted) = wanted else { continue };
-            let backend = *backend.get_or_insert(wanted);
-            if backend != wanted {
-                let message = format!(
-                    "is written for {}, but the backend is {}",
-                    wanted.as_str(),
-                    backend.as_str()
-                );
-                return Err(Problem::new(key, message));
-            }
-        }
-        Ok(backend)
+        let written = keys
+            .into_iter()
+            .filter_map(|(key, backend)| Some((key, backend?)));
+        let written: Vec<(&str, BackendName)> = written.collect();
+        let is_for = |wanted| written.iter().any(|(_, backend)| *backend == wanted);
+        let Some(backend) = [BackendName::Iptables, BackendName::Nftables]
+            .into_iter()
+            .find(|backend| asked.map_or_else(|| is_for(*backend), |asked| asked == *backend))
+        else {
+            return Ok(None);
+        };
+        let contrary: Vec<_> = written.iter().filter(|(_, b)| *b != backend).collect();
+        let Some((first, other)) = contrary.first() else {
+            return Ok(Some(backend));
+        };
+        let (backend, other) = (backend.as_str(), other.as_str());
+        let keys: Vec<&str> = contrary.iter().map(|(key, _)| *key).collect();
+        let message = format!("is written for {other}, but the backend is {backend}");
+        Err(Problem::new(*first, message).told_as(format!(
+            "{backend} backend was requested but configuration contains {other}-specific options [{}]",
+            keys.join(" ")
+        )))
     }
 }
 
 impl WireMapping {
-    /// The mapping, or the key that is wrong and why.
-    fn mapping(&self) -> Result<Mapping, (&'static str, String)> {
-        let port = |key, port: i64| {
+    /// The mapping, or which of its keys is wrong and why.
+    fn mapping(&self) -> Result<Mapping, Problem> {
+        let port = |key, whose, port: i64| {
             u16::try_from(port)
                 .ok()
                 .filter(|port| *port != 0)
-                .ok_or_else(|| (key, format!("{port} is not a port: 1 to 65535")))
+                .ok_or_else(|| {
+                    Problem::new(key, format!("{port} is not a port: 1 to 65535"))
+                        .told_as(format!("Invalid {whose} port number: {port}"))
+                })
         };
         let protocol = match self.protocol.to_ascii_lowercase().as_str() {
             "" => Protocol::Tcp,
             name => Protocol::named(name).ok_or_else(|| {
                 let message = format!("\"{}\" is none of tcp, udp and sctp", self.protocol);
-                ("protocol", message)
+                Problem::new("protocol", message)
             })?,
         };
         let host_ip = if self.host_ip.is_empty() {
             None
         } else {
             let ip = parse_ip(&self.host_ip).ok_or_else(|| {
-                (
+                Problem::new(
                     "hostIP",
                     format!("\"{}\" is not an IP address", self.host_ip),
                 )
@@ -287,8 +312,8 @@ impl WireMapping {
         Ok(Mapping {
             protocol,
             host_ip,
-            host_port: port("hostPort", self.host_port)?,
-            container_port: port("containerPort", self.container_port)?,
+            container_port: port("containerPort", "container", self.container_port)?,
+            host_port: port("hostPort", "host", self.host_port)?,
         })
     }
 }

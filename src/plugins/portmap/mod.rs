@@ -13,7 +13,8 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, all, coded, not_available};
+use crate::cni::error::{Code, all, coded, detailed, not_available};
+use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Ip};
@@ -268,10 +269,15 @@ fn known(call: &Call) -> Known {
 }
 
 fn required_result(call: &Call) -> Result<CniResult> {
-    call.config.prev_result()?.with_context(|| {
-        coded(
+    call.config.prev_result()?.ok_or_else(|| {
+        let sentence = match call.invocation.command {
+            Command::Check => "Required prevResult missing",
+            _ => "must be called as chained plugin",
+        };
+        detailed(
             Code::Config,
-            "portmap must be called as a chained plugin: Required prevResult missing",
+            sentence,
+            "prevResult is missing: portmap comes after the plugin that makes the interface, in one list",
         )
     })
 }
