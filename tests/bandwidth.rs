@@ -366,13 +366,14 @@ fn an_add_that_fails_leaves_nothing() {
     assert_eq!(ifbs(&node), [] as [String; 0]);
     let left = node.sh(&format!("tc qdisc show dev {veth}"));
     assert!(!left.contains("tbf") && left.contains("ingress"), "{left}");
-    let (code, message, _) = call
+    let (code, message, details) = call
         .run("ADD", &config(&before, json!({"ingressRate": 8000})))
         .error();
     assert_eq!(
         (code, message.as_str()),
         (7, "if rate is set, burst must also be set")
     );
+    assert!(details.starts_with("ingressBurst: "), "{details}");
 }
 
 #[test]

@@ -97,14 +97,11 @@ impl Settings {
     /// # Errors
     /// Code 6 for a wrong type, 7 for what is wrong otherwise; each names the key.
     pub fn resolve(call: &Call) -> Result<Self> {
-        let wire: Wire = call.config.read()?;
+        let wire: Wire = call
+            .config
+            .read_as("failed to parse network configuration")?;
+        json::refuse(&wire.problems(""))?;
         let (_, limits) = wire.limits();
-        let problems = json::refuse(&wire.problems(""));
-        // The reference has its own sentence for what is wrong with a limit.
-        match limits.directions().into_iter().find_map(Direction::flaw) {
-            Some(flaw) => problems.context(coded(Code::Config, flaw.sentence))?,
-            None => problems?,
-        }
         let limit = |direction: Direction, end| {
             let bucket = direction.bucket()?;
             let selection = limits.selection(end);
@@ -167,9 +164,13 @@ impl Wire {
         let directions = limits.directions().into_iter();
         let mut problems: Vec<Problem> = directions
             .filter_map(|direction| {
-                let Flaw { key, message, .. } = direction.flaw()?;
+                let Flaw {
+                    key,
+                    message,
+                    sentence,
+                } = direction.flaw()?;
                 let path = json::below(root, &format!("{place}{}{key}", direction.name));
-                Some(Problem::new(path, message))
+                Some(Problem::new(path, message).told_as(sentence))
             })
             .collect();
         let is_own = self.shaped_subnets.is_some() || self.unshaped_subnets.is_some();
@@ -433,7 +434,12 @@ mod tests {
                 "if rate is set, burst must also be set",
                 "runtimeConfig.bandwidth.ingressBurst: ",
             ),
-            (json!({"ingressRate": -1}), 6, "ingressRate: ", ""),
+            (
+                json!({"ingressRate": -1}),
+                6,
+                "failed to parse network configuration: ingressRate: ",
+                "",
+            ),
             (
                 json!({"shapedSubnets": ["10.0.0.0/33"]}),
                 7,

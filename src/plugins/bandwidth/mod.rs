@@ -14,7 +14,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, agree, coded, detailed, not_available};
+use crate::cni::error::{Code, agree, detailed, not_available};
+use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Interface};
@@ -183,12 +184,20 @@ fn try_out(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// What is wrong, and the way out, where bandwidth comes first.
+const PREVIOUS_MISSING: &str =
+    "prevResult is missing: bandwidth comes after the plugin that makes the interface, in one list";
+
 /// This plugin limits what others made: there must be others before it.
 fn required_result(call: &Call) -> Result<CniResult> {
-    call.config.prev_result()?.context(coded(
-        Code::Config,
-        "bandwidth must be called as a chained plugin: Required prevResult missing",
-    ))
+    call.config.prev_result()?.ok_or_else(|| {
+        // The reference's two sentences differ.
+        let sentence = match call.invocation.command {
+            Command::Check => "must be called as a chained plugin",
+            _ => "must be called as chained plugin",
+        };
+        detailed(Code::Config, sentence, PREVIOUS_MISSING)
+    })
 }
 
 /// The host's end of the pair whose other end is the container's interface: one that `result`
@@ -199,20 +208,22 @@ fn find_host_end(sides: &Sides, call: &Call, result: &CniResult) -> Result<Link>
         let advice = "the result of the plugin before this one must name the container's interface and its other end on the host";
         return Err(detailed(Code::Internal, "no interfaces provided", advice));
     }
-    let without_peer = |why: String| {
-        let sentence = format!("container interface {ifname} has no veth peer");
-        detailed(Code::Internal, sentence, why)
+    let no_peer = |reason: &str, details: String| {
+        let sentence = format!("container interface {ifname} has no veth peer: {reason}");
+        detailed(Code::Internal, sentence, details)
     };
     let end = link::by_name(&sides.container, ifname)?.ok_or_else(|| {
-        without_peer(format!(
-            "there is no link {ifname} in {}",
-            sides.netns.path()
-        ))
+        no_peer(
+            &format!("could not look up \"{ifname}\": Link not found"),
+            format!("there is no link {ifname} in {}", sides.netns.path()),
+        )
     })?;
-    let peer = end
-        .peer
-        .filter(|_| end.kind == "veth")
-        .ok_or_else(|| without_peer(format!("{ifname} is no veth: only those can be limited")))?;
+    let peer = end.peer.filter(|_| end.kind == "veth").ok_or_else(|| {
+        no_peer(
+            &format!("interface \"{ifname}\" was not a veth interface"),
+            format!("{ifname} is no veth: only those can be limited"),
+        )
+    })?;
     // An index means something in its own namespace only: it is the pair if it points back.
     let host_end = link::by_index(&sides.host, peer)?
         .filter(|host_end| host_end.kind == "veth" && host_end.peer == Some(end.index))
