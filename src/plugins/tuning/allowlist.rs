@@ -109,10 +109,17 @@ impl Allowlist {
         }
         Err(detailed(
             Code::Config,
-            format!("sysctl {key} is not allowed by {PATH}"),
+            format!(
+                "Sysctl {key} is not allowed. Only the following sysctls are allowed: [{}]",
+                rules
+                    .iter()
+                    .map(Regex::as_str)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            ),
             match rules.len() {
-                0 => "the file has no rule, so that no sysctl is allowed".to_owned(),
-                count => format!("none of its {count} expressions matches"),
+                0 => format!("{PATH} has no rule, so that no sysctl is allowed"),
+                count => format!("none of the {count} expressions in {PATH} matches"),
             },
         ))
     }
@@ -137,7 +144,7 @@ mod tests {
         let error = list.check("net.core.rmem_max").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "sysctl net.core.rmem_max is not allowed by /etc/cni/tuning/allowlist.conf"
+            r"Sysctl net.core.rmem_max is not allowed. Only the following sysctls are allowed: [^net\.ipv4\. somaxconn$]"
         );
     }
 

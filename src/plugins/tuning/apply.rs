@@ -86,13 +86,12 @@ impl Container {
         };
         Err(detailed(
             Code::Config,
-            format!("there is no sysctl {}", sysctl.key),
             format!(
-                "{}/{} does not exist in {}",
+                "open {}/{}: no such file or directory",
                 kernel::ROOT,
-                sysctl.path,
-                self.netns.path()
+                sysctl.path
             ),
+            format!("there is no sysctl {} in {}", sysctl.key, self.netns.path()),
         ))
     }
 

@@ -12,7 +12,7 @@ use super::duplicates::duplicates;
 use super::sysctl::{self, PLACEHOLDER, Sysctl};
 use crate::cni::args;
 use crate::cni::config::Config;
-use crate::cni::error::{Code, coded, detailed};
+use crate::cni::error::{Code, detailed};
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
 use crate::net::mac::Mac;
@@ -93,7 +93,7 @@ impl Settings {
     /// # Errors
     /// Code 7 for what is wrong, 6 for wrong types, 4 for `CNI_ARGS`; each names the key.
     pub fn resolve(call: &Call) -> Result<Self> {
-        let wire: Wire = call.config.read()?;
+        let wire: Wire = call.config.read_as("failed to load netconf")?;
         refuse_duplicates(&call.config)?;
         // STATUS is of no interface yet.
         let ifname = match call.invocation.attachment.ifname.as_str() {
@@ -156,8 +156,8 @@ fn refuse_duplicates(config: &Config) -> Result<()> {
         if let Some(key) = duplicates(&text, path).first() {
             return Err(detailed(
                 Code::Config,
-                format!("duplicated sysctl key {key}"),
-                format!("\"{}\" has it more than once", path.join(".")),
+                "duplicated sysctl keys are not allowed",
+                format!("\"{}\" has {key} more than once", path.join(".")),
             ));
         }
     }
@@ -173,18 +173,20 @@ fn parse_mac(source: &str, text: &str) -> Result<WantedMac> {
             FROM_CNI_ARGS => Code::Environment,
             _ => Code::Config,
         };
-        return Err(coded(
+        return Err(detailed(
             code,
-            format!(
-                "{source}: \"{text}\" is not the address of one Ethernet interface, like 02:00:00:00:00:01"
-            ),
-        )
-        .into());
+            format!("invalid args {text} for MAC addr: address {text}: invalid MAC address"),
+            format!("{source}: {}", not_a_mac(text)),
+        ));
     };
     Ok(WantedMac {
         mac,
         text: text.to_owned(),
     })
+}
+
+fn not_a_mac(text: &str) -> String {
+    format!("\"{text}\" is not the address of one Ethernet interface, like 02:00:00:00:00:01")
 }
 
 /// Everything wrong with a configuration; `root` is its path in the file.
@@ -238,12 +240,8 @@ impl Wire {
             ("args.cni.mac", &self.args.cni.mac),
             ("runtimeConfig.mac", &self.runtime_config.mac),
         ] {
-            if !text.is_empty()
-                && let Err(error) = parse_mac(key, text)
-            {
-                let text = error.to_string();
-                let message = text.trim_start_matches(&format!("{key}: "));
-                problems.push(Problem::new(place(key), message));
+            if !text.is_empty() && parse_mac(key, text).is_err() {
+                problems.push(Problem::new(place(key), not_a_mac(text)));
             }
         }
         problems
@@ -268,7 +266,7 @@ mod tests {
 
     fn refused(members: Value, args: &str) -> (u32, String) {
         let error = ErrorObject::from_error(&resolve(members, args).unwrap_err());
-        (error.code, error.msg)
+        (error.code, error.ours().to_owned())
     }
 
     #[test]
@@ -336,6 +334,7 @@ mod tests {
     #[test]
     fn refusals_name_the_key() {
         let advice = "is not the address of one Ethernet interface, like 02:00:00:00:00:01";
+        let like = "a sysctl of the container's network looks like net.ipv4.conf.IFNAME.arp_filter";
         for (members, args, code, message) in [
             (json!({"mac": "zz"}), "", 7, format!("mac: \"zz\" {advice}")),
             (
@@ -355,25 +354,25 @@ mod tests {
                 json!({"sysctl": {"kernel.domainname": "x"}}),
                 "",
                 7,
-                "sysctl kernel.domainname cannot be set".into(),
+                format!("sysctl kernel.domainname cannot be set: it is not below net; {like}"),
             ),
             (
                 json!({"args": {"cni": {"sysctl": {"net.ipv4.ip_forward": "1\n"}}}}),
                 "",
                 7,
-                "sysctl net.ipv4.ip_forward cannot be set".into(),
+                "its value has more than one line".into(),
             ),
             (
                 json!({"sysctl": {"net.ipv4.ip_forward": 1}}),
                 "",
                 6,
-                "sysctl.net.ipv4.ip_forward: expected a string, found the number 1".into(),
+                "failed to load netconf: sysctl.net.ipv4.ip_forward: expected a string, found the number 1".into(),
             ),
             (
                 json!({"mtu": -5}),
                 "",
                 6,
-                "mtu: expected an integer, found the number -5".into(),
+                "failed to load netconf: mtu: expected an integer, found the number -5".into(),
             ),
         ] {
             assert_eq!(refused(members, args), (code, message));
@@ -384,8 +383,8 @@ mod tests {
             (error.code, error.msg.as_str(), error.details.as_str()),
             (
                 7,
-                "duplicated sysctl key net.a",
-                "\"sysctl\" has it more than once"
+                "duplicated sysctl keys are not allowed",
+                "\"sysctl\" has net.a more than once"
             )
         );
     }
@@ -410,7 +409,7 @@ mod tests {
         assert!(
             problems[0]
                 .message
-                .starts_with("sysctl kernel.x cannot be set: ")
+                .contains("sysctl kernel.x cannot be set: ")
         );
         assert_eq!(problems[1].path, "mac");
         assert!(problems[1].message.starts_with("\"y\" is not"));

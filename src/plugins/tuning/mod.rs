@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, agree, coded, not_available};
+use crate::cni::error::{Code, agree, coded, detailed, not_available};
 use crate::cni::json::{self, Problem};
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
@@ -211,11 +211,15 @@ fn keep_backup<'a>(
         return Ok(None);
     }
     let attachment = &call.invocation.attachment;
-    let link = container.link(&attachment.ifname)?.with_context(|| {
-        format!(
-            "there is no link {} in {}",
-            attachment.ifname,
-            call.invocation.netns.as_deref().unwrap_or_default()
+    let link = container.link(&attachment.ifname)?.ok_or_else(|| {
+        let ifname = &attachment.ifname;
+        detailed(
+            Code::Internal,
+            format!("failed to get \"{ifname}\": Link not found"),
+            format!(
+                "there is no link {ifname} in {}",
+                call.invocation.netns.as_deref().unwrap_or_default()
+            ),
         )
     })?;
     plan::refuse_mtu(&settings.link, &link)?;

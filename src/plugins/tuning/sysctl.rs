@@ -26,7 +26,11 @@ impl Sysctl {
     fn new(key: &str, value: &str, ifname: &str) -> Result<Self> {
         let path = path(key, ifname).map_err(|why| refused(key, why))?;
         if value.contains(['\n', '\0']) {
-            return Err(refused(key, "its value has more than one line"));
+            return Err(detailed(
+                Code::Config,
+                format!("sysctl {} cannot be set", key.escape_debug()),
+                "its value has more than one line",
+            ));
         }
         Ok(Self {
             key: key.to_owned(),
@@ -50,9 +54,10 @@ impl Sysctl {
 fn refused(key: &str, why: &str) -> Error {
     detailed(
         Code::Config,
-        format!("sysctl {} cannot be set", key.escape_debug()),
+        format!("invalid net sysctl key: {:?}", key.replace('.', "/")),
         format!(
-            "{why}; a sysctl of the container's network looks like net.ipv4.conf.{PLACEHOLDER}.arp_filter"
+            "sysctl {} cannot be set: {why}; a sysctl of the container's network looks like net.ipv4.conf.{PLACEHOLDER}.arp_filter",
+            key.escape_debug()
         ),
     )
 }
@@ -228,7 +233,7 @@ mod tests {
         ] {
             assert!(path(key, "eth0").is_err(), "{key}");
             let error = Sysctl::new(key, "1", "eth0").unwrap_err();
-            assert!(error.to_string().contains(&*key.escape_debug().to_string()));
+            assert!(format!("{error:#}").contains(&*key.escape_debug().to_string()));
         }
         for value in ["1\n2", "1\n", "\0"] {
             assert!(Sysctl::new("net.ipv4.ip_forward", value, "eth0").is_err());
