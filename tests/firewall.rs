@@ -780,11 +780,11 @@ fn what_cannot_be_done_is_said() {
     assert_eq!(call.run("ADD", &config).error().0, 7);
     let mut wrong = config.clone();
     wrong["ingressPolicy"] = json!("closed");
-    let (code, msg, _) = call.run("ADD", &wrong).error();
+    let (code, _, details) = call.run("ADD", &wrong).error();
     assert_eq!(code, 7);
     assert!(
-        msg.starts_with("ingressPolicy: unknown ingress policy"),
-        "{msg}"
+        details.starts_with("ingressPolicy: \"closed\" is none of"),
+        "{details}"
     );
     // There is no bridge to keep apart.
     wrong["ingressPolicy"] = json!("same-bridge");

@@ -75,7 +75,7 @@ impl Settings {
     /// # Errors
     /// Code 6 for a wrong type, 7 for what is wrong otherwise; each names the key.
     pub fn resolve(call: &Call) -> Result<Self> {
-        let wire: Wire = call.config.read()?;
+        let wire: Wire = call.config.read_as("failed to load netconf")?;
         json::refuse(&wire.problems(""))?;
         // The reference takes any other word for none: a configuration that worked goes on
         // working.
@@ -140,7 +140,7 @@ impl Wire {
             "same-bridge" => Ok(Some(Ingress::SameBridge)),
             "isolated" => Ok(Some(Ingress::Isolated)),
             word => Err(format!(
-                "unknown ingress policy: \"{word}\" is none of \"open\", \"same-bridge\" and \"isolated\""
+                "\"{word}\" is none of \"open\", \"same-bridge\" and \"isolated\""
             )),
         }
     }
@@ -148,11 +148,13 @@ impl Wire {
     /// Values that are refused.
     fn problems(&self, root: &str) -> Vec<Problem> {
         let mut problems = Vec::new();
+        if let Err(message) = self.ingress() {
+            let sentence = format!("unknown ingress policy: {:?}", self.ingress_policy);
+            let path = json::below(root, "ingressPolicy");
+            problems.push(Problem::new(path, message).told_as(sentence));
+        }
         let mut refuse =
             |key, message| problems.push(Problem::new(json::below(root, key), message));
-        if let Err(message) = self.ingress() {
-            refuse("ingressPolicy", message);
-        }
         let chain = self.iptables_admin_chain_name.as_str();
         let is_name = |c: char| c.is_ascii_graphic() && !"\"\\{};#".contains(c);
         if chain.len() > CHAIN_LENGTH
@@ -210,7 +212,7 @@ mod tests {
             (json!({"backend": "ipset"}), "backend: \"ipset\" is none of"),
             (
                 json!({"ingressPolicy": "closed"}),
-                "ingressPolicy: unknown ingress policy: \"closed\"",
+                "ingressPolicy: \"closed\" is none of",
             ),
             (
                 json!({"iptablesAdminChainName": "x".repeat(29)}),

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, all, coded, detailed, not_available};
+use crate::cni::error::{Code, all, detailed, not_available};
 use crate::cni::json::Problem;
 use crate::cni::preview::Preview;
 use crate::cni::result::CniResult;
@@ -176,10 +176,13 @@ pub fn owners() -> Result<Vec<(IpAddr, Owner)>> {
 
 /// This plugin lets through what others made: there must be others before it.
 fn required_result(call: &Call) -> Result<CniResult> {
-    call.config.prev_result()?.context(coded(
-        Code::Config,
-        "firewall must be called as a chained plugin: missing prevResult from earlier plugin",
-    ))
+    call.config.prev_result()?.ok_or_else(|| {
+        detailed(
+            Code::Config,
+            "missing prevResult from earlier plugin",
+            "firewall comes after the plugin that makes the interface, in one list",
+        )
+    })
 }
 
 /// All of them, whichever interface they are on.
@@ -321,10 +324,19 @@ fn isolation(result: &CniResult, ingress: Ingress) -> Result<Isolation> {
         .interfaces
         .first()
         .filter(|first| !first.name.is_empty());
-    let bridge = first.context(coded(
-        Code::Config,
-        "ingressPolicy: prevResult names no bridge, make sure to chain \"firewall\" plugin with \"bridge\"",
-    ))?;
+    let bridge = first.ok_or_else(|| {
+        let policy = match ingress {
+            Ingress::SameBridge => "same-bridge",
+            Ingress::Isolated => "isolated",
+        };
+        detailed(
+            Code::Config,
+            format!(
+                "interface needs to be set for ingress policy \"{policy}\", make sure to chain \"firewall\" plugin with \"bridge\""
+            ),
+            "ingressPolicy: the first of the interfaces in prevResult must be the bridge",
+        )
+    })?;
     Ok(Isolation {
         bridge: bridge.name.clone(),
         ingress,

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::subnet_env::SubnetEnv;
 use crate::cni::config::Config;
+use crate::cni::error::{Code, coded, detailed};
 use crate::cni::json::{self, Object, Problem};
 use crate::cni::skel::{Call, Delegation};
 
@@ -82,7 +83,14 @@ impl Settings {
     /// # Errors
     /// As [`Self::resolve`].
     pub fn read(document: &Value) -> Result<Self> {
-        let wire: Wire = json::decode("", document)?;
+        let wire: Wire = json::decode("", document).map_err(|error| {
+            let problem = error.to_string();
+            if problem.starts_with("delegate.type:") {
+                let sentence = "'delegate' dictionary, if present, must have (string) 'type' field";
+                return detailed(Code::Decode, sentence, problem);
+            }
+            coded(Code::Decode, format!("failed to load netconf: {problem}")).into()
+        })?;
         json::refuse(&wire.problems(""))?;
         let object = |key| match json::member(document, &[key]) {
             Some(Value::Object(object)) => object,
@@ -159,21 +167,22 @@ impl Wire {
     /// What is wrong with values that are of the right type.
     fn problems(&self, root: &str) -> Vec<Problem> {
         let mut found = Vec::new();
-        let mut problem = |key: &str, message: String| {
-            found.push(Problem::new(json::below(root, key), message));
-        };
+        let at = |key: &str, message: String| Problem::new(json::below(root, key), message);
         for (key, value) in [("name", &self.delegate.name), ("ipam", &self.delegate.ipam)] {
             if value.is_some() {
-                problem(
-                    &format!("delegate.{key}"),
-                    format!(
-                        "must not be there: \"{key}\" of the delegate is made of flannel's own"
-                    ),
+                let message = format!(
+                    "must not be there: \"{key}\" of the delegate is made of flannel's own"
                 );
+                found.push(at(&format!("delegate.{key}"), message).told_as(format!(
+                    "'delegate' dictionary must not have '{key}' field, it'll be set by flannel"
+                )));
             }
         }
         if self.delegate.r#type.as_deref() == Some("flannel") {
-            problem("delegate.type", "flannel cannot delegate to itself".into());
+            found.push(at(
+                "delegate.type",
+                "flannel cannot delegate to itself".into(),
+            ));
         }
         found
     }
@@ -355,7 +364,11 @@ mod tests {
         ] {
             let object = ErrorObject::from_error(&Settings::read(&document).unwrap_err());
             assert_eq!(object.code, code, "{document}");
-            assert!(object.msg.starts_with(expected), "{object:?}");
+            let ours = object.ours();
+            let ours = ours
+                .strip_prefix("failed to load netconf: ")
+                .unwrap_or(ours);
+            assert!(ours.starts_with(expected), "{object:?}");
             let found = problems("", &document);
             assert!(
                 found.iter().any(|p| expected.starts_with(&p.path)),

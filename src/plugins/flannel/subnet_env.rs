@@ -33,7 +33,11 @@ impl SubnetEnv {
     /// that are missing or wrong.
     pub fn load(path: &Path) -> Result<Self> {
         let file = path.display();
-        let sentence = |what: String| format!("failed to load flannel 'subnet.env' file: {what}");
+        let sentence = |what: String| {
+            format!(
+                "failed to load flannel 'subnet.env' file: {what}. Check the flannel pod log for this node."
+            )
+        };
         match std::fs::read(path) {
             Ok(bytes) => Self::parse(&String::from_utf8_lossy(without_byte_order_mark(&bytes)))
                 .map_err(|what| {
@@ -196,7 +200,7 @@ mod tests {
             (object.code, object.msg.as_str()),
             (
                 11,
-                "failed to load flannel 'subnet.env' file: open /nowhere/subnet.env: no such file or directory"
+                "failed to load flannel 'subnet.env' file: open /nowhere/subnet.env: no such file or directory. Check the flannel pod log for this node."
             )
         );
         let error = SubnetEnv::load(Path::new("/")).unwrap_err();
