@@ -84,7 +84,7 @@ fn add_each(
             }
         };
         lines.extend(preview.into_lines().into_iter().map(line));
-        match told.with_context(|| step.failed("add"))? {
+        match told.with_context(|| step.failed(Command::Add))? {
             Some(known) => result = Some(known),
             None => unknown = Some(&step.plugin.plugin),
         }

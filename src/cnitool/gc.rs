@@ -226,5 +226,5 @@ fn ask(step: &Step<'_>, path: &str, config: Vec<u8>, collector: &mut Collector) 
     let env = Environment::from([("CNI_PATH".to_owned(), path.to_owned())]);
     Call::to_look(Command::Gc, plugin, applets::plugin_called, &env, config)
         .and_then(|call| plugin.gc(&call, collector))
-        .with_context(|| step.failed("gc"))
+        .with_context(|| step.failed(Command::Gc))
 }

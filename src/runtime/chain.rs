@@ -74,18 +74,9 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// What the reference says around a plugin's error.
-    pub fn failed(&self, doing: &str) -> String {
-        let name = &self.plugin.name;
-        let name = if name.is_empty() {
-            String::new()
-        } else {
-            format!(" name=\"{name}\"")
-        };
-        format!(
-            "plugin type=\"{}\"{name} failed ({doing})",
-            self.plugin.plugin
-        )
+    /// What libcni says around a plugin's error.
+    pub fn failed(&self, command: Command) -> String {
+        self.plugin.failed(command)
     }
 }
 
@@ -170,8 +161,12 @@ impl Chain<'_> {
         let plugins = self.network.plugins.iter();
         let mut steps: Vec<_> = plugins
             .map(|plugin| {
-                let executable = find(&plugin.plugin, &directories)
-                    .with_context(|| format!("network \"{}\"", self.network.name))?;
+                let found = find(&plugin.plugin, &directories);
+                let executable = match command {
+                    // The plugin's name is in the error, and DEL's preview asks this way too.
+                    Command::Gc => found?,
+                    _ => found.with_context(|| plugin.failed(command))?,
+                };
                 Ok(Step { plugin, executable })
             })
             .collect();
@@ -288,10 +283,10 @@ impl Chain<'_> {
         for step in steps {
             result = self
                 .add_one(step, parameters, prev_result.as_ref())
-                .with_context(|| step.failed("add"))?;
+                .with_context(|| step.failed(Command::Add))?;
             let value = result
                 .to_value(self.version)
-                .with_context(|| step.failed("add"))?;
+                .with_context(|| step.failed(Command::Add))?;
             prev_result = Some(value);
         }
         let value = prev_result.unwrap_or_default();
@@ -317,7 +312,7 @@ impl Chain<'_> {
         for step in steps.iter().rev() {
             let undone = self.call(step, Command::Del, Some(parameters), Additions::default());
             if let Err(error) = undone {
-                let text = format!("{}: {error:#}", step.failed("delete"));
+                let text = format!("{}: {error:#}", step.failed(Command::Del));
                 self.runtime.observer.note(&text);
             }
         }
@@ -363,7 +358,7 @@ impl Chain<'_> {
                 ..Additions::default()
             };
             self.call(&step, Command::Del, Some(parameters), additions)
-                .with_context(|| step.failed("delete"))?;
+                .with_context(|| step.failed(Command::Del))?;
         }
         missing?;
         if !matches!(cached, Cached::Foreign(..)) {
@@ -404,7 +399,7 @@ impl Chain<'_> {
                 ..Additions::default()
             };
             self.call(step, Command::Check, Some(parameters), additions)
-                .with_context(|| step.failed("check"))?;
+                .with_context(|| step.failed(Command::Check))?;
         }
         Ok(())
     }
@@ -423,7 +418,7 @@ impl Chain<'_> {
         }
         for step in &self.all_steps(Command::Status)? {
             self.call(step, Command::Status, None, Additions::default())
-                .with_context(|| step.failed("status"))?;
+                .with_context(|| step.failed(Command::Status))?;
         }
         Ok(())
     }
@@ -459,7 +454,7 @@ impl Chain<'_> {
         let run = |step: Result<Step<'_>>| {
             let step = step?;
             self.call(&step, Command::Gc, None, additions)
-                .with_context(|| step.failed("gc"))
+                .with_context(|| step.failed(Command::Gc))
         };
         let steps = self.steps(Command::Gc).into_iter();
         steps.filter_map(|step| run(step).err()).collect()

@@ -190,9 +190,10 @@ pub fn read(file: &Path) -> Result<Network> {
         }
         return Err(detailed(
             Code::Config,
-            format!("network \"{}\" has no plugin", network.name),
+            "no plugin configs found",
             format!(
-                "\"plugins\" is missing, and there is no {}/{}/*.conf",
+                "network \"{}\" has no plugin: \"plugins\" is missing, and there is no {}/{}/*.conf",
+                network.name,
                 file.parent().unwrap_or_else(|| Path::new(".")).display(),
                 network.name
             ),

@@ -96,7 +96,14 @@ pub fn delete_stale(
                 note(&format!("removed {text}"));
                 removed.push(parameters.attachment.clone());
             }
-            Err(error) => errors.push(error.context(format!("remove {text}"))),
+            Err(error) => {
+                let Attachment {
+                    container_id,
+                    ifname,
+                } = &parameters.attachment;
+                let sentence = format!("failed to delete stale attachment {container_id} {ifname}");
+                errors.push(error.context(sentence));
+            }
         }
     }
     errors

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cni::error::{Code, coded, detailed};
-use crate::cni::invocation::check_network_name;
+use crate::cni::invocation::{Command, check_network_name};
 use crate::cni::json::{self, Object};
 use crate::cni::version::{self, Version};
 
@@ -62,6 +62,20 @@ struct Header {
 }
 
 impl PluginConfiguration {
+    /// What libcni says around the error of this plugin.
+    pub fn failed(&self, command: Command) -> String {
+        let doing = match command {
+            Command::Gc => return format!("failed to GC plugin {}", self.plugin),
+            Command::Del => "delete".to_owned(),
+            other => other.as_str().to_ascii_lowercase(),
+        };
+        let name = match self.name.as_str() {
+            "" => String::new(),
+            name => format!(" name={name:?}"),
+        };
+        format!("plugin type={:?}{name} failed ({doing})", self.plugin)
+    }
+
     /// Reads the plugin object that stands at `path` of `file`.
     ///
     /// # Errors
@@ -76,8 +90,10 @@ impl PluginConfiguration {
             let place = if path.is_empty() { "type" } else { path };
             return Err(detailed(
                 Code::Config,
-                format!("{place}: the plugin's \"type\" is missing"),
-                "it is the name of the plugin's executable, such as \"bridge\"",
+                "error parsing configuration: missing 'type'",
+                format!(
+                    "{place}: the plugin's \"type\" is missing: it is the name of the plugin's executable, such as \"bridge\""
+                ),
             ));
         }
         let enabled = header.capabilities.into_iter().filter(|(_, on)| *on);
@@ -101,21 +117,21 @@ impl Network {
     /// # Errors
     /// Code 6 or 7, naming what is wrong; it may still be without any plugin.
     pub fn parse_list(file: &Path, raw: Vec<u8>) -> Result<Self> {
-        let list = json::parse_object("the file", &raw)?;
+        let list = json::parse_object("the file", &raw).context(UNREADABLE)?;
         let name = string(&list, "name")?;
         if name.is_empty() {
-            return Err(coded(Code::Config, "\"name\" is missing").into());
+            return Err(unreadable(Code::Config, "no name", "\"name\" is missing"));
         }
         check_network_name(&name)?;
         let cni_version = choose_version(&list)?;
         let only_inlined = boolean(&list, "loadOnlyInlinedPlugins")?;
         let plugins = match list.get("plugins") {
             None if only_inlined => {
-                return Err(coded(
+                return Err(unreadable(
                     Code::Config,
+                    "`loadOnlyInlinedPlugins` is true, and no 'plugins' key",
                     "\"loadOnlyInlinedPlugins\" is true but there is no \"plugins\"",
-                )
-                .into());
+                ));
             }
             None => Vec::new(),
             Some(Value::Array(plugins)) if !plugins.is_empty() => plugins
@@ -124,14 +140,16 @@ impl Network {
                 .map(|(index, plugin)| {
                     let path = format!("plugins[{index}]");
                     PluginConfiguration::parse(file, &path, plugin.clone())
+                        .with_context(|| format!("failed to parse plugin config {index}"))
                 })
                 .collect::<Result<_>>()?,
-            Some(_) => {
-                return Err(coded(
-                    Code::Config,
-                    "\"plugins\" must be a list of at least one plugin",
-                )
-                .into());
+            Some(other) => {
+                let sentence = match other {
+                    Value::Array(_) => "no plugins in list".to_owned(),
+                    other => format!("invalid 'plugins' type {}", type_name(other)),
+                };
+                let details = "\"plugins\" must be a list of at least one plugin";
+                return Err(unreadable(Code::Config, &sentence, details));
             }
         };
         Ok(Self {
@@ -151,7 +169,9 @@ impl Network {
     /// # Errors
     /// As [`Self::parse_list`].
     pub fn parse_single(file: &Path, raw: &[u8]) -> Result<Self> {
-        let document = Value::Object(json::parse_object("the file", raw)?);
+        let document =
+            json::parse_object("the file", raw).context("error parsing configuration")?;
+        let document = Value::Object(document);
         if document.get("plugins").is_some() && document.get("type").is_none() {
             return Err(detailed(
                 Code::Config,
@@ -262,18 +282,46 @@ fn member<'a>(list: &'a Object, key: &str) -> Option<&'a Value> {
 }
 
 fn string(list: &Object, key: &str) -> Result<String> {
-    member(list, key).map_or_else(|| Ok(String::new()), |value| json::decode(key, value))
+    let Some(value) = member(list, key) else {
+        return Ok(String::new());
+    };
+    json::decode(key, value).map_err(|error| {
+        let sentence = format!("invalid {key} type {}", type_name(value));
+        unreadable(Code::Decode, &sentence, &error.to_string())
+    })
+}
+
+/// How libcni begins what it says of a list that it cannot read.
+const UNREADABLE: &str = "error parsing configuration list";
+
+/// The list cannot be read: `sentence` in libcni's words, `details` in ours.
+fn unreadable(code: Code, sentence: &str, details: &str) -> anyhow::Error {
+    detailed(code, format!("{UNREADABLE}: {sentence}"), details)
+}
+
+/// What libcni calls the type of `value`.
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "float64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+    }
 }
 
 /// `true`, `false`, or either as a string in any case.
 fn boolean(list: &Object, key: &str) -> Result<bool> {
     match member(list, key) {
         None => Ok(false),
-        Some(value) => parse_boolean(value).with_context(|| {
-            coded(
-                Code::Decode,
-                format!("{key}: expected true or false, found {value}"),
-            )
+        Some(value) => parse_boolean(value).ok_or_else(|| {
+            let sentence = match value {
+                Value::String(text) => format!("invalid value {:?} for {key}", text.to_lowercase()),
+                other => format!("invalid type {} for {key}", type_name(other)),
+            };
+            let details = format!("{key}: expected true or false, found {value}");
+            unreadable(Code::Decode, &sentence, &details)
         }),
     }
 }

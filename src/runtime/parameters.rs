@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::cni::error::{Code, coded};
+use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::{Attachment, check_container_id, check_ifname};
 use crate::cni::json::Object;
 use crate::hash::sha512_hex;
@@ -62,11 +62,11 @@ pub fn parse_args(text: &str) -> Result<Vec<(String, String)>> {
             Some((key, value)) if !key.is_empty() && !value.is_empty() => {
                 Ok((key.to_owned(), value.to_owned()))
             }
-            _ => Err(coded(
+            _ => Err(detailed(
                 Code::Environment,
-                format!("CNI_ARGS: invalid pair \"{pair}\": expected KEY=VALUE"),
-            )
-            .into()),
+                format!("invalid CNI_ARGS pair {pair:?}"),
+                "CNI_ARGS is a list of KEY=VALUE, separated by semicolons",
+            )),
         })
         .collect()
 }
