@@ -426,7 +426,7 @@ fn addresses_go_round() {
 fn wrong_configurations_are_code_7_and_make_nothing() {
     let node = Node::new();
     for (ipam, msg) in [
-        (json!({}), "ipam: no IP ranges specified"),
+        (json!({}), "ipam: there are no ranges: set ipam.ranges"),
         (
             json!({"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.255"}),
             "ipam.rangeStart: 10.0.0.255 is after 10.0.0.254",

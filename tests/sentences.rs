@@ -322,9 +322,9 @@ fn of_bridge() {
         ),
         add(
             json!({"bridge": "d0"}),
-            (7, r#"failed to create bridge "d0": "d0" already exists but is not a bridge"#, "link d0 is dummy"),
+            (7, r#"failed to create bridge "d0": "d0" already exists but is not a bridge"#, "link d0 is veth"),
         )
-        .setup("ip link add d0 type dummy"),
+        .setup("ip link add d0 type veth peer name d1"),
         add(
             json!({"runtimeConfig": {"mac": "x"}}),
             (7, "failed to make veth pair: address x: invalid MAC address", "runtimeConfig.mac: \"x\""),
@@ -358,6 +358,16 @@ fn of_bridge() {
             (999, "IPAM plugin returned missing IP config", "answered ADD without any address"),
         ),
         add(json!({"ipam": {"type": "a/b"}}), (7, "invalid plugin name: a/b", "CNI_PATH")),
+        add(
+            json!({}),
+            (
+                999,
+                r#"container veth name ("eth0") peer provided ("veth21e05bb5") already exists"#,
+                "DEL removes it",
+            ),
+        )
+        .setup("ip -n c1 link add eth0 type bridge")
+        .other("its words are newer than v1.1.1, its name for the peer is random"),
         add(
             json!({
                 "isGateway": true,
@@ -758,7 +768,7 @@ fn of_bandwidth() {
                 "only those can be limited",
             ),
         )
-        .setup("ip -n c1 link add eth0 type dummy"),
+        .setup("ip -n c1 link add eth0 type bridge"),
     ]);
 }
 
@@ -770,7 +780,8 @@ fn of_tuning() {
         add(
             json!({"sysctl": {"kernel.domainname": "x"}}),
             (7, r#"invalid net sysctl key: "kernel/domainname""#, "sysctl kernel.domainname cannot be set"),
-        ),
+        )
+        .part("invalid net sysctl key: \"kernel"),
         add(
             json!({"sysctl": {"net.nothing.there": "1"}}),
             (7, "open /proc/sys/net/nothing/there: no such file or directory", "there is no sysctl net.nothing.there"),
@@ -779,7 +790,7 @@ fn of_tuning() {
             json!({"mac": "x"}),
             (7, "invalid args x for MAC addr: address x: invalid MAC address", "mac: \"x\""),
         )
-        .setup("ip -n c1 link add eth0 type dummy"),
+        .setup("ip -n c1 link add eth0 type bridge"),
         add(json!({"mtu": 1400}), (999, r#"failed to get "eth0": Link not found"#, "there is no link eth0")),
         add(
             json!({"sysctl": {"net.core.somaxconn": "1"}}),
@@ -790,12 +801,13 @@ fn of_tuning() {
             ),
         )
         .setup(
-            "mount -t tmpfs t /etc/cni 2>/dev/null || { mkdir -p /etc/cni && mount -t tmpfs t /etc/cni; }
-             mkdir /etc/cni/tuning && printf '^net.ipv4\\n\\n ^x$\\n' >/etc/cni/tuning/allowlist.conf",
-        ),
+            "mount -t tmpfs tmpfs /etc && mkdir -p /etc/cni/tuning && \
+             printf '^net.ipv4\\n\\n ^x$\\n' >/etc/cni/tuning/allowlist.conf",
+        )
+        .other(NEWER),
         add(json!({}), (7, "duplicated sysctl keys are not allowed", "\"sysctl\" has net.core.somaxconn more than once"))
             .text(r#"{"name": "n", "cniVersion": "0.4.0", "sysctl": {"net.core.somaxconn": "1", "net.core.somaxconn": "2"}}"#)
-            .other("it looks for duplicates, and finds none"),
+            .other(NEWER),
         add(
             json!({"mtu": "x"}),
             (6, r#"failed to load netconf: mtu: expected an integer, found the string "x""#, ""),

@@ -260,7 +260,7 @@ fn unusable_name(network: &str) -> Option<String> {
 fn no_ranges(root: &str) -> Problem {
     Problem::new(
         json::below(root, "ipam"),
-        "no IP ranges specified: set ipam.ranges",
+        "there are no ranges: set ipam.ranges",
     )
     .told_as("no IP ranges specified")
 }
@@ -477,12 +477,12 @@ mod tests {
             (
                 json!({"ipam": {}}),
                 7,
-                "ipam: no IP ranges specified: set ipam.ranges",
+                "ipam: there are no ranges: set ipam.ranges",
             ),
             (
                 json!({"ipam": {"rangeStart": "10.0.0.1"}}),
                 7,
-                "ipam: no IP ranges specified: set ipam.ranges",
+                "ipam: there are no ranges: set ipam.ranges",
             ),
             (
                 json!({"ipam": {"ranges": [[]]}}),
