@@ -10,10 +10,10 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{Node, Output, REFERENCE, run};
 use serde_json::{Value, json};
@@ -324,7 +324,170 @@ fn capability_arguments_reach_those_who_ask() {
         assert!(document.get("capabilities").is_none());
     }
     assert!(calls[0].document().get("prevResult").is_none());
-    assert!(calls[1].document().get("runtimeConfig").is_none());
+    // As by libcni, a literal one stays where no capability replaces it.
+    for call in [&calls[1], &calls[2]] {
+        assert_eq!(call.document()["runtimeConfig"], json!({"mac": "stale"}));
+    }
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let bench = Bench::new();
+    bench.chain(&json!({}));
+    let usual = Path::new("/etc/cni/net.d");
+    let listed = bench.run_with(&["list"], &[("NETCONFPATH", "")]);
+    assert!(listed.ok, "{listed:?}");
+    assert!(!listed.stdout.contains("10-n.conflist"), "{listed:?}");
+    let missing = bench.run_with(&["status", "no-such"], &[("NETCONFPATH", "")]);
+    assert_fails(&missing, &[usual.to_str().unwrap()]);
+    let nothing = ["CAP_ARGS", "CNI_ARGS"].map(|name| (name, ""));
+    bench.run_with(&["add", "n", NS], &nothing).json();
+    let listed = bench.run_with(&["list"], &[("CNI_PATH", "")]);
+    assert!(
+        listed.ok && listed.stdout.contains("10-n.conflist"),
+        "{listed:?}"
+    );
+}
+
+/// Makes a pipe that nobody writes to.
+fn pipe(path: &Path) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let made = Command::new("mkfifo").arg(path).status().unwrap();
+    assert!(made.success());
+}
+
+#[test]
+fn what_is_no_file_is_passed_over() {
+    let bench = Bench::new();
+    bench.chain(&json!({}));
+    for name in ["00-pipe.conf", "00-pipe.conflist", "n/00-pipe.conf"] {
+        pipe(&bench.conf.join(name));
+    }
+    std::os::unix::fs::symlink("/dev/null", bench.conf.join("01-off.conflist")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(bench.conf.join("02.conf")).unwrap();
+    pipe(&cache("n-x-eth0"));
+    // A plugin is a file, and so is what one is advised to use.
+    pipe(&bench.fake.join("bb"));
+    bench.run(&["add", "n", NS]).json();
+    let validated = bench.run(&["validate"]);
+    let file = bench.conf.join("10-n.conflist");
+    assert_eq!(validated.stdout, format!("{}: ok\n", file.display()));
+    for args in [&["list"] as &[&str], &["ps"], &["doctor"], &["gc", "n"]] {
+        let done = bench.run(args);
+        assert!(!done.stderr.contains("pipe"), "{args:?}: {done:?}");
+        assert!(!done.stdout.contains("pipe"), "{args:?}: {done:?}");
+    }
+    bench.chain(&json!({"plugins": [{"type": "bbb"}]}));
+    let missing = bench.run(&["status", "n"]);
+    assert!(
+        !missing.ok && !missing.stderr.contains("\"bb\""),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn a_byte_order_mark_is_passed_over() {
+    let bench = Bench::new();
+    let mark = "\u{feff}";
+    let list = r#"{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "a"}]}"#;
+    bench.write("1.conflist", format!("{mark}{list}"));
+    bench.write("n/1.conf", format!(r#"{mark}{{"type": "b"}}"#));
+    let validated = bench.run(&["validate"]);
+    assert!(validated.stdout.ends_with(": ok\n"), "{validated:?}");
+    bench.run(&["add", "n", NS, "--id", "x"]).json();
+    assert_eq!(bench.calls(), ["ADD a", "ADD b"]);
+    // libcni reads the configuration that is kept, and takes no mark.
+    let kept: Value =
+        serde_json::from_str(&fs::read_to_string(cache("n-x-eth0")).unwrap()).unwrap();
+    assert_eq!(decode_base64(kept["config"].as_str().unwrap()), list);
+}
+
+#[test]
+fn a_plugin_in_a_file_for_lists_is_told_in_one_line() {
+    let bench = Bench::new();
+    bench.write(
+        "1.conflist",
+        r#"{"cniVersion": "1.0.0", "name": "n", "type": "a", "x": {"y": 1}}"#,
+    );
+    let file = bench.conf.join("1.conflist");
+    let advice = "rename the file to .conf, or wrap it in \"plugins\": […]";
+    let validated = bench.run(&["validate"]);
+    assert_eq!(
+        validated.stdout,
+        format!(
+            "{}: error: a plugin, not a list of plugins: {advice}\n",
+            file.display()
+        )
+    );
+    assert_fails(&bench.run(&["add", "n", NS]), &[advice]);
+    // With plugins beside it, it is a list.
+    bench.write("n/1.conf", r#"{"type": "b"}"#);
+    bench.run(&["add", "n", NS]).json();
+    assert_eq!(bench.calls(), ["ADD b"]);
+}
+
+#[test]
+fn a_result_that_nobody_receives_is_undone() {
+    let bench = Bench::new();
+    bench.chain(&json!({}));
+    let add = |stdout: Stdio, args: &[&str]| {
+        let mut command = Command::new(bench.node.bin.join("cnitool"));
+        command
+            .args(["add", "n", NS])
+            .args(args)
+            .stdin(Stdio::null());
+        command.env("CNI_PATH", &bench.fake);
+        command.env("NETCONFPATH", &bench.conf);
+        let done = command.stdout(stdout).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    let full = || {
+        File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+            .into()
+    };
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer.into()
+    };
+    for stdout in [full as fn() -> Stdio, closed] {
+        let (code, said) = add(stdout(), &[]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("write the result to stdout"), "{said}");
+        assert_eq!(bench.calls(), ["ADD a", "ADD b", "DEL b", "DEL a"]);
+        assert_eq!(fs::read_dir("/var/lib/cni/results").unwrap().count(), 0);
+    }
+    let (_, said) = add(full(), &["--no-rollback"]);
+    assert!(said.contains("left as it is"), "{said}");
+    assert_eq!(bench.calls(), ["ADD a", "ADD b"]);
+    // It was there before.
+    let (_, said) = add(full(), &[]);
+    assert!(said.contains("existed before"), "{said}");
+    assert_eq!(bench.calls(), ["ADD a", "ADD b"]);
+}
+
+#[test]
+fn an_id_that_makes_no_file_name_fails_before_anything_is_made() {
+    let bench = Bench::new();
+    bench.chain(&json!({}));
+    // "n-", the id, "-eth0".
+    let fits = "a".repeat(255 - 7);
+    bench.run(&["add", "n", NS, "--id", &fits]).json();
+    bench.run(&["del", "n", NS, "--id", &fits]).silent();
+    assert_eq!(bench.calls(), ["ADD a", "ADD b", "DEL b", "DEL a"]);
+    let long = format!("{fits}a");
+    for args in [&[] as &[&str], &["--dry-run"]] {
+        let refused = bench.run(&[&["add", "n", NS, "--id", &long], args].concat());
+        assert_fails(
+            &refused,
+            &["the container id is too long", "256 bytes", "(code 4)"],
+        );
+    }
+    assert!(bench.calls().is_empty());
+    bench.run(&["del", "n", NS, "--id", &long]).silent();
 }
 
 #[test]
@@ -1332,6 +1495,67 @@ fn validate_knows_what_the_runtime_will_add() {
         checked.ok && checked.stdout.ends_with(": ok\n"),
         "{checked:?}"
     );
+}
+
+#[test]
+fn validate_finds_what_can_never_work() {
+    let bench = Bench::new();
+    for name in ["macvlan", "calico", "dhcp"] {
+        bench.plugin(name);
+    }
+    let path = format!("{}:{}", bench.node.bin.display(), bench.fake.display());
+    let bridge = |keys: &str| format!(r#"{{"type": "bridge", {keys}}}"#);
+    let v4 = r#""ipam": {"type": "host-local", "subnet": "10.9.0.0/24"}"#;
+    let with_routes = |routes: &str| {
+        bridge(&format!(
+            r#""ipam": {{"type": "host-local", "subnet": "10.9.0.0/24", "routes": {routes}}}"#
+        ))
+    };
+    let v6 = r#""ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]}"#;
+    let full = r#""ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24", "gateway": "10.9.0.5", "rangeStart": "10.9.0.5", "rangeEnd": "10.9.0.5"}]]}"#;
+    let static_v4 = r#""ipam": {"type": "static", "addresses": [{"address": "10.9.0.2/24"}], "routes": [{"dst": "::/0"}]}"#;
+    let good = bridge(v4);
+    for (plugins, expected) in [
+        (r#"{"type": "portmap", "capabilities": {"portMappings": true}}"#.to_owned(), "error: plugins[0].type: portmap needs"),
+        (format!(r#"{{"type": "tuning", "mtu": 1400}}, {good}"#), "error: plugins[0].type: tuning needs"),
+        (format!(r#"{{"type": "firewall"}}, {good}"#), "error: plugins[0].type: firewall needs"),
+        (format!(r#"{{"type": "bandwidth", "capabilities": {{"bandwidth": true}}}}, {good}"#), "error: plugins[0].type: bandwidth needs"),
+        (format!(r#"{good}, {{"type": "ptp", {v4}}}"#), "error: plugins[1].type: ptp makes the interface that bridge has made"),
+        (bridge(full), "error: plugins[0].ipam.ranges[0]: 10.9.0.5-10.9.0.5 has no address to hand out"),
+        (bridge(&format!(r#""mtu": 1279, {v6}"#)), "error: plugins[0].mtu: too small for the IPv6"),
+        (format!(r#"{}, {{"type": "tuning", "mtu": 576}}"#, bridge(v6)), "error: plugins[1].mtu: too small for the IPv6"),
+        (bridge(&format!(r#""mtu": 1400, "MTU": 1500, {v4}"#)), "warning: plugins[0].MTU: written twice, as \"mtu\" too"),
+        (bridge(&format!(r#""capabilities": {{"portMappings": true}}, {v4}"#)), "warning: plugins[0].capabilities.portMappings: bridge does not know it: it belongs to portmap"),
+        (bridge(r#""capabilities": {"ips": true}"#), "warning: plugins[0].capabilities.ips: bridge does not know it"),
+        (format!(r#"{good}, {{"type": "portmap"}}"#), "warning: plugins[1]: it never has anything to do"),
+        (format!(r#"{good}, {{"type": "bandwidth"}}"#), "warning: plugins[1]: it never has anything to do"),
+        (with_routes(r#"[{"dst": "::/0"}]"#), "warning: plugins[0].ipam.routes[0].dst: the container gets no IPv6 address"),
+        (bridge(static_v4), "warning: plugins[0].ipam.routes[0].dst: the container gets no IPv6 address"),
+        (with_routes(r#"[{"dst": "0.0.0.0/0", "gw": "10.8.0.1"}]"#), "error: plugins[0].ipam.routes[0].gw: 10.8.0.1 is in no network"),
+        (with_routes(r#"[{"dst": "0.0.0.0/0", "gw": "fd00::1"}]"#), "error: plugins[0].ipam.routes[0].gw: fd00::1 is no IPv4 address"),
+        (r#"{"type": "macvlan", "ipam": {"type": "host-local", "subnet": "x"}}"#.to_owned(), "error: plugins[0].ipam.subnet: \"x\""),
+        // Nothing is wrong with these.
+        (r#"{"type": "calico", "ipam": {"type": "host-local", "subnet": "usePodCidr"}}"#.to_owned(), "ok"),
+        (r#"{"type": "calico", "ipam": {"type": "calico-ipam"}}, {"type": "portmap", "capabilities": {"portMappings": true}}"#.to_owned(), "ok"),
+        (bridge(&format!(r#""mtu": 1280, {v6}"#)), "ok"),
+        (bridge(&format!(r#""mtu": 576, {v4}"#)), "ok"),
+        (bridge(r#""capabilities": {"ipRanges": true}, "ipam": {"type": "host-local", "routes": [{"dst": "::/0"}]}"#), "ok"),
+        (bridge(r#""capabilities": {"ips": true}, "ipam": {"type": "dhcp"}"#), "ok"),
+        (with_routes(r#"[{"dst": "0.0.0.0/0"}, {"dst": "10.0.0.0/8", "gw": "10.9.0.7"}]"#), "ok"),
+        (format!(r#"{{"type": "loopback"}}, {good}"#), "ok"),
+        (format!(r#"{good}, {{"type": "portmap", "runtimeConfig": {{"portMappings": [{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}]}}}}"#), "ok"),
+        (format!(r#"{good}, {{"type": "bandwidth", "ingressRate": 8000, "ingressBurst": 80000}}"#), "ok"),
+    ] {
+        let list = format!(r#"{{"cniVersion": "1.0.0", "name": "n", "plugins": [{plugins}]}}"#);
+        bench.write("1.conflist", list);
+        let told = bench.run(&["validate", "--path", &path]);
+        let lines: Vec<_> = told.stdout.lines().collect();
+        assert!(
+            lines.len() == 1 && lines[0].contains(&format!("1.conflist: {expected}")),
+            "{plugins}: {told:?}"
+        );
+        assert_eq!(told.ok, !expected.starts_with("error"), "{plugins}");
+    }
 }
 
 #[test]

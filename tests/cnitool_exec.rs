@@ -178,6 +178,60 @@ fn the_exit_status_is_the_commands() {
     let no_program = bench.exec(&["--", bench.conf.to_str().unwrap()]);
     assert_eq!(no_program.code, Some(126), "{no_program:?}");
     bench.assert_nothing_left();
+    // Our own failures: no command, an option that is none, a network that is none.
+    for args in [
+        &["exec", "n"] as &[&str],
+        &["exec"],
+        &["exec", "n", "--x", "--", "true"],
+        &["--verbose", "exec", "n", "--port", "x", "--", "true"],
+        &["exec", "m", "--", "true"],
+    ] {
+        let refused = bench.node.cnitool(&bench.conf, args);
+        assert_eq!(refused.code, Some(125), "{args:?}: {refused:?}");
+    }
+    let other = bench.node.cnitool(&bench.conf, &["add", "exec"]);
+    assert_eq!(other.code, Some(1), "{other:?}");
+    assert!(bench.node.cnitool(&bench.conf, &["exec", "--help"]).ok);
+}
+
+#[test]
+fn the_command_sees_its_own_devices_and_name_servers() {
+    let bench = Bench::new();
+    let list = json!({
+        "cniVersion": "1.1.0", "name": "n",
+        "plugins": [{
+            "type": "bridge", "bridge": "br0",
+            "dns": {"nameservers": ["10.9.0.53"], "search": ["svc.test"], "options": ["ndots:5"]},
+            "ipam": {"type": "host-local", "subnet": "10.9.0.0/24"},
+        }],
+    });
+    let devices = bench.exec(&["--", "ls", "/sys/class/net"]);
+    assert_eq!(devices.stdout, "eth0\nlo\n", "{devices:?}");
+    let host = fs::read_to_string("/etc/resolv.conf").unwrap();
+    // Without DNS in the result the host's serves.
+    let seen = bench.exec(&["--", "cat", "/etc/resolv.conf"]);
+    assert_eq!(seen.stdout, host);
+    fs::write(bench.conf.join("n.conflist"), list.to_string()).unwrap();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
+    let seen = bench.exec(&["--", "cat", "/etc/resolv.conf"]);
+    assert_eq!(
+        seen.stdout,
+        "nameserver 10.9.0.53\nsearch svc.test\noptions ndots:5\n"
+    );
+    // What is mounted below /sys stays there, and the host has lost nothing.
+    let below = |text: &str| -> Vec<String> {
+        let places = text.lines().filter_map(|line| line.split(' ').nth(4));
+        let mut places: Vec<_> = places.filter(|at| at.starts_with("/sys/")).collect();
+        places.sort_unstable();
+        places.dedup();
+        places.into_iter().map(str::to_owned).collect()
+    };
+    let inside = bench.exec(&["--", "cat", "/proc/self/mountinfo"]);
+    assert_eq!(below(&inside.stdout), below(&before));
+    assert_eq!(mounts(), before);
+    assert_eq!(fs::read_to_string("/etc/resolv.conf").unwrap(), host);
+    bench.assert_nothing_left();
 }
 
 #[test]

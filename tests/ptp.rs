@@ -10,6 +10,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -641,4 +642,88 @@ fn what_one_implementation_added_the_other_removes() {
             (String::new(), String::new())
         );
     }
+}
+
+/// With the tools of iptables each listing is a process: there are as many for one container
+/// as for several.
+#[test]
+fn restore_lists_each_table_once() {
+    for variant in ["iptables-nft", "iptables-legacy"] {
+        std::thread::spawn(move || listed_once(variant))
+            .join()
+            .unwrap();
+    }
+}
+
+fn listed_once(variant: &str) {
+    let node = Node::new();
+    let path = common::tools(&node, "tools", variant);
+    let log = node.dir.path().join("log");
+    // Each call is counted before it is made.
+    for tool in ["iptables", "ip6tables"] {
+        for verb in ["save", "restore"] {
+            let link = Path::new(&path).join(format!("{tool}-{verb}"));
+            let real = fs::read_link(&link).unwrap();
+            fs::remove_file(&link).unwrap();
+            // By its name the variant is known.
+            let file = Path::new(&path).join(real.file_name().unwrap());
+            symlink(&file, &link).unwrap();
+            let text = format!(
+                "#!/bin/sh\necho {tool}-{verb} >> {}\nexec {} \"$@\"\n",
+                log.display(),
+                real.display()
+            );
+            fs::write(&file, text).unwrap();
+            fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+    }
+    let path = format!("{path}:/usr/sbin:/usr/bin:/sbin:/bin");
+    let conf = node.dir.path().join("net.d");
+    fs::create_dir(&conf).unwrap();
+    let ptp = with(
+        dual_stack(),
+        json!({"ipMasq": true, "ipMasqBackend": "iptables"}),
+    );
+    let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [
+        ptp,
+        {"type": "portmap", "backend": "iptables", "capabilities": {"portMappings": true}},
+        {"type": "firewall", "backend": "iptables"},
+    ]});
+    fs::write(conf.join("net1.conflist"), list.to_string()).unwrap();
+    let tool = |program: &Path, args: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(args).env("PATH", &path);
+        command.env("CNI_PATH", &node.bin).env("NETCONFPATH", &conf);
+        common::run(&mut command, "")
+    };
+    let add = |name: &str, port: u16| {
+        let netns = node.netns(name);
+        let cap = json!({"portMappings": [
+            {"hostPort": port, "containerPort": 80, "protocol": "tcp"}]});
+        let args = ["add", "net1", &netns, "--cap", &cap.to_string()];
+        tool(&node.bin.join("cnitool"), &args).json();
+    };
+    let listings = |expected: &str| {
+        fs::write(&log, "").unwrap();
+        let restored = tool(&common::binary(), &["restore"]);
+        assert!(
+            restored.ok && restored.stdout.contains(expected),
+            "{restored:?}"
+        );
+        fs::read_to_string(&log).unwrap()
+    };
+    add("c1", 8081);
+    let for_one = listings("nothing was missing: 1");
+    // Tables `nat` and `filter` of both families.
+    assert_eq!(for_one.lines().count(), 4, "{for_one}");
+    for (name, port) in [("c2", 8082), ("c3", 8083)] {
+        add(name, port);
+    }
+    assert_eq!(listings("nothing was missing: 3"), for_one);
+    // What one of them lost, another one does not hide.
+    node.sh(&format!(
+        "{variant} -t nat -F POSTROUTING; {variant} -F FORWARD"
+    ));
+    listings("restored (");
+    assert_eq!(listings("nothing was missing: 3"), for_one);
 }

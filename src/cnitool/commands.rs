@@ -132,18 +132,16 @@ fn parameters(options: &Options, target: &Target) -> Result<Parameters> {
             let path = path.display();
             coded(Code::Environment, format!("NETNS {path} is not UTF-8"))
         })?;
+    let options = &options.attachment;
     let attachment = Attachment {
-        container_id: match &options.attachment.id {
-            Some(id) => id.clone(),
-            None => container_id(&netns),
-        },
-        ifname: options.ifname().to_owned(),
+        container_id: options.id.clone().unwrap_or_else(|| container_id(&netns)),
+        ifname: options.ifname.clone(),
     };
     Parameters::new(
         attachment,
         netns,
-        parse_args(&options.attachment.args)?,
-        capability_args(&options.attachment.cap)?,
+        parse_args(&options.args)?,
+        capability_args(&options.cap)?,
     )
 }
 

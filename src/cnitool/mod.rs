@@ -29,9 +29,6 @@ const CONFIGURATIONS: &str = "/etc/cni/net.d";
 /// Where plugins are, unless told.
 const PLUGINS: &str = "/opt/cni/bin";
 
-/// What the interface in the container is called, unless told.
-const INTERFACE: &str = "eth0";
-
 /// Adds, checks and removes network attachments by hand.
 #[derive(Parser)]
 #[command(name = "cnitool", version)]
@@ -156,7 +153,7 @@ struct AttachmentOptions {
         global = true,
         env = "CNI_IFNAME",
         value_name = "NAME",
-        default_value = INTERFACE
+        default_value = "eth0"
     )]
     ifname: String,
     /// Capability arguments: {"portMappings": [...], ...}
@@ -196,14 +193,6 @@ impl Options {
             PLUGINS
         } else {
             &self.path
-        }
-    }
-
-    fn ifname(&self) -> &str {
-        if self.attachment.ifname.is_empty() {
-            INTERFACE
-        } else {
-            &self.attachment.ifname
         }
     }
 }

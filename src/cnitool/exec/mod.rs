@@ -71,7 +71,7 @@ fn attach_and_run(options: &Options, args: &ExecArgs) -> Result<ExitCode> {
                 Some(id) => id.clone(),
                 None => format!("cnitool-exec-{:08x}", fsutil::random_u32()?),
             },
-            ifname: options.ifname().to_owned(),
+            ifname: options.attachment.ifname.clone(),
         },
         netns.path_by_descriptor(),
         parse_args(&options.attachment.args)?,
