@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::network::Network;
-use common::{BACKENDS, REFERENCE, run};
+use common::{BACKENDS, Node, REFERENCE, run};
 use serde_json::{Value, json};
 
 /// A node with an uplink to namespace `ext`, over which its default routes lead, and the
@@ -1186,4 +1186,55 @@ fn the_exit_status_tells_whether_it_could_look() {
     for key in ["why", "mend"] {
         assert!(!finding[key].as_str().unwrap().is_empty(), "{shown:#}");
     }
+}
+
+/// Where a network is to use a tool that is not there, doctor says so, and what helps.
+#[test]
+fn a_missing_iptables_and_a_full_range_are_told_as_what_they_are() {
+    let node = Node::new();
+    let conf = node.dir.path().join("net.d");
+    fs::create_dir(&conf).unwrap();
+    let doctor = |bridge: &Value, path: &str| {
+        let list = json!({"cniVersion": "1.0.0", "name": "n", "plugins": [bridge]});
+        let file = conf.join("n.conflist");
+        fs::write(&file, list.to_string()).unwrap();
+        let mut command = Command::new(node.bin.join("cnitool"));
+        command.args(["doctor", "n"]).env("CNI_PATH", &node.bin);
+        command.env("NETCONFPATH", &conf).env("PATH", path);
+        run(&mut command, "").stdout
+    };
+    let mut bridge = json!({
+        "type": "bridge", "bridge": "br0", "ipMasq": true, "ipMasqBackend": "iptables",
+        "ipam": {"type": "host-local", "ranges": [[
+            {"subnet": "10.9.0.0/24", "rangeStart": "10.9.0.2", "rangeEnd": "10.9.0.2"}]]},
+    });
+    let said = "bridge is to use iptables, and there is no iptables-restore in PATH that works";
+    let told = doctor(&bridge, "/nowhere");
+    assert!(told.contains(said), "{told}");
+    assert!(
+        told.contains("set \"ipMasqBackend\": \"nftables\" in "),
+        "{told}"
+    );
+    let usual = "/usr/sbin:/usr/bin:/sbin:/bin";
+    assert!(!doctor(&bridge, usual).contains(said));
+    bridge["ipMasqBackend"] = json!("nftables");
+    assert!(!doctor(&bridge, "/nowhere").contains(said));
+
+    let c1 = node.netns("c1");
+    node.cnitool(&conf, &["add", "n", &c1]).json();
+    let told = doctor(&bridge, usual);
+    assert!(
+        told.contains("all 1 addresses of 10.9.0.2-10.9.0.2 are taken"),
+        "{told}"
+    );
+    assert!(
+        told.contains("add a range, or a larger one: all are in use"),
+        "{told}"
+    );
+    node.sh("ip netns del c1");
+    let told = doctor(&bridge, usual);
+    assert!(
+        told.contains("free leaked leases with `cnitool gc n`"),
+        "{told}"
+    );
 }

@@ -340,12 +340,15 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        // Its callers tell our failures from those of the command by the exit status.
-        Err(error) if error.use_stderr() && is_exec(&args) => {
-            output::usage(&error);
-            return exec::OWN_FAILURE.into();
+        Err(error) => {
+            let status = output::usage(&error);
+            // Callers of exec tell our failures from the command's by the exit status.
+            return if error.use_stderr() && is_exec(args) {
+                exec::OWN_FAILURE.into()
+            } else {
+                status
+            };
         }
-        Err(error) => return output::usage(&error),
     };
     if !cli.verb.surplus().is_empty() {
         let surplus = cli.verb.surplus().join(OsStr::new(" "));
@@ -379,7 +382,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 /// Whether a command line that is wrong is one of `exec`.
-fn is_exec(args: &[OsString]) -> bool {
+fn is_exec(args: Vec<OsString>) -> bool {
     let read = Cli::command()
         .ignore_errors(true)
         .try_get_matches_from(args);

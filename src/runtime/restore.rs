@@ -82,7 +82,7 @@ pub fn restore(
     mut tell: impl FnMut(&Entry, Result<Outcome>),
 ) {
     let mut overtaken = BTreeSet::new();
-    let memo = Memo::start();
+    let _memo = Memo::start();
     for attachment in attachments {
         let entry = &attachment.entry;
         let ports = host_ports(&entry.parameters);
@@ -91,7 +91,7 @@ pub fn restore(
         if !is_asked && (scope.dry_run || !is_overtaken) {
             continue;
         }
-        let outcome = attachment.restore(scope.dry_run, is_overtaken, applets, &memo);
+        let outcome = attachment.restore(scope.dry_run, is_overtaken, applets);
         // Even when it failed: part of it may have been made.
         if !matches!(outcome, Ok(Outcome::Complete | Outcome::Gone(_))) {
             overtaken.extend(ports);
@@ -103,13 +103,7 @@ pub fn restore(
 impl Remembered {
     /// Makes what is missing; all again if an older attachment's rules are in front.
     /// Each table is listed once for all attachments of which nothing is missing.
-    fn restore(
-        &self,
-        dry_run: bool,
-        is_overtaken: bool,
-        applets: Applets,
-        memo: &Memo,
-    ) -> Result<Outcome> {
+    fn restore(&self, dry_run: bool, is_overtaken: bool, applets: Applets) -> Result<Outcome> {
         if let Some(reason) = self.gone()? {
             return Ok(Outcome::Gone(reason));
         }
@@ -125,7 +119,7 @@ impl Remembered {
                 }
                 let restored = plugin.restore_rules(&call);
                 // Even a failure may have changed something.
-                memo.forget();
+                Memo::forget();
                 restored
             });
             result = result.and(done);

@@ -57,6 +57,20 @@ pub fn check_view(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     findings
 }
 
+/// What gives a pool room again: there are leases to free only where containers are gone.
+fn room_in(facts: &Facts<'_>, pool: &Pool) -> String {
+    let mut gone = facts
+        .views
+        .iter()
+        .filter(|view| matches!(view.state, State::Orphan(_)) && view.network == pool.network);
+    if gone.any(|view| !view.leases.is_empty()) {
+        let collect = shell!["cnitool", "gc", pool.network];
+        format!("free leaked leases with `{collect}`, or add a range")
+    } else {
+        "add a range, or a larger one: all are in use, or set aside".to_owned()
+    }
+}
+
 /// What is wrong with pools; `what` is the network or container that is meant.
 pub fn check_pools(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
     let is_network = |name: &str| {
@@ -79,7 +93,6 @@ pub fn check_pools(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
                 continue;
             }
             let ranges: Vec<String> = set.ranges.iter().map(|(a, b)| format!("{a}-{b}")).collect();
-            let collect = shell!["cnitool", "gc", pool.network];
             findings.push(Finding::error(
                 format!("network {}", pool.network),
                 format!(
@@ -88,7 +101,7 @@ pub fn check_pools(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {
                     ranges.join(",")
                 ),
                 "no container can be added",
-                format!("free leaked leases with `{collect}`, or add a range"),
+                room_in(facts, pool),
             ));
         }
         let outside = pool

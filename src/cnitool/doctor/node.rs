@@ -19,9 +19,8 @@ use crate::cni::version::Version;
 use crate::cnitool::validate::neighbours;
 use crate::runtime::chain;
 use crate::runtime::directory::Broken;
-use crate::runtime::network::{Network, ipam, plugin_member, plugin_type};
-use crate::shell::shell;
 use crate::runtime::network::{Network, PluginConfiguration, ipam, plugin_member, plugin_type};
+use crate::shell::shell;
 use crate::runtime::request::{self, Additions};
 use crate::survey::attachment::bridge_name;
 

@@ -52,7 +52,8 @@ fn write_resolv_conf(dns: &Dns, host: &str) -> String {
             lines.push(format!("{keyword} {value}"));
         }
     }
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 /// Gives this process, which has one thread, a view of its own: `/sys` of the network namespace
