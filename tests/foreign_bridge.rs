@@ -9,6 +9,8 @@
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,9 @@ use serde_json::{Value, json};
 
 /// Far more than an ADD takes on a loaded machine, and less than any wait in vain.
 const CEILING: Duration = Duration::from_secs(1);
+
+/// What a plugin that is slowed down may take without any wait.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// How tools make a bridge that passes frames at once.
 const MAKERS: [(&str, &str); 8] = [
@@ -183,30 +188,42 @@ fn over_and_over(args: &[&str], what: &str) -> Servers {
     Servers(vec![yes, ip])
 }
 
+/// Calls of the bridge plugin for one container after the other until one says that its link `is not
+/// up yet`: some are done before anybody can set it down. The plugin takes its time over each
+/// request to the kernel, and must be done within `ceiling`.
+fn until_late(node: &Node, ceiling: Duration) {
+    let slow = node.dir.path().join("slow");
+    let strace = "strace -f -q -o /dev/null -e trace=sendto -e inject=sendto:delay_enter=30000";
+    let script = format!("#!/bin/sh\nexec {strace} {}/bridge\n", node.bin.display());
+    fs::write(&slow, script).unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = json!({"cniVersion": "1.0.0", "name": "net1", "type": "bridge", "bridge": "br0"});
+    let call = node.plugin("bridge").netns("/run/netns/c1");
+    let was_late = (0..10).any(|_| {
+        let added = add(&call.clone().executable(&slow), &config, ceiling, "not up");
+        call.run("DEL", &config).silent();
+        added.stderr.contains("is not up yet")
+    });
+    assert!(was_late);
+}
+
 #[test]
 fn a_bridge_that_does_not_stay_up_is_waited_for_half_a_second() {
     let node = Node::new();
     node.sh("ip link add br0 type bridge");
-    let call = call(&node);
+    node.netns("c1");
     let _down = over_and_over(&[], "link set br0 down");
-    let config = json!({"cniVersion": "1.0.0", "name": "net1", "type": "bridge", "bridge": "br0"});
-    let added = add(&call, &config, Duration::from_millis(1500), "down");
-    assert!(added.stderr.contains("is not up yet"), "{added:?}");
+    until_late(&node, Duration::from_millis(500) + SLOW);
 }
 
 #[test]
 fn a_port_without_carrier_is_waited_for_as_long_as_the_reference_does() {
     let node = Node::new();
-    let call = call(&node);
-    let _down = over_and_over(&["-n", "c1"], "link set eth0 down");
+    node.netns("c1");
+    let down = over_and_over(&["-n", "c1"], "link set eth0 down");
+    until_late(&node, Duration::from_millis(2550) + SLOW);
+    drop(down);
     let config = json!({"cniVersion": "1.0.0", "name": "net1", "type": "bridge", "bridge": "br0"});
-    // Some are done before anybody can set it down again.
-    let was_late = (0..50).any(|_| {
-        let added = add(&call, &config, Duration::from_secs(4), "no carrier");
-        call.run("DEL", &config).silent();
-        added.stderr.contains("is not up yet")
-    });
-    assert!(was_late);
     // Nobody waits for an end that is to stay down.
     let config = with(config, json!({"disableContainerInterface": true}));
     let call = node.plugin("bridge").id("c2").netns(&node.netns("c2"));

@@ -158,8 +158,7 @@ fn indexes(host: &Netlink) -> Result<BTreeSet<u32>> {
     Ok(link::list(host)?.iter().map(|link| link.index).collect())
 }
 
-/// The sysctls of a family that the kernel changes with the switch for forwarding, as they
-/// are, in the order in which to write them: the switch first, for it sets the others.
+/// The sysctls of a family that change with the switch for forwarding, as they are, in the order in which to write them: the switch first, for it sets the others.
 fn forwarding_values(is_ipv4: bool) -> Vec<(String, String)> {
     let family = if is_ipv4 { "ipv4" } else { "ipv6" };
     let mut values = vec![(format!("{family}/conf/all/forwarding"), "0".to_owned())];
@@ -178,6 +177,10 @@ fn forwarding_values(is_ipv4: bool) -> Vec<(String, String)> {
         let name = entry.file_name();
         if let Some(name) = name.to_str().filter(|name| *name != "all") {
             keep(format!("{family}/conf/{name}/forwarding"));
+            if !is_ipv4 && name != "default" {
+                // A link that heeds routers needs another value while the host forwards.
+                keep(format!("{family}/conf/{name}/accept_ra"));
+            }
         }
     }
     values

@@ -27,8 +27,8 @@ pub fn name(bridge: &str, vlan: impl std::fmt::Display) -> String {
     format!("{bridge}.{vlan}")
 }
 
-/// How long another ADD or DEL may take with a VLAN's gateway; each takes milliseconds.
-const LOCK_LIMIT: Duration = Duration::from_secs(30);
+/// How long to wait for others that work on the gateway of a VLAN; each takes milliseconds.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Excludes those who remove gateways that nobody uses, from before the gateway is made
 /// until the container's port is a member of the VLAN.
