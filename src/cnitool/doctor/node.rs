@@ -20,8 +20,8 @@ use crate::cnitool::validate::neighbours;
 use crate::runtime::chain;
 use crate::runtime::directory::Broken;
 use crate::runtime::network::{Network, PluginConfiguration, ipam, plugin_member, plugin_type};
-use crate::shell::shell;
 use crate::runtime::request::{self, Additions};
+use crate::shell::shell;
 use crate::survey::attachment::bridge_name;
 
 /// What is wrong with it; `what` is the network or container that is meant.

@@ -16,10 +16,8 @@ use netlink_packet_netfilter::nftables::{
 use super::identity::{self, Tag};
 use super::ruleset::Table;
 use super::transaction::{Change, is_absent, with_family};
-use crate::netfilter::Protocol;
-use crate::netfilter::memo;
-use crate::netfilter::socket::{Socket, attribute, attributes};
 use crate::netfilter::socket::{Socket, attribute, attributes, number};
+use crate::netfilter::{Protocol, memo};
 
 /// A set: a table's memory of what belongs together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

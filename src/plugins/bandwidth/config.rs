@@ -2,15 +2,16 @@
 
 use std::fmt;
 
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
 use crate::cni::config::parse_cidr;
 use crate::cni::error::{Code, coded};
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
 use crate::net::traffic::TokenBucket;
 use crate::net::traffic::selection::{End, Selection};
-use anyhow::{Context, Result};
-use serde::Deserialize;
-use serde_json::Value;
 
 /// Microseconds that a packet may wait in the kernel's queue: behind it, more are dropped.
 const LATENCY: f64 = 25_000.0;

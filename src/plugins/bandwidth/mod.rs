@@ -11,6 +11,7 @@ pub mod fuzz;
 mod ifb;
 
 use anyhow::{Context, Result};
+use config::{Limit, Settings};
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
@@ -30,8 +31,6 @@ use crate::net::traffic::{self, selection};
 use crate::plugins::host_end;
 use crate::plugins::veth::Sides;
 use crate::undo::Undo;
-
-use config::{Limit, Settings};
 
 /// The applet.
 #[derive(Debug)]

@@ -18,6 +18,9 @@ mod vlan;
 mod vlan_gateway;
 
 use anyhow::Result;
+use config::Settings;
+use plan::Plan;
+use rules::Wanted;
 use serde_json::Value;
 
 use crate::cni::collector::{Collector, Run};
@@ -35,19 +38,13 @@ use crate::log;
 use crate::net::bridge_vlan::Vlans;
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
-use crate::netfilter::nftables::Nftables;
-use crate::netfilter::{Known, Owner};
-use crate::plugins::shared::Shared;
 use crate::net::section;
 use crate::netfilter::nftables::{self, Nftables};
-use crate::netfilter::{self, Owner};
+use crate::netfilter::{self, Known, Owner};
+use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{container_end, host_end, masquerade};
 use crate::undo::Undo;
-
-use config::Settings;
-use plan::Plan;
-use rules::Wanted;
 
 /// The VLANs that the port of a container must be a member of, as `config` says, and whether
 /// it keeps the bridge's default beside them; `None` where that is the bridge's to say.

@@ -24,10 +24,10 @@ use crate::cni::status::{PATIENCE, patiently, require_root};
 use crate::cni::version::Version;
 use crate::log;
 use crate::net::section;
+use crate::netfilter::firewalld::Firewalld;
 use crate::netfilter::{self, BackendName, Ingress, Isolation, Need, Owner, Purpose, way_out};
 use crate::plugins::outlook;
 use crate::shell::shell;
-use crate::netfilter::firewalld::Firewalld;
 use crate::undo::Undo;
 
 use claims::Claim;

@@ -11,7 +11,9 @@ mod plan;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use config::Settings;
 use ipnet::IpNet;
+use plan::Plan;
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
@@ -26,10 +28,8 @@ use crate::cni::status::require_root;
 use crate::journal::step;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
-use crate::net::{addr, route};
-use crate::netfilter::{self, Known, Owner};
 use crate::net::{addr, route, sysctl};
-use crate::netfilter::{self, Owner};
+use crate::netfilter::{self, Known, Owner};
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
@@ -38,9 +38,6 @@ use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{masquerade, preview as words};
 use crate::undo::Undo;
-
-use config::Settings;
-use plan::Plan;
 
 /// How long the host's end may take until it is up.
 const PORT_LIMIT: Duration = Duration::from_millis(500);
