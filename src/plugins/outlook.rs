@@ -43,11 +43,16 @@ impl Sample {
     }
 }
 
-/// Whether containers can be masqueraded whose addresses will be like those of `sample`.
+/// Whether ADD can make its rules for this `purpose`, with the backend `asked` for if one is, for
+/// containers whose addresses will be like those of `sample`.
 ///
 /// # Errors
 /// Code 50, with what is missing and the way out.
-pub fn require_masquerade(asked: Option<BackendName>, sample: Option<&Sample>) -> Result<()> {
+pub fn require_rules(
+    purpose: Purpose,
+    asked: Option<BackendName>,
+    sample: Option<&Sample>,
+) -> Result<()> {
     let (ipv4, ipv6) = match sample {
         Some(sample) => (
             sample.ips().any(|ip| ip.is_ipv4()),
@@ -55,7 +60,6 @@ pub fn require_masquerade(asked: Option<BackendName>, sample: Option<&Sample>) -
         ),
         None => usual_families()?,
     };
-    let purpose = Purpose::Masquerade;
     let need = Need {
         purpose,
         asked,

@@ -15,7 +15,7 @@ use crate::net::addr;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::section;
-use crate::netfilter::nftables;
+use crate::netfilter::{Purpose, nftables};
 use crate::plugins::outlook::{self, Sample};
 
 /// Looks for what would fail every ADD with `settings`.
@@ -33,7 +33,7 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
     let sample = ipam.and_then(|ipam| Sample::of(call, ipam));
     // Without IPAM there is nothing to masquerade.
     if settings.masquerade && ipam.is_some() {
-        outlook::require_masquerade(settings.backend, sample.as_ref())?;
+        outlook::require_rules(Purpose::Masquerade, settings.backend, sample.as_ref())?;
     }
     if settings.spoof_check && !nftables::is_usable() {
         return Err(detailed(

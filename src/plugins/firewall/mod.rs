@@ -25,7 +25,7 @@ use crate::cni::version::Version;
 use crate::log;
 use crate::net::section;
 use crate::netfilter::firewalld::Firewalld;
-use crate::netfilter::{self, BackendName, Ingress, Isolation, Need, Owner, Purpose, way_out};
+use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner, Purpose, way_out};
 use crate::plugins::outlook;
 use crate::shell::shell;
 use crate::undo::Undo;
@@ -81,17 +81,7 @@ impl Plugin for Firewall {
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         require_root()?;
-        let rules = |asked| {
-            let (ipv4, ipv6) = outlook::usual_families()?;
-            let purpose = Purpose::Firewall;
-            let need = Need {
-                purpose,
-                asked,
-                ipv4,
-                ipv6,
-            };
-            need.check()
-        };
+        let rules = |asked| outlook::require_rules(Purpose::Firewall, asked, None);
         match settings.backend {
             Backend::Rules(name) => rules(Some(name))?,
             Backend::Auto | Backend::Firewalld => {

@@ -24,9 +24,7 @@ use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{link, route, section, sysctl};
 use crate::netfilter::nftables::{self, localnet};
-use crate::netfilter::{
-    self, BackendName, Known, Need, Owner, PortMaps, Purpose, conntrack, way_out,
-};
+use crate::netfilter::{self, BackendName, Known, Owner, PortMaps, Purpose, conntrack, way_out};
 use crate::plugins::{outlook, veth};
 use crate::shell::shell;
 use crate::undo::Undo;
@@ -102,22 +100,14 @@ impl Plugin for Portmap {
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
-        let (ipv4, ipv6) = outlook::usual_families()?;
-        let purpose = Purpose::PortMaps;
         let asked = settings.backend;
-        let need = Need {
-            purpose,
-            asked,
-            ipv4,
-            ipv6,
-        };
-        need.check()?;
-        let routes_localnet = settings.snat && ipv4 && nftables::is_usable();
+        outlook::require_rules(Purpose::PortMaps, asked, None)?;
         // What iptables, and the way from 127.0.0.1, take to make.
         if settings.snat || netfilter::choose(asked)? == BackendName::Iptables {
             section::check_writable()?;
         }
-        if routes_localnet {
+        let (has_ipv4, _) = outlook::usual_families()?;
+        if settings.snat && has_ipv4 && nftables::is_usable() {
             require_route_localnet().map_err(|error| not_available(&error))?;
         }
         Ok(())
@@ -332,19 +322,16 @@ fn must_route_localnet(wanted: &PortMaps) -> bool {
 /// packets from 127.0.0.1, or be made to.
 fn require_route_localnet() -> Result<()> {
     // A new link starts with the default; one that is there may have it on already.
-    let is_on = |of| {
-        let value = sysctl::read(&localnet::sysctl_key(of))?;
-        Ok::<_, anyhow::Error>(value.as_deref() == Some("1"))
+    let checked = sysctl::check_settable(&localnet::sysctl_key("default"), "1");
+    let Err(error) = checked else {
+        return Ok(());
     };
-    if is_on("all")?
-        || link::list(&Netlink::open()?)?
-            .iter()
-            .any(|link| link.routes_localnet)
-    {
+    let all = sysctl::read(&localnet::sysctl_key("all"))?;
+    let links = link::list(&Netlink::open()?)?;
+    if all.as_deref() == Some("1") || links.iter().any(|link| link.routes_localnet) {
         return Ok(());
     }
-    sysctl::check_settable(&localnet::sysctl_key("default"), "1")
-        .context("mapped ports cannot be made to answer on 127.0.0.1")
+    Err(error.context("mapped ports cannot be made to answer on 127.0.0.1"))
 }
 
 /// Lets the link that leads to the container carry packets from 127.0.0.1.

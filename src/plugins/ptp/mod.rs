@@ -29,7 +29,7 @@ use crate::journal::step;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::{addr, route, sysctl};
-use crate::netfilter::{self, Known, Owner};
+use crate::netfilter::{self, Known, Owner, Purpose};
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
@@ -135,7 +135,7 @@ impl Plugin for Ptp {
         require_root()?;
         let sample = Sample::of(call, &settings.ipam);
         if settings.masquerade {
-            outlook::require_masquerade(settings.backend, sample.as_ref())?;
+            outlook::require_rules(Purpose::Masquerade, settings.backend, sample.as_ref())?;
         }
         let host = Netlink::open()?;
         link::require_kind(&host, "veth")?;
