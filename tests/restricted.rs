@@ -28,6 +28,8 @@ fn a_read_only_proc_sys() {
     let node = Node::new();
     let netns = node.netns("c1");
     let call = node.plugin("bridge").netns(&netns);
+    // Whatever the machine has that the test runs on.
+    node.sh("echo 0 > /proc/sys/net/ipv4/ip_forward");
     node.sh("mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");
     node.sh("! echo 0 2>/dev/null > /proc/sys/net/ipv4/ip_forward");
     // What must be changed and cannot is named, and nothing is left.

@@ -73,7 +73,8 @@ pub struct Link {
     /// Whether it takes routes from whoever advertises itself as a router (IPv6 sysctl
     /// `accept_ra`); `None` where it has no IPv6.
     pub accepts_advertisements: Option<bool>,
-    /// Whether 127.0.0.1 may be on the other side of it (IPv4 sysctl `route_localnet`).
+    /// Whether 127.0.0.1 may be on the other side of it (IPv4 sysctl `route_localnet`), if
+    /// `all` does not say so.
     pub routes_localnet: bool,
     /// Of a bridge: how long a new port waits, twice over, before it passes frames where the
     /// bridge speaks the spanning tree protocol; in hundredths of a second.

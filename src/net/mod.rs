@@ -6,6 +6,7 @@
 pub mod addr;
 pub mod bridge_vlan;
 pub mod link;
+pub mod link_sysctl;
 pub mod mac;
 pub mod netconf;
 pub mod netlink;

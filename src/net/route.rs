@@ -1,6 +1,6 @@
 //! Routes (`ip route`).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -279,6 +279,21 @@ pub fn list_forbidding(netlink: &Netlink, sample: IpAddr) -> Result<Vec<(&'stati
     Ok(found.filter(|(_, r)| r.priority != u32::MAX).collect())
 }
 
+/// The indices of the links with a default route that came with a router advertisement (`ip
+/// -6 route show table all default proto ra`).
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn advertised_defaults(netlink: &Netlink) -> Result<Vec<u32>> {
+    let messages = dump(netlink, Ipv6Addr::UNSPECIFIED.into())?;
+    let advertised = messages.iter().filter(|message| {
+        message.header.protocol == RouteProtocol::Ra
+            && message.header.destination_prefix_length == 0
+            && message.header.kind == RouteType::Unicast
+    });
+    Ok(advertised.filter_map(output).collect())
+}
+
 /// What comes of a packet from `source` to `destination` that the link with index `input`
 /// has received (`ip route get DESTINATION from SOURCE iif LINK`): the kernel's own answer,
 /// with its policy rules, forwarding switches and reverse path filter.
@@ -359,7 +374,7 @@ fn from_message(message: &RouteMessage, sample: IpAddr) -> Option<Route> {
     let unspecified = if sample.is_ipv4() {
         IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)
     } else {
-        IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
     };
     let mut dst = unspecified;
     let mut route = Route {

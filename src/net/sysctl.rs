@@ -17,9 +17,12 @@ use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::netconf;
+use super::link;
+use super::link_sysctl::LinkSysctl;
 use super::netlink::Netlink;
+use super::{netconf, route};
 use crate::cni::error::{Code, coded};
+use crate::log;
 
 /// Where the keys are paths.
 pub const ROOT: &str = "/proc/sys/net";
@@ -88,6 +91,16 @@ impl Sysctls {
     /// Code 5 naming the key and the cause; where `/proc/sys` is read-only, as on restricted
     /// hosts, what to do about it.
     pub fn set(&self, key: &str, value: &str) -> Result<()> {
+        self.set_or_advise(key, value, || "it".to_owned())
+    }
+
+    /// As [`Sysctls::set`]; `beforehand` names what to set where this cannot be.
+    pub(super) fn set_or_advise(
+        &self,
+        key: &str,
+        value: &str,
+        beforehand: impl FnOnce() -> String,
+    ) -> Result<()> {
         if let Ok(file) = self.open(key, OFlag::O_RDWR)
             && let Ok(now) = text(&file)
         {
@@ -106,8 +119,9 @@ impl Sysctls {
             .and_then(|mut file| file.write_all(value.as_bytes()))
             .map_err(|error| match error.kind() {
                 ErrorKind::ReadOnlyFilesystem => Error::new(error).context(format!(
-                    "it is \"{}\" and read-only here: set it beforehand, or let the plugin write /proc/sys",
-                    current.unwrap_or_default()
+                    "it is \"{}\" and read-only here: set {} beforehand, or let the plugin write /proc/sys",
+                    current.unwrap_or_default(),
+                    beforehand()
                 )),
                 _ => error.into(),
             })
@@ -199,6 +213,19 @@ pub fn check_settable(key: &str, value: &str) -> Result<()> {
         .with_context(|| coded(Code::Io, format!("write {value} to {ROOT}/{key}")))
 }
 
+/// As [`Sysctls::effective`].
+pub fn effective(sysctl: LinkSysctl<'_>) -> Option<i64> {
+    Sysctls::default().effective(sysctl)
+}
+
+/// As [`Sysctls::ensure`].
+///
+/// # Errors
+/// As there.
+pub fn ensure(sysctl: LinkSysctl<'_>, value: i64) -> Result<()> {
+    Sysctls::default().ensure(sysctl, value)
+}
+
 /// As [`Sysctls::set_if_present`].
 ///
 /// # Errors
@@ -216,25 +243,106 @@ fn text(file: &File) -> io::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// Lets the host forward packets of the families of `ips` between its links, which stays
-/// so.
+/// Lets the host forward packets of the families of `ips` between its links. Nothing is
+/// written where it does already.
+///
+/// The kernel drops the default routes that it has from router advertisements when it
+/// becomes a router itself, and takes no more: the links that have such a route are told to go
+/// on taking them (`accept_ra` 2), which a line on stderr says.
 ///
 /// # Errors
 /// Names the sysctl.
 pub fn forward(host: &Netlink, ips: impl Iterator<Item = IpAddr>) -> Result<()> {
-    forwarding(ips).into_iter().try_for_each(|key| {
-        if netconf::forwards(host, key.starts_with("ipv4")) == Some(true) {
-            return Ok(());
+    for key in forwarding(ips) {
+        if forwards(host, key) {
+            continue;
         }
-        set(key, "1").context("let the host forward packets")
-    })
+        if key == IPV6_FORWARDING {
+            keep_advertised_routes(host);
+        }
+        set(key, "1").context("let the host forward packets")?;
+    }
+    Ok(())
 }
 
+/// Whether `key` of [`forwarding`] is 1. IPv4 is forwarded between links whose own values are 1
+/// as well, but those of links to come follow this one.
+fn forwards(host: &Netlink, key: &str) -> bool {
+    let told = netconf::forwards(host, key != IPV6_FORWARDING);
+    told.unwrap_or_else(|| Sysctls::default().number(key) == Some(1))
+}
+
+/// What [`forward`] would write.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn missing_forwarding(
+    host: &Netlink,
+    ips: impl Iterator<Item = IpAddr>,
+) -> Result<Vec<(String, i64)>> {
+    let mut missing = Vec::new();
+    for key in forwarding(ips) {
+        if forwards(host, key) {
+            continue;
+        }
+        if key == IPV6_FORWARDING {
+            let links = advertised_routes(host)?;
+            missing.extend(links.iter().map(|link| (accept_ra(link).key(), 2)));
+        }
+        missing.push((key.to_owned(), 1));
+    }
+    Ok(missing)
+}
+
+fn accept_ra(link: &str) -> LinkSysctl<'_> {
+    LinkSysctl::v6(link, "accept_ra")
+}
+
+/// The links with a default route that the kernel has from a router advertisement, and would
+/// drop when it begins to forward IPv6 packets.
+fn advertised_routes(host: &Netlink) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for index in route::advertised_defaults(host)? {
+        names.extend(link::by_index(host, index)?.map(|link| link.name));
+    }
+    let sysctls = Sysctls::default();
+    // 0: a program takes the advertisements instead of the kernel; 2 is what it takes.
+    names.retain(|name| sysctls.number(&accept_ra(name).key()) == Some(1));
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Has the kernel go on taking router advertisements where it has a default route from them.
+/// What fails is told: forwarding does not depend on it.
+fn keep_advertised_routes(host: &Netlink) {
+    let links = advertised_routes(host).unwrap_or_else(|error| {
+        log::warn(&format!(
+            "look for routes from router advertisements: {error:#}"
+        ));
+        Vec::new()
+    });
+    for link in &links {
+        let key = accept_ra(link).key();
+        match set(&key, "2") {
+            Ok(()) => log::warn(&format!(
+                "the host learnt its IPv6 default route through {link} from router advertisements, \
+                 which it would lose by forwarding: {key} is 2 from now on"
+            )),
+            Err(error) => log::warn(&format!(
+                "the host loses its IPv6 default route through {link}: {error:#}"
+            )),
+        }
+    }
+}
+
+const IPV6_FORWARDING: &str = "ipv6/conf/all/forwarding";
+
 /// What must be 1 for packets of the families of `ips` to be forwarded.
-pub fn forwarding(ips: impl Iterator<Item = IpAddr>) -> BTreeSet<&'static str> {
+fn forwarding(ips: impl Iterator<Item = IpAddr>) -> BTreeSet<&'static str> {
     ips.map(|ip| match ip {
         IpAddr::V4(_) => "ipv4/ip_forward",
-        IpAddr::V6(_) => "ipv6/conf/all/forwarding",
+        IpAddr::V6(_) => IPV6_FORWARDING,
     })
     .collect()
 }

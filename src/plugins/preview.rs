@@ -9,6 +9,7 @@ use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{Interface, Ip};
 use crate::cni::skel::Call;
 use crate::net::mac::Mac;
+use crate::net::netlink::Netlink;
 use crate::net::route::Route;
 use crate::net::sysctl;
 
@@ -41,10 +42,8 @@ pub fn layer3(call: &Call, ips: &[Ip], routes: &[Route], preview: &mut Preview) 
 /// # Errors
 /// When a sysctl cannot be read.
 pub fn forwarding(ips: impl Iterator<Item = IpAddr>, preview: &mut Preview) -> Result<()> {
-    for key in sysctl::forwarding(ips) {
-        if sysctl::read(key)?.as_deref() != Some("1") {
-            preview.tell(Subject::Sysctl, format!("net/{key} = 1"));
-        }
+    for (key, value) in sysctl::missing_forwarding(&Netlink::open()?, ips)? {
+        preview.tell(Subject::Sysctl, format!("net/{key} = {value}"));
     }
     Ok(())
 }

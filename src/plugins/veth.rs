@@ -16,6 +16,7 @@ use crate::cni::skel::{Call, Plugin};
 use crate::journal::step;
 use crate::log;
 use crate::net::link::{self, End, Link};
+use crate::net::link_sysctl::LinkSysctl;
 use crate::net::mac::Mac;
 use crate::net::netlink::{Changes, Netlink, errno, is_unanswered};
 use crate::net::netns::Netns;
@@ -53,11 +54,11 @@ impl Sides {
     }
 }
 
-/// Sets an IPv6 sysctl of a link on the host. `accept_ra` must be off before the link is
-/// up: a container could change the host's routes (CVE-2020-10749). A kernel without IPv6
+/// Switches an IPv6 sysctl of a link on the host off. `accept_ra` must be off before the link
+/// is up: a container could change the host's routes (CVE-2020-10749). A kernel without IPv6
 /// has nothing to set, and one that refuses is worth a warning.
-pub fn quietly(link: &str, key: &str, value: &str) {
-    let done = sysctl::set_if_present(&format!("ipv6/conf/{link}/{key}"), value);
+pub fn switch_off_quietly(link: &str, name: &'static str) {
+    let done = sysctl::ensure(LinkSysctl::v6(link, name), 0);
     if let Err(error) = done {
         log::warn(&format!("{error:#}"));
     }
@@ -71,9 +72,13 @@ pub fn explain_ipv6(error: anyhow::Error, link: &str, address: &IpNet) -> anyhow
         Some(Errno::EOPNOTSUPP),
     ];
     if address.addr().is_ipv6() && off.contains(&errno(&error)) {
-        return error.context(format!(
-            "IPv6 is off on {link}: set sysctl net.ipv6.conf.{link}.disable_ipv6=0"
-        ));
+        let mut advice = "set sysctl net.ipv6.conf.default.disable_ipv6=0".to_owned();
+        // The host's end of a container's pair goes with the failed ADD.
+        if !Identity::is_name(link) {
+            let own = format!(", and net.ipv6.conf.{link}.disable_ipv6=0 if {link} stays");
+            advice.push_str(&own);
+        }
+        return error.context(format!("IPv6 is off on {link}: {advice}"));
     }
     error
 }
@@ -260,18 +265,18 @@ pub fn set_up(container: &Netlink, end: &Link) -> Result<()> {
 /// Runs inside the container's namespace.
 fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
     let ipv6 = addressing.has_ipv6();
-    let wanted: &[(&str, &str)] = if addressing.detect_duplicates {
-        &[("enhanced_dad", "1"), ("accept_dad", "1")]
+    let wanted: &[(&'static str, i64)] = if addressing.detect_duplicates {
+        &[("enhanced_dad", 1), ("accept_dad", 1)]
     } else {
-        &[("accept_dad", "0")]
+        &[("accept_dad", 0)]
     };
     let with_addresses: &[_] = if ipv6 {
         &[
             // The kernel announces the addresses, too, whenever the link is given another
             // hardware address.
-            ("ndisc_notify", "1"),
+            ("ndisc_notify", 1),
             // Without it a link that goes down for a moment loses its addresses.
-            ("keep_addr_on_down", "1"),
+            ("keep_addr_on_down", 1),
         ]
     } else {
         // A link-local address is usually made of the hardware address: nobody else's entry of it
@@ -280,10 +285,10 @@ fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
     };
     // Where the host is the router or IPAM has said it all, a router advertisement can only
     // be another container's (CVE-2020-10749).
-    let accept_ra = (addressing.host_is_router || ipv6).then_some(("accept_ra", "0"));
+    let accept_ra = (addressing.host_is_router || ipv6).then_some(("accept_ra", 0));
     let sysctls = Sysctls::default();
-    for (key, value) in wanted.iter().chain(with_addresses).chain(&accept_ra) {
-        let done = sysctls.set_if_present(&format!("ipv6/conf/{ifname}/{key}"), value);
+    for (name, value) in wanted.iter().chain(with_addresses).chain(&accept_ra) {
+        let done = sysctls.ensure(LinkSysctl::v6(ifname, name), *value);
         if let Err(error) = done {
             log::warn(&format!("{error:#}"));
         }
@@ -299,7 +304,7 @@ fn prepare_sysctls(ifname: &str, addressing: Addressing<'_>) -> Result<()> {
         ));
     }
     for link in ["lo", ifname] {
-        sysctls.set_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
+        sysctls.ensure(LinkSysctl::v6(link, "disable_ipv6"), 0)?;
     }
     Ok(())
 }

@@ -30,6 +30,7 @@ use super::transaction::{Change, apply, listed, try_apply};
 use super::was_off::{self, Record};
 use crate::cni::invocation::Attachment;
 use crate::fsutil::Lock;
+use crate::net::link_sysctl::LinkSysctl;
 use crate::net::netlink::Netlink;
 use crate::net::{link, section, sysctl};
 use crate::netfilter::Owner;
@@ -51,16 +52,17 @@ pub fn open(owner: &Owner, device: &str) -> Result<()> {
     // namespaces.
     let link = link::by_name(&Netlink::open()?, device)?;
     let link = link.with_context(|| format!("link {device} is gone"))?;
-    if !link.routes_localnet {
+    let is_on = link.routes_localnet || sysctl::effective(switch(device)) == Some(1);
+    if !is_on {
         was_off::remember(&link)?;
     }
     let users = Elements::from([user(owner, device)]);
     // First, for not a moment may neighbours reach what listens on 127.0.0.1.
     ensure(&socket, &users).context("keep neighbours away from 127.0.0.1")?;
-    if link.routes_localnet {
+    if is_on {
         return Ok(());
     }
-    sysctl::set(&sysctl_key(device), "1").context("let 127.0.0.1 reach the container")
+    sysctl::ensure(switch(device), 1).context("let 127.0.0.1 reach the container")
 }
 
 /// The element of an attachment that needs it on the link `device`.
@@ -219,8 +221,13 @@ pub fn missing_guard(owner: &Owner, devices: &[String]) -> Result<Vec<String>> {
 }
 
 /// The sysctl of the link `device`.
+pub fn switch(device: &str) -> LinkSysctl<'_> {
+    LinkSysctl::v4(device, "route_localnet")
+}
+
+/// The path of the sysctl of the link `device`.
 pub fn sysctl_key(device: &str) -> String {
-    format!("ipv4/conf/{device}/route_localnet")
+    switch(device).key()
 }
 
 fn device(key: &Key) -> Option<&str> {

@@ -17,7 +17,7 @@ use crate::net::mac::Mac;
 use crate::net::netlink::{Netlink, tolerate};
 use crate::plugins::host_end::Identity;
 use crate::plugins::shared::Shared;
-use crate::plugins::veth::{Pair, Sides, explain_ipv6, quietly};
+use crate::plugins::veth::{Pair, Sides, explain_ipv6, switch_off_quietly};
 
 /// The bridge called `name`, if there is one.
 ///
@@ -117,7 +117,7 @@ pub fn attach(
 ) -> Result<Link> {
     let port = &pair.host_end;
     if port.accepts_advertisements != Some(false) {
-        quietly(&port.name, "accept_ra", "0");
+        switch_off_quietly(&port.name, "accept_ra");
     }
     link::make_bridge_port(&sides.host, port, bridge, Identity::of(call).alias)?;
     link::set_bridge_port_up(&sides.host, port, settings.hairpin, settings.isolated)?;

@@ -18,7 +18,7 @@ use crate::net::mac::Mac;
 use crate::net::netlink::{Netlink, tolerate};
 use crate::net::{addr, sysctl};
 use crate::plugins::shared::{self, Shared};
-use crate::plugins::veth::quietly;
+use crate::plugins::veth::switch_off_quietly;
 
 /// The alias of a bridge on which no ADD has succeeded yet.
 const MARK: &str = "cni bridge of an ADD that has not finished";
@@ -68,7 +68,7 @@ pub fn ensure(
         bridge = find_bridge(host, name)?;
         // A random hardware address needs no asking around; without this the bridge's
         // link-local address cannot be used for a second or two.
-        quietly(name, "accept_dad", "0");
+        switch_off_quietly(name, "accept_dad");
     }
     let link =
         bridge.with_context(|| format!("bridge {name} was deleted while it was being set up"))?;
@@ -105,7 +105,7 @@ fn set_up(
     if bridge.accepts_advertisements != Some(false) {
         let key = format!("ipv6/conf/{name}/accept_ra");
         let before = sysctl::read(&key).ok().flatten();
-        quietly(name, "accept_ra", "0");
+        switch_off_quietly(name, "accept_ra");
         if let Some(before) = before {
             let what = format!("set {key} back");
             base.on_failure(host, shared, what, move |_| {

@@ -19,7 +19,7 @@ use crate::net::mac::Mac;
 use crate::net::netlink::{Netlink, tolerate};
 use crate::net::section;
 use crate::plugins::host_end::Identity;
-use crate::plugins::veth::quietly;
+use crate::plugins::veth::switch_off_quietly;
 use crate::undo::Undo;
 
 /// What the interface is called.
@@ -74,14 +74,14 @@ pub fn ensure(
             move || remove_unused(&host, &settings)
         });
         gateway = link::by_name(host, &name)?;
-        quietly(&name, "accept_dad", "0");
+        switch_off_quietly(&name, "accept_dad");
     }
     let gateway =
         gateway.with_context(|| format!("{name} was deleted while it was being set up"))?;
-    quietly(&name, "accept_ra", "0");
+    switch_off_quietly(&name, "accept_ra");
     // An interface that the operator made is used as it is.
     if let Some(port) = port_of(host, &gateway)? {
-        quietly(&port.name, "accept_ra", "0");
+        switch_off_quietly(&port.name, "accept_ra");
         let change = link::change_of(port.index)
             .alias(format!(
                 "cni gateway of VLAN {vlan} on bridge {}",

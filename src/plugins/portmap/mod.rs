@@ -356,11 +356,10 @@ fn missing(owner: &Owner, settings: &Settings, wanted: &PortMaps) -> Result<Vec<
     // Without `nf_tables` ADD did nothing about it.
     if must_route_localnet(wanted) && nftables::is_usable() {
         for device in links_to(wanted)? {
-            let key = localnet::sysctl_key(&device);
-            let value = sysctl::read(&key)?.unwrap_or_default();
-            if value != "1" {
+            if sysctl::effective(localnet::switch(&device)) != Some(1) {
+                let key = localnet::sysctl_key(&device);
                 let command = shell!["sysctl", "-w", format!("net/{key}=1")];
-                missing.push(format!("{command} (it is {value})"));
+                missing.push(format!("{command} (it is 0)"));
             }
         }
     }

@@ -221,7 +221,7 @@ fn existing_rules(call: &Call) -> Result<Option<masquerade::Wanted>> {
 /// address is usable at once: it follows from a random one, and nobody else is on the link.
 fn set_up_host_end(host: &Netlink, call: &Call, end: &Link) -> Result<()> {
     for key in ["accept_ra", "accept_dad"] {
-        veth::quietly(&end.name, key, "0");
+        veth::switch_off_quietly(&end.name, key);
     }
     let change = link::change_of(end.index)
         .alias(Identity::of(call).alias)
