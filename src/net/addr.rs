@@ -22,6 +22,10 @@ pub struct Address {
     pub net: IpNet,
     /// Whether it is of more than link-local use.
     pub is_global: bool,
+    /// Whether it is of use on this host only (scope `host`).
+    pub is_of_host: bool,
+    /// Whether it stays until somebody removes it; one that routers advertise does not.
+    pub is_permanent: bool,
     /// Duplicate address detection is still going on (RFC 4862).
     pub is_tentative: bool,
     /// Duplicate address detection found another owner.
@@ -148,6 +152,8 @@ fn from_message(message: &AddressMessage) -> Option<Address> {
     Some(Address {
         net: IpNet::new(own?, message.header.prefix_len).ok()?,
         is_global: message.header.scope == AddressScope::Universe,
+        is_of_host: message.header.scope == AddressScope::Host,
+        is_permanent: flags.contains(AddressFlags::Permanent),
         is_tentative: flags.contains(AddressFlags::Tentative),
         is_duplicate: flags.contains(AddressFlags::Dadfailed),
     })

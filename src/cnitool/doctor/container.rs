@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use super::facts::{Facts, Inside, has_gateway_here, no_answers, outside};
 use super::{Finding, attach_again, ip, name, set_sysctl_inside};
+use super::facts::{Facts, Inside, has_gateway_here, outside};
+use super::{Finding, attach_again, ip, name, sysctls};
 use crate::cni::result::Route;
 use crate::net::link::Link;
 use crate::net::route::MAIN_TABLE;
@@ -43,11 +45,7 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     };
     findings.extend(link_state(view, link));
     findings.extend(loopback(view, stack));
-    findings.extend(
-        facts
-            .inside_of(view)
-            .and_then(|inside| silent(view, inside, link)),
-    );
+    findings.extend(sysctls::container_is_silent(facts, view));
     findings.extend(addresses(facts, view, stack, link));
     findings.extend(duplicates(facts, view, link));
     findings.extend(mtu(facts, view, link));
@@ -113,18 +111,6 @@ fn loopback(view: &View<'_>, stack: &Stack) -> Option<Finding> {
         "its loopback interface lo is down",
         "its processes do not reach each other at 127.0.0.1, nor itself at its own addresses",
         ip(view).args(["link", "set", "lo", "up"]),
-    ))
-}
-
-/// The container answers nobody who asks for its address.
-fn silent(view: &View<'_>, inside: &Inside, link: &Link) -> Option<Finding> {
-    let has_ipv4 = view.addresses.iter().any(|net| net.addr().is_ipv4());
-    let key = no_answers(inside, &link.name).filter(|_| has_ipv4 && link.kind == "veth")?;
-    Some(Finding::error(
-        name(view),
-        format!("net/{key} is 8: it answers no ARP on {}", link.name),
-        "neither its gateway nor its neighbours find it",
-        set_sysctl_inside(view, &format!("net/{key}"), "0"),
     ))
 }
 

@@ -8,9 +8,11 @@ use anyhow::Result;
 use ipnet::IpNet;
 use serde_json::Value;
 
+use super::sysctls;
 use crate::fsutil;
 use crate::net::addr::{self, Neighbour};
 use crate::net::link::Link;
+use crate::net::link_sysctl::LinkSysctl;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
 use crate::net::route::{self, Forwarded, Route};
@@ -44,7 +46,7 @@ pub fn outside(ip: IpAddr) -> IpAddr {
 }
 
 /// Sysctls of the host that are always read.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 8] = [
     "ipv4/ip_forward",
     "ipv6/conf/all/forwarding",
     "bridge/bridge-nf-call-iptables",
@@ -53,8 +55,6 @@ const KEYS: [&str; 10] = [
     "netfilter/nf_conntrack_max",
     "ipv4/neigh/default/gc_thresh3",
     "ipv6/neigh/default/gc_thresh3",
-    "ipv4/conf/all/rp_filter",
-    "ipv4/conf/all/arp_ignore",
 ];
 
 /// All of it.
@@ -97,6 +97,8 @@ pub struct Inside {
     /// What a packet to the outside leaves through, of each family that is asked for: the
     /// index of the link, and the gateway. `None` is nowhere.
     pub ways_out: BTreeMap<IpAddr, Option<(u32, Option<IpAddr>)>>,
+    /// Of a container: the links that packets to its gateways leave through; `None` is nowhere.
+    pub ways_to: BTreeMap<IpAddr, Option<String>>,
     /// Of a container: the name servers of its result that it has no route to.
     pub lost_servers: Vec<IpAddr>,
     /// What traffic control does, by the indices of links.
@@ -114,6 +116,16 @@ impl Inside {
     /// A sysctl that is a number.
     pub fn number(&self, key: &str) -> Option<u64> {
         self.sysctl(key)?.parse().ok()
+    }
+
+    /// A sysctl that is a number, and may be less than 0.
+    pub fn integer(&self, key: &str) -> Option<i64> {
+        self.sysctl(key)?.parse().ok()
+    }
+
+    /// The value of a link's sysctl that the kernel acts on.
+    pub fn effective(&self, sysctl: LinkSysctl<'_>) -> Option<i64> {
+        sysctl.effective(|key| self.integer(key))
     }
 }
 
@@ -197,11 +209,8 @@ impl<'a> Facts<'a> {
                 continue;
             };
             let ifname = &view.attachment.ifname;
-            let keys = [
-                format!("ipv6/conf/{ifname}/disable_ipv6"),
-                format!("ipv4/conf/{ifname}/arp_ignore"),
-                "ipv4/conf/all/arp_ignore".to_owned(),
-            ];
+            let keys = [sysctls::keys(ifname), sysctls::keys("all")].concat();
+            let gateways = gateways(view);
             let outsides: Vec<IpAddr> = addresses.iter().map(|ip| outside(*ip)).collect();
             let own = addresses_of(view);
             let servers = servers(view);
@@ -212,13 +221,21 @@ impl<'a> Facts<'a> {
                     let mut found = look_inside(&netlink, &keys, &outsides, &own)?;
                     let is_lost = |ip: &&IpAddr| matches!(route::link_to(&netlink, **ip), Ok(None));
                     found.lost_servers = servers.iter().filter(is_lost).copied().collect();
+                    let way = |ip: &IpAddr| Some((*ip, route::link_to(&netlink, *ip).ok()?));
+                    found.ways_to = gateways.iter().filter_map(way).collect();
                     // What tools it has is its own matter.
                     found.firewall = Firewall::read(&mut Vec::new()).ok();
                     Ok(found)
                 })
             };
             match look() {
-                Ok(found) => drop(self.inside.insert(path, found)),
+                Ok(mut found) => {
+                    // It may have other interfaces.
+                    let earlier = self.inside.remove(path).unwrap_or_default();
+                    found.sysctls.extend(earlier.sysctls);
+                    found.ways_to.extend(earlier.ways_to);
+                    self.inside.insert(path, found);
+                }
                 // Gone since the survey.
                 Err(_) if !crate::runtime::gc::is_live(path) => {}
                 Err(error) => {
@@ -233,21 +250,26 @@ impl<'a> Facts<'a> {
     /// The sysctls of the host that matter.
     fn host_keys(&self) -> Vec<String> {
         let mut keys: BTreeSet<String> = KEYS.iter().map(|key| (*key).to_owned()).collect();
+        let host = &self.survey.host;
         let links = self
             .views
             .iter()
             .flat_map(|view| [view.host_end, view.bridge]);
         let uplinks = OUTSIDE_FAMILIES.map(|ip| self.uplink(ip));
-        for link in links.chain(uplinks).flatten() {
-            let name = &link.name;
-            for key in [
-                "ipv4/conf/{}/forwarding",
-                "ipv4/conf/{}/rp_filter",
-                "ipv4/conf/{}/arp_ignore",
-                "ipv6/conf/{}/disable_ipv6",
-            ] {
-                keys.insert(key.replace("{}", name));
-            }
+        // With VLANs they are on links of their own.
+        let gateways: BTreeSet<IpAddr> = self.views.iter().flat_map(gateways).collect();
+        let of_gateways = host.addresses.iter().filter_map(|(index, address)| {
+            let is_one = gateways.contains(&address.net.addr());
+            is_one.then(|| host.by_index(*index))
+        });
+        let links = links.chain(uplinks).chain(of_gateways).flatten();
+        let names = links.map(|link| link.name.as_str());
+        for name in names.chain(["all", "default"]) {
+            keys.extend(sysctls::keys(name));
+        }
+        // What the kernel learns of other routers.
+        for link in host.links.iter().filter(|link| link.name != "lo") {
+            keys.insert(LinkSysctl::v6(&link.name, "accept_ra").key());
         }
         keys.into_iter().collect()
     }
@@ -320,12 +342,6 @@ pub fn input<'a>(view: &View<'a>) -> Option<&'a Link> {
     view.bridge.or(view.host_end)
 }
 
-/// The sysctl that keeps a link from answering ARP, of the namespace that has been looked into.
-pub fn no_answers(inside: &Inside, link: &str) -> Option<String> {
-    let keys = ["all", link].map(|of| format!("ipv4/conf/{of}/arp_ignore"));
-    keys.into_iter().find(|key| inside.sysctl(key) == Some("8"))
-}
-
 /// Whether the host is to be the container's gateway.
 pub fn has_gateway_here(view: &View<'_>) -> bool {
     let wants = |key| {
@@ -346,6 +362,13 @@ fn addresses_of(view: &View<'_>) -> Vec<IpAddr> {
     let is_there = |net: &&IpNet| stack.addresses_of(link.index).any(|a| a.net == **net);
     let own = view.addresses.iter().filter(is_there);
     own.map(IpNet::addr).collect()
+}
+
+/// The gateways of the attachment's result.
+fn gateways(view: &View<'_>) -> Vec<IpAddr> {
+    let record = view.record();
+    let ips = record.map_or(&[][..], |record| &record.result.ips);
+    ips.iter().filter_map(|ip| ip.gateway).collect()
 }
 
 /// The name servers that the result of the attachment tells.
@@ -384,6 +407,7 @@ fn look_inside(
         ways_out: ways_out.collect::<Result<_>>()?,
         // A kernel without traffic control has none to list.
         traffic: traffic::disciplines(netlink).unwrap_or_default(),
+        ways_to: BTreeMap::new(),
         lost_servers: Vec::new(),
         firewall: None,
     })

@@ -8,7 +8,10 @@ use nix::errno::Errno;
 
 use super::facts::{Facts, has_gateway_here, input, no_answers, outside};
 use super::{Finding, attach_again, name, port, set_sysctl, uplink};
+use super::facts::{Facts, has_gateway_here, input, outside};
+use super::{Finding, attach_again, name, port, sysctls, uplink};
 use crate::net::link::Link;
+use crate::net::link_sysctl::LinkSysctl;
 use crate::net::route::{Forwarded, MAIN_TABLE};
 use crate::shell::shell;
 use crate::survey::attachment::{State, View};
@@ -27,13 +30,14 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     };
     let mut findings = host_end(view, end);
     findings.extend(port::check(facts, view, end));
-    findings.extend(bridge(facts, view));
+    findings.extend(bridge(view));
+    findings.extend(sysctls::ipv6_is_off(facts, view));
     if findings.is_empty() && has_gateway_here(view) {
         findings.extend(gateways(facts, view));
         if findings.is_empty() {
             findings.extend(routes_to(facts, view));
         }
-        findings.extend(forwarding(facts, view));
+        findings.extend(sysctls::forwarding(facts, view));
         findings.extend(uplink::check(facts, view));
         if findings.is_empty() {
             findings.extend(ways(facts, view));
@@ -41,20 +45,8 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     }
     findings.extend(overlaps(facts, view));
     findings.extend(neighbours(facts, view));
-    findings.extend(input(view).and_then(|link| silent(facts, view, link)));
+    findings.extend(sysctls::host_is_silent(facts, view));
     findings
-}
-
-/// The host answers none of the container's questions for its gateway.
-fn silent(facts: &Facts<'_>, view: &View<'_>, link: &Link) -> Option<Finding> {
-    let is_asked = has_gateway_here(view) && view.addresses.iter().any(|n| n.addr().is_ipv4());
-    let key = no_answers(&facts.host, &link.name).filter(|_| is_asked)?;
-    Some(Finding::error(
-        "host",
-        format!("net/{key} is 8: it answers no ARP on {}", link.name),
-        "its containers do not find their gateway",
-        set_sysctl(&format!("net/{key}"), "0"),
-    ))
 }
 
 fn host_end(view: &View<'_>, end: &Link) -> Vec<Finding> {
@@ -78,7 +70,7 @@ fn host_end(view: &View<'_>, end: &Link) -> Vec<Finding> {
     findings
 }
 
-fn bridge(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
+fn bridge(view: &View<'_>) -> Vec<Finding> {
     let Some(bridge) = view.bridge else {
         return Vec::new();
     };
@@ -98,18 +90,6 @@ fn bridge(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
             "it does not use ARP",
             "it does not answer its containers, which look for their gateway",
             shell!["ip", "link", "set", bridge.name, "arp", "on"],
-        ));
-    }
-    let key = format!("ipv6/conf/{}/disable_ipv6", bridge.name);
-    let is_v6 = view.addresses.iter().any(|net| net.addr().is_ipv6());
-    if is_v6 && has_gateway_here(view) && facts.host.sysctl(&key) == Some("1") {
-        let switch_on = set_sysctl(&format!("net/{key}"), "0");
-        let add = shell!["ip", "address", "add", "GATEWAY", "dev", bridge.name];
-        findings.push(Finding::error(
-            &object,
-            "IPv6 is switched off on it",
-            "its containers have no gateway for IPv6",
-            format!("{switch_on}, then {add}"),
         ));
     }
     findings
@@ -225,50 +205,6 @@ pub fn is_above(facts: &Facts<'_>, name: &str, link: &Link) -> bool {
     })
 }
 
-fn forwarding(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let why = "the host passes nothing on between containers and other networks";
-    for (all, each, is_v4) in [
-        ("ipv4/ip_forward", Some("ipv4/conf/{}/forwarding"), true),
-        ("ipv6/conf/all/forwarding", None, false),
-    ] {
-        if !view
-            .addresses
-            .iter()
-            .any(|net| net.addr().is_ipv4() == is_v4)
-        {
-            continue;
-        }
-        if facts.host.sysctl(all) == Some("0") {
-            let key = all.replace('/', ".");
-            findings.push(Finding::error(
-                "host",
-                format!("net.{key} is 0"),
-                why,
-                set_sysctl(&format!("net.{key}"), "1"),
-            ));
-            continue;
-        }
-        let sample = view
-            .addresses
-            .iter()
-            .find(|net| net.addr().is_ipv4() == is_v4);
-        let uplink = sample.and_then(|net| facts.uplink(net.addr()));
-        for link in [input(view), uplink].into_iter().flatten() {
-            let key = each.map(|each| each.replace("{}", &link.name));
-            if let Some(key) = key.filter(|key| facts.host.sysctl(key) == Some("0")) {
-                findings.push(Finding::error(
-                    "host",
-                    format!("net.{key} is 0", key = key.replace('/', ".")),
-                    format!("the host passes on nothing that comes in by {}", link.name),
-                    set_sysctl(&format!("net/{key}"), "1"),
-                ));
-            }
-        }
-    }
-    findings
-}
-
 /// What the kernel says it does with a packet from the container to the outside.
 fn ways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
     let (Some(link), Some(inside)) = (input(view), facts.inside_of(view)) else {
@@ -294,20 +230,19 @@ fn ways(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         {
             continue;
         }
-        // The one of both that is stricter counts.
-        let filters = ["all", &link.name].map(|of| {
-            let key = format!("ipv4/conf/{of}/rp_filter");
-            facts.host.number(&key).unwrap_or(0)
-        });
+        let filter = facts
+            .host
+            .effective(LinkSysctl::v4(&link.name, "rp_filter"));
         let is_filter = ip.is_ipv4()
             && [Errno::EXDEV, Errno::EINVAL].contains(&errno)
-            && filters.iter().any(|mode| *mode > 0);
+            && filter.is_some_and(|mode| mode > 0);
         let (what, mend) = if is_filter {
-            let key = format!("net/ipv4/conf/{}/rp_filter", link.name);
-            let loosen = set_sysctl(&key, "2");
             (
                 format!("rp_filter drops what comes from {ip} by {}", link.name),
-                format!("{loosen}, or mend the route that leads to {ip} elsewhere"),
+                format!(
+                    "{}, or mend the route that leads to {ip} elsewhere",
+                    sysctls::loosen_filter(view, link)
+                ),
             )
         } else {
             let to = outside(ip);

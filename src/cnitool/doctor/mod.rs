@@ -19,6 +19,7 @@ mod port;
 mod probe;
 mod program;
 mod rules;
+mod sysctls;
 mod uplink;
 
 use std::process::ExitCode;

@@ -7,6 +7,7 @@ use super::facts::{Facts, has_gateway_here, outside};
 use super::host::is_above;
 use crate::net::link::Link;
 use crate::shell::shell;
+use crate::net::link_sysctl::LinkSysctl;
 use crate::survey::attachment::View;
 
 /// What is wrong with it, if the container's way out leads through the host.
@@ -20,8 +21,9 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         .collect()
 }
 
+const WHY: &str = "neither the host nor its containers reach other networks";
+
 fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
-    const WHY: &str = "neither the host nor its containers reach other networks";
     let (family, word) = if ip.is_ipv4() {
         (shell!["ip"], "IPv4")
     } else {
@@ -44,6 +46,9 @@ fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
                 format!("see to the cable, or to whatever is there; or remove the route: {remove}"),
             )
         });
+    }
+    if let Some(finding) = deaf_router(facts, ip) {
+        return Some(finding);
     }
     let link = uplinks(facts, ip).next()?;
     let name = &link.name;
@@ -68,6 +73,31 @@ fn way(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
             format!("{add}; if there is one: {family} route; {family} rule"),
         )
     })
+}
+
+/// A link that takes router advertisements, if the host did not forward. It does: the kernel has
+/// dropped the default route that it had from one, and takes no more.
+fn deaf_router(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
+    if ip.is_ipv4() || facts.host.integer("ipv6/conf/all/forwarding") != Some(1) {
+        return None;
+    }
+    let mut links = uplinks(facts, ip);
+    let (link, key) = links.find_map(|link| {
+        let key = LinkSysctl::v6(&link.name, "accept_ra").key();
+        let mut own = facts.survey.host.addresses_of(link.index);
+        // It has taken an address from one.
+        own.find(|a| a.net.addr().is_ipv6() && a.is_global && !a.is_permanent)?;
+        (link.is_up && facts.host.integer(&key) == Some(1)).then_some((link, key))
+    })?;
+    Some(Finding::error(
+        "host",
+        format!(
+            "it has no default route of IPv6, and takes none from the routers that {} leads to: it forwards, and net/{key} is 1",
+            link.name
+        ),
+        WHY,
+        format!("sysctl -w net/{key}=2"),
+    ))
 }
 
 /// Links that lead to others than containers, with an address that is good for that.

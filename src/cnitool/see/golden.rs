@@ -98,6 +98,8 @@ fn on(index: u32, net: &str) -> (u32, Address) {
     let address = Address {
         net: net.parse().unwrap(),
         is_global: true,
+        is_of_host: false,
+        is_permanent: true,
         is_tentative: false,
         is_duplicate: false,
     };

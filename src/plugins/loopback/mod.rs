@@ -161,6 +161,8 @@ mod tests {
         let address = |net: &&str| Address {
             net: net.parse().unwrap(),
             is_global: false,
+            is_of_host: true,
+            is_permanent: true,
             is_tentative: false,
             is_duplicate: false,
         };
