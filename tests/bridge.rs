@@ -1425,3 +1425,68 @@ fn check_misses_the_hardware_address_that_the_spoof_check_is_about() {
     let (_, message, _) = call.run("CHECK", &with_result(&config, &result)).error();
     assert!(message.contains("macspoofchk"), "{message}");
 }
+
+/// Two interfaces of one container on one bridge answer for each other: who heard the one that
+/// goes must not go on sending there.
+#[test]
+fn nobody_keeps_the_hardware_address_of_an_interface_that_has_gone() {
+    let node = Node::new();
+    let (c1, c2) = (node.netns("c1"), node.netns("c2"));
+    let config = dual_stack();
+    let first = node.plugin("bridge").netns(&c1);
+    let second = first.clone().ifname("net1");
+    let addresses = |result: &Value| -> Vec<String> {
+        let ips = result["ips"].as_array().unwrap().iter();
+        ips.map(|ip| {
+            let net = ip["address"].as_str().unwrap();
+            net.split('/').next().unwrap().to_owned()
+        })
+        .collect()
+    };
+    let stays = addresses(&first.run("ADD", &config).json());
+    let added = second.run("ADD", &config).json();
+    let goes = addresses(&added);
+    let neighbour = node.plugin("bridge").id("c2").netns(&c2);
+    neighbour.run("ADD", &config).json();
+    let mac = added["interfaces"][2]["mac"].as_str().unwrap().to_owned();
+    // Both the host and a neighbour heard the second interface, for all of the addresses.
+    for (netns, link) in [("", "br1"), ("ip netns exec c2 ", "eth0")] {
+        for ip in stays.iter().chain(&goes) {
+            node.sh(&format!(
+                "{netns}ip neigh replace {ip} lladdr {mac} nud reachable dev {link}"
+            ));
+        }
+    }
+    let permanent = "10.9.0.99";
+    node.sh(&format!(
+        "ip neigh add {permanent} lladdr {mac} nud permanent dev br1"
+    ));
+    second.run("DEL", &with_result(&config, &added)).silent();
+    let left = node.sh(&format!("ip neigh show | grep -i {mac}"));
+    assert_eq!(left.lines().count(), 1, "{left}");
+    assert!(left.contains(permanent), "{left}");
+    // At once, not after the entries have timed out.
+    for ip in &stays {
+        node.sh(&format!("ping -n -c 1 -W 1 {ip}"));
+        node.sh(&format!("ip netns exec c2 ping -n -c 1 -W 1 {ip}"));
+    }
+    // And whoever gets the addresses next is heard, be it the same container.
+    let again = first.clone().ifname("net2");
+    let again = again
+        .run(
+            "ADD",
+            &with(
+                config.clone(),
+                json!({"ipam": {"type": "static", "addresses": [
+        {"address": format!("{}/24", goes[0])}, {"address": format!("{}/64", goes[1])}]}}),
+            ),
+        )
+        .json();
+    let now = again["interfaces"][2]["mac"].as_str().unwrap();
+    for ip in &goes {
+        let known = node.sh(&format!("ip netns exec c2 ip neigh show {ip}"));
+        assert!(known.contains(now), "{ip} is at {now}: {known}");
+        node.sh(&format!("ping -n -c 1 -W 1 {ip}"));
+        node.sh(&format!("ip netns exec c2 ping -n -c 1 -W 1 {ip}"));
+    }
+}

@@ -1,5 +1,6 @@
 //! The veth pair between the host and a container: made, configured and deleted.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -382,6 +383,7 @@ pub fn detach(call: &Call, clean: impl FnOnce(&Known) -> Result<()> + Send) -> R
         done.push(Err(error));
         None
     });
+    let traces = Traces::of(call, &host, link.as_ref());
     let known = Known {
         own: known_addresses(call, link.as_ref()),
         others: other_addresses(call),
@@ -409,10 +411,108 @@ pub fn detach(call: &Call, clean: impl FnOnce(&Known) -> Result<()> + Send) -> R
             };
             all([deleted, Identity::of(call).delete(&host)])
         }));
+        step("forget the hardware address", || traces.remove(&host));
         // A panic ends the process in its hook: there is none to join.
         done.extend(cleaner.join().ok());
     });
     all(done)
+}
+
+/// What others remember of a container's interface that goes, for seconds after it has gone.
+///
+/// That is not only about its own addresses: a container with two interfaces on one bridge
+/// answers for the addresses of either by both, and who heard the one that goes has its
+/// hardware address for an address that stays.
+struct Traces<'a> {
+    /// The hardware address, as text; empty where nothing tells it.
+    mac: String,
+    /// The attachment's addresses.
+    ips: Vec<IpAddr>,
+    /// The index of the bridge that the host's end is a port of.
+    bridge: Option<u32>,
+    /// The container's end and a socket in its namespace.
+    link: Option<&'a (Netlink, Link)>,
+}
+
+impl<'a> Traces<'a> {
+    fn of(call: &Call, host: &Netlink, link: Option<&'a (Netlink, Link)>) -> Self {
+        let ifname = &call.invocation.attachment.ifname;
+        let told = call.config.prev_result().ok().flatten().unwrap_or_default();
+        let mut told = told.interfaces.into_iter();
+        let told = told.find(|i| i.name == *ifname && !i.sandbox.is_empty());
+        let mac = link.map(|(_, end)| end.mac.clone());
+        Self {
+            mac: mac
+                .or(told.map(|interface| interface.mac))
+                .unwrap_or_default(),
+            ips: known_addresses(call, link)
+                .iter()
+                .map(IpNet::addr)
+                .collect(),
+            bridge: link.and_then(|(_, end)| bridge_of(host, end)),
+            link,
+        }
+    }
+
+    /// Has the host forget it, and the container's other interfaces on the bridge tell their
+    /// neighbours what is right. What fails is told: it passes by itself.
+    fn remove(&self, host: &Netlink) {
+        // The host's entries of a pair that leads to no bridge go with it.
+        if self.mac.is_empty() || (self.link.is_some() && self.bridge.is_none()) {
+            return;
+        }
+        if let Err(error) = all([self.forget(host), self.announce_others(host)]) {
+            log::warn(&format!("{error:#}"));
+        }
+    }
+
+    fn forget(&self, host: &Netlink) -> Result<()> {
+        let mut known = addr::neighbours(host)?;
+        // What somebody has entered is his.
+        known.retain(|known| {
+            let is_unanswered = known.mac.is_empty()
+                && self.bridge == Some(known.index)
+                && self.ips.contains(&known.ip);
+            known.is_found_out && (known.mac == self.mac || is_unanswered)
+        });
+        all(known
+            .iter()
+            .map(|known| addr::forget_neighbour(host, known.index, known.ip)))
+    }
+
+    fn announce_others(&self, host: &Netlink) -> Result<()> {
+        let Some((container, end)) = self.link else {
+            return Ok(());
+        };
+        let mut others = link::all(container, "veth")?;
+        others.retain(|other| {
+            other.is_up && other.index != end.index && bridge_of(host, other) == self.bridge
+        });
+        all(others.iter().map(|other| announce(container, other)))
+    }
+}
+
+/// The index of the bridge that the other end of `end`, on the host, is a port of.
+fn bridge_of(host: &Netlink, end: &Link) -> Option<u32> {
+    let peer = link::by_index(host, end.peer?).ok()??;
+    // An index means something in its own namespace only: it is the pair if it points back.
+    let is_pair = peer.kind == "veth" && peer.peer == Some(end.index);
+    peer.controller.filter(|_| is_pair)
+}
+
+/// Has the kernel tell all neighbours of `end` which addresses live there, with gratuitous ARP
+/// and unsolicited neighbour advertisements: setting the hardware address that the link already
+/// has makes it do that (sysctls `arp_notify` and `ndisc_notify`, which [`give_addresses`] sets).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn announce(container: &Netlink, end: &Link) -> Result<()> {
+    let Some(mac) = Mac::parse(&end.mac) else {
+        return Ok(());
+    };
+    let change = link::change_of(end.index).address(mac.0.to_vec());
+    let what = format!("announce the addresses of {}", end.name);
+    link::change(container, change, &what)
 }
 
 /// The container's end and a socket in its namespace; `None` when either is gone.

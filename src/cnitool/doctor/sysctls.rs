@@ -7,9 +7,10 @@ use ipnet::IpNet;
 
 use super::facts::{Facts, Inside, has_gateway_here, input};
 use super::host::is_above;
-use super::{Finding, attach_again, name};
+use super::{Finding, attach_again, name, set_sysctl};
 use crate::net::link::Link;
 use crate::net::link_sysctl::LinkSysctl;
+use crate::shell::{ShellCommand, shell};
 use crate::survey::attachment::View;
 use crate::survey::stack::Stack;
 

@@ -17,7 +17,7 @@ use crate::net::mac::Mac;
 use crate::net::netlink::{Netlink, tolerate};
 use crate::plugins::host_end::Identity;
 use crate::plugins::shared::Shared;
-use crate::plugins::veth::{Pair, Sides, explain_ipv6, switch_off_quietly};
+use crate::plugins::veth::{self, Pair, Sides, explain_ipv6, switch_off_quietly};
 
 /// The bridge called `name`, if there is one.
 ///
@@ -153,20 +153,14 @@ fn fit_mtu(sides: &Sides, settings: &Settings, bridge: &Link, pair: &Pair) -> Re
 /// Tells everybody that the addresses live here now: an address that was another
 /// container's a moment ago is otherwise unreachable until caches expire.
 ///
-/// The host's own entries are deleted. For all others, setting the hardware address that
-/// the link already has makes the kernel send gratuitous ARP and unsolicited neighbour
-/// advertisements (sysctls `arp_notify` and `ndisc_notify`).
+/// The host's own entries are deleted; all others hear an announcement.
 pub fn announce(sides: &Sides, gateway: &Link, end: &Link, plan: &Plan) {
     let mut done: Vec<Result<()>> = plan
         .ips
         .iter()
         .map(|ip| addr::forget_neighbour(&sides.host, gateway.index, ip.address.addr()))
         .collect();
-    if let Some(mac) = Mac::parse(&end.mac) {
-        let change = link::change_of(end.index).address(mac.0.to_vec());
-        let what = format!("announce the addresses of {}", end.name);
-        done.push(link::change(&sides.container, change, &what));
-    }
+    done.push(veth::announce(&sides.container, end));
     for error in done.into_iter().filter_map(Result::err) {
         log::warn(&format!("{error:#}"));
     }
