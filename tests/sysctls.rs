@@ -137,7 +137,10 @@ fn advertised() -> (Node, Servers) {
         s.setsockopt(41,18,255)\n\
         i=socket.if_nametoindex('up1')\n\
         ra=bytes.fromhex('8600000040000708'+'0'*16+'030440c000015180000038400000000020010db8000500000000000000000000')\n\
-        for _ in range(1200): s.sendto(ra,('ff02::1',0,0,i)); time.sleep(0.1)";
+        for _ in range(1200):\n\
+        \x20try: s.sendto(ra,('ff02::1',0,0,i))\n\
+        \x20except OSError: pass # no address yet\n\
+        \x20time.sleep(0.1)";
     let mut servers = Servers::default();
     let mut command = Command::new("ip");
     command.args(["netns", "exec", "router", "python3", "-c", send]);
@@ -234,11 +237,10 @@ impl Lab {
             let list = json!({"cniVersion": "1.0.0", "name": name, "plugins": [plugin]});
             fs::write(conf.join(format!("{name}.conflist")), list.to_string()).unwrap();
         };
-        // One address, for a container that is attached anew to have the same.
+        // A container that is attached anew has the same address.
         let ipam = |net: u8| {
-            json!({"type": "host-local", "subnet": format!("10.{net}.0.0/24"),
-                "rangeStart": format!("10.{net}.0.2"), "rangeEnd": format!("10.{net}.0.2"),
-                "routes": [{"dst": "0.0.0.0/0"}]})
+            json!({"type": "static", "routes": [{"dst": "0.0.0.0/0"}], "addresses": [
+                {"address": format!("10.{net}.0.2/24"), "gateway": format!("10.{net}.0.1")}]})
         };
         write(
             "net1",

@@ -17,6 +17,10 @@ use super::netlink::{Netlink, errno, tolerate};
 
 /// An address of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the kernel's flags, none depends on another"
+)]
 pub struct Address {
     /// Host bits included.
     pub net: IpNet,

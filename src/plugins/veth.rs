@@ -443,7 +443,7 @@ impl<'a> Traces<'a> {
         let mac = link.map(|(_, end)| end.mac.clone());
         Self {
             mac: mac
-                .or(told.map(|interface| interface.mac))
+                .or_else(|| told.map(|interface| interface.mac))
                 .unwrap_or_default(),
             ips: known_addresses(call, link)
                 .iter()

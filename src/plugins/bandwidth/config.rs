@@ -325,10 +325,10 @@ const REFUSED: &str = "create qdisc: invalid argument";
     reason = "that is what it is for"
 )]
 fn cut(number: f64) -> u32 {
+    const TOO_MUCH: f64 = 9_223_372_036_854_775_808.0;
     if cfg!(not(target_arch = "x86_64")) {
         return number as u32;
     }
-    const TOO_MUCH: f64 = 9_223_372_036_854_775_808.0;
     if number < TOO_MUCH {
         number as i64 as u32
     } else {
