@@ -880,6 +880,17 @@ impl Firewalld {
     }
 }
 
+/// What firewalld answers to a method of its zones about 10.1.0.2: its name, and the words
+/// before the address.
+fn ask_zones(node: &Node, bus: &str, words: &str) -> String {
+    let told = node.sh(&format!(
+        "DBUS_SYSTEM_BUS_ADDRESS={bus} dbus-send --system --print-reply=literal \
+         --dest=org.fedoraproject.FirewallD1 /org/fedoraproject/FirewallD1 \
+         org.fedoraproject.FirewallD1.zone.{words} string:10.1.0.2/32"
+    ));
+    told.trim().to_owned()
+}
+
 /// What firewalld would reject passes while the container lives; by either implementation.
 #[test]
 fn firewalld_is_told_where_it_runs() {
@@ -956,15 +967,7 @@ fn firewalld_is_told_where_it_runs() {
     lab.node.sh("mv /run/aside /run/bus");
     // An address is in one zone only. DEL takes it out of that into which ADD has put it,
     // whatever the configuration says by then; and so does an ADD for another zone.
-    let ask = |words: &str| {
-        let told = lab.node.sh(&format!(
-            "DBUS_SYSTEM_BUS_ADDRESS={} dbus-send --system --print-reply=literal \
-             --dest=org.fedoraproject.FirewallD1 /org/fedoraproject/FirewallD1 \
-             org.fedoraproject.FirewallD1.zone.{words} string:10.1.0.2/32",
-            firewalld.bus
-        ));
-        told.trim().to_owned()
-    };
+    let ask = |words: &str| ask_zones(&lab.node, &firewalld.bus, words);
     let zone = || ask("getZoneOfSource");
     let in_zone = |zone: &str| {
         let mut config = config.clone();

@@ -17,7 +17,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use common::{Call, Node, Output, REFERENCE};
+use common::{Call, Node, Output, REFERENCE, with};
 use serde_json::{Value, json};
 
 const DATA_DIR: &str = "/var/lib/cni/networks";

@@ -13,7 +13,7 @@ use super::claims::Claims;
 use super::expression::{IPV4, IPV6};
 use super::lookup::chain_use;
 use super::ruleset::{Family, Table};
-use super::transaction::{Change, rules};
+use super::transaction::{Change, FIRST_SET, rules};
 use super::xtables::{Style, encode, expressions, is_same, listed_ports};
 use crate::netfilter::iptables::Rule;
 use crate::netfilter::socket::{Batch, Socket};
@@ -117,7 +117,7 @@ impl Addition<'_> {
         const NAME: u16 = 3;
         let mut batch = Batch::new(NetfilterSubsystem::NfTables);
         for change in first {
-            batch.message(change.message());
+            batch.message(change.message(FIRST_SET));
         }
         let how = NLM_F_CREATE | NLM_F_EXCL;
         batch.add(NEW_CHAIN, how, number(table.family), |list| {

@@ -279,6 +279,8 @@ impl Among {
     /// What makes the set of this statement under `id`, which tells it from others in the
     /// transaction: in front of its rule in `table`. Nothing without a set.
     pub fn set_messages(&self, table: &Table, id: u32) -> Vec<(NetfilterMessage, u16)> {
+        /// `NFTA_SET_DESC`.
+        const DESCRIPTION: u16 = 9 | NLA_F_NESTED;
         let Values::Set(members) = &self.of else {
             return Vec::new();
         };
@@ -289,8 +291,6 @@ impl Among {
         let mut description = Attributes::default();
         // `NFTA_SET_DESC_SIZE`.
         description.number(1, u32::try_from(elements.len()).unwrap_or(u32::MAX));
-        /// `NFTA_SET_DESC`.
-        const DESCRIPTION: u16 = 9 | NLA_F_NESTED;
         let new = SetMessage {
             attributes: vec![
                 SetAttribute::Table(table.name.to_owned()),
@@ -303,20 +303,20 @@ impl Among {
                 SetAttribute::UserData(self.field.set_user_data(has_intervals)),
             ],
         };
-        let filled = SetElementMessage {
+        let filled = |elements: &[_]| SetElementMessage {
             attributes: vec![
                 SetElementList::Table(table.name.to_owned()),
                 SetElementList::Set(NAME.to_owned()),
                 SetElementList::SetId(id),
-                SetElementList::Elements(elements),
+                SetElementList::Elements(elements.to_vec()),
             ],
         };
-        [
-            NfTablesMessage::NewSet(new),
-            NfTablesMessage::NewSetElement(filled),
-        ]
-        .map(|message| (with_family(table.family, message), NLM_F_CREATE))
-        .into()
+        let filled = elements.chunks(set::PER_MESSAGE).map(filled);
+        [NfTablesMessage::NewSet(new)]
+            .into_iter()
+            .chain(filled.map(NfTablesMessage::NewSetElement))
+            .map(|message| (with_family(table.family, message), NLM_F_CREATE))
+            .collect()
     }
 }
 

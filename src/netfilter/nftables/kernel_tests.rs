@@ -463,6 +463,18 @@ fn several_rules_have_sets_of_their_own() {
         assert!(listed.contains(rule), "{rule}\n{listed}");
     }
     Nftables.check_port_maps(&red, &wanted).unwrap();
+    // More than there is room for in one message.
+    let many: Vec<String> = (0..3000)
+        .map(|n| format!("10.{}.{}.1", n / 250, n % 250))
+        .collect();
+    let large = PortMaps {
+        conditions_v4: vec![format!("ip saddr {{ {}, 192.0.2.0/24 }}", many.join(", "))],
+        ..wanted.clone()
+    };
+    Nftables.ensure_port_maps(&red, &large).unwrap();
+    Nftables.check_port_maps(&red, &large).unwrap();
+    assert_eq!(ruleset().matches("10.11.249.1").count(), 2);
+    Nftables.ensure_port_maps(&red, &wanted).unwrap();
     // Another set is another condition.
     let other = PortMaps {
         conditions_v4: vec!["ip saddr { 10.0.0.1, 10.0.0.3 } iifname { \"a\", \"b\" }".into()],

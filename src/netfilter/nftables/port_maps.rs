@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::among::{Among, Field, Values};
 use super::identity::{Tag, owner_in_words, port_map_comment};
@@ -183,7 +183,7 @@ impl Plan {
                     && if ours {
                         *statements == rule.statements
                     } else {
-                        is_the_references(statements, rule)
+                        statements.iter().all(|s| rule.statements.contains(s))
                     }
             })
         };
@@ -264,27 +264,6 @@ impl Plan {
         }
         rivals
     }
-}
-
-/// Whether `statements`, a rule of the reference, stand for `wanted`. It has conditions
-/// elsewhere, and its versions that know nothing of `masqAll` name the sources.
-fn is_the_references(statements: &[Statement], wanted: &Rule) -> bool {
-    let is_from = |statement: &&Statement| {
-        matches!(
-            statement,
-            Statement::Address {
-                end: End::Source,
-                ..
-            }
-        )
-    };
-    let from_all = wanted.statements.iter().any(|statement| {
-        matches!(statement, Statement::Address { end: End::Source, net, .. } if net.prefix_len() == 0)
-    });
-    statements
-        .iter()
-        .filter(|statement| !(from_all && is_from(statement)))
-        .all(|statement| wanted.statements.contains(statement))
 }
 
 /// The mappings that there are in the table of `family`.
@@ -658,14 +637,14 @@ fn put_sources_first(statements: &mut [Statement]) {
 
 /// What must be masqueraded so that answers come back the way the questions went: the
 /// container asking itself, the host asking from 127.0.0.1, and neighbours, whose
-/// answers would otherwise take the short cut through the bridge. With `all`, whoever asks:
-/// one rule, as in the reference.
+/// answers would otherwise take the short cut through the bridge. With `all`, whoever comes
+/// through a mapping: one rule for any source.
 fn masqueraded(container: IpNet, all: bool) -> Vec<Vec<Statement>> {
     let to = || address(End::Destination, container.addr().into());
     let from = |net| address(End::Source, net);
     let own = container.addr().into();
     if all {
-        return vec![vec![from(anybody(container)), to(), Statement::Masquerade]];
+        return vec![vec![to(), Statement::Translated, Statement::Masquerade]];
     }
     let mut rules = vec![vec![from(own), to(), Statement::Masquerade]];
     if own.addr().is_ipv4() {
@@ -682,14 +661,6 @@ fn masqueraded(container: IpNet, all: bool) -> Vec<Vec<Statement>> {
         ]);
     }
     rules
-}
-
-/// Every address of the family of `net`.
-fn anybody(net: IpNet) -> IpNet {
-    match net {
-        IpNet::V4(_) => Ipv4Net::default().into(),
-        IpNet::V6(_) => Ipv6Net::default().into(),
-    }
 }
 
 fn address(end: End, net: IpNet) -> Statement {

@@ -58,7 +58,7 @@ pub type Elements = BTreeMap<Key, String>;
 
 /// The most elements in one message: with the longest comments they fill half of what
 /// fits into an attribute (64 KiB).
-const PER_MESSAGE: usize = 200;
+pub const PER_MESSAGE: usize = 200;
 
 /// The data types of nft(8) that keys are made of, as `nft describe` numbers them; the
 /// kernel keeps them for whoever lists the set.

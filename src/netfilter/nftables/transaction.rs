@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// The number in a transaction of the first set that is part of a rule. Sets with a name are
 /// all number 1, which nobody asks for.
-const FIRST_SET: u32 = 2;
+pub const FIRST_SET: u32 = 2;
 
 /// `NFTA_RULE_EXPRESSIONS`.
 pub const EXPRESSIONS: u16 = 4;
@@ -135,28 +135,24 @@ impl Change {
     /// All that the kernel takes for it: sets that are part of a rule come in front of it,
     /// under the numbers from `next_set` on, which is moved on.
     fn messages(&self, next_set: &mut u32) -> Vec<(NetfilterMessage, u16)> {
-        let (chain, rule, flags) = match self {
-            Self::Append(chain, rule) => (chain, rule, NLM_F_CREATE | NLM_F_APPEND),
-            Self::Insert(chain, rule) => (chain, rule, NLM_F_CREATE),
-            _ => return vec![self.message()],
-        };
-        let table = &chain.table;
-        let message = NfTablesMessage::NewRule(new_rule(chain, rule, *next_set));
+        let first_set = *next_set;
         let mut messages = Vec::new();
-        for statement in &rule.statements {
-            if let Statement::Among(among) = statement {
-                let set = among.set_messages(table, *next_set);
-                *next_set += u32::from(!set.is_empty());
-                messages.extend(set);
+        if let Self::Append(chain, rule) | Self::Insert(chain, rule) = self {
+            for statement in &rule.statements {
+                if let Statement::Among(among) = statement {
+                    let set = among.set_messages(&chain.table, *next_set);
+                    *next_set += u32::from(!set.is_empty());
+                    messages.extend(set);
+                }
             }
         }
-        messages.push((with_family(table.family, message), flags));
+        messages.push(self.message(first_set));
         messages
     }
 
-    /// As the kernel takes it, with the flags of the request; without the sets that are part
-    /// of a rule.
-    pub fn message(&self) -> (NetfilterMessage, u16) {
+    /// As the kernel takes it, with the flags of the request, behind the sets that are part
+    /// of its rule, numbered from `first_set` on.
+    pub fn message(&self, first_set: u32) -> (NetfilterMessage, u16) {
         let (table, message, flags) = match self {
             Self::AddTable(table) => {
                 let mut attributes = vec![
@@ -182,11 +178,11 @@ impl Change {
             Self::DeleteChain(chain) => (&chain.table, deleted_chain(chain), 0),
             Self::DeleteEmptyChain(chain) => (&chain.table, deleted_chain(chain), NLM_F_NONREC),
             Self::Append(chain, rule) => {
-                let message = NfTablesMessage::NewRule(new_rule(chain, rule, FIRST_SET));
+                let message = NfTablesMessage::NewRule(new_rule(chain, rule, first_set));
                 (&chain.table, message, NLM_F_CREATE | NLM_F_APPEND)
             }
             Self::Insert(chain, rule) => {
-                let message = NfTablesMessage::NewRule(new_rule(chain, rule, FIRST_SET));
+                let message = NfTablesMessage::NewRule(new_rule(chain, rule, first_set));
                 (&chain.table, message, NLM_F_CREATE)
             }
             Self::DeleteRule(table, handle) => {

@@ -16,6 +16,12 @@ pub const REFUSED: &str = "Go's syntax (RE2) is understood; what it refuses is r
 /// The largest number of repetitions in Go.
 const MOST_REPETITIONS: u32 = 1000;
 
+/// The classes that both know by a name.
+const CLASSES: [&str; 14] = [
+    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct",
+    "space", "upper", "word", "xdigit",
+];
+
 /// `pattern` as the crate reads it.
 ///
 /// # Errors
@@ -101,7 +107,8 @@ impl Translation<'_> {
 
     /// The character with this number.
     fn code(&mut self, number: u32) {
-        self.out.push_str(&format!("\\x{{{number:X}}}"));
+        let code = format!("\\x{{{number:X}}}");
+        self.out.push_str(&code);
     }
 
     /// Up to three octal digits, of which `first` is one.
@@ -224,18 +231,17 @@ impl Translation<'_> {
     /// `[:alpha:]`, behind its `[`; any other bracket there means itself.
     fn named_class(&mut self) -> Result<(), String> {
         let text: String = self.rest.clone().collect();
-        match text.find(":]") {
-            Some(end) => {
-                self.out.push('[');
-                let length = text.get(..end + 2).unwrap_or_default().chars().count();
-                self.out.extend(self.rest.by_ref().take(length));
-                Ok(())
-            }
-            None => {
-                self.literal('[');
-                Ok(())
-            }
+        let Some((name, _)) = text.split_once(":]") else {
+            self.literal('[');
+            return Ok(());
+        };
+        let bare = name.trim_start_matches(':').trim_start_matches('^');
+        if !CLASSES.contains(&bare) {
+            return Err(format!("[{name}:] is no class"));
         }
+        self.out.push('[');
+        self.out.extend(self.rest.by_ref().take(name.len() + 2));
+        Ok(())
     }
 
     /// What follows a `{`: how often, or nothing of the kind.
@@ -388,6 +394,7 @@ mod tests {
             r"\p",
             "(?P<n",
             "(?P=n)",
+            "[[:foo:]]",
         ] {
             assert!(regex(pattern).is_err(), "{pattern}");
         }
