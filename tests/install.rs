@@ -403,7 +403,7 @@ fn hands_out(file: &Path, plugin: &str, ipam: &str) {
     assert_eq!(output.json()["ips"][0]["address"], "10.9.0.5/24");
 }
 
-/// Links and copies that somebody made for a runtime (buildkit, KubeVirt) or to try a second
+/// Links and copies that somebody made for a runtime (`buildkit`, `KubeVirt`) or to try a second
 /// version.
 #[test]
 fn links_of_other_names_are_what_the_configuration_or_the_name_says() {
