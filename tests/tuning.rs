@@ -431,7 +431,10 @@ fn the_administrators_allowlist() {
     fs::create_dir(&conf).unwrap();
     let list = json!({
         "cniVersion": "1.1.0", "name": "n",
-        "plugins": [{"type": "tuning", "sysctl": {"net.core.somaxconn": "77"}}],
+        "plugins": [
+            {"type": "loopback"},
+            {"type": "tuning", "sysctl": {"net.core.somaxconn": "77"}},
+        ],
     });
     fs::write(conf.join("n.conflist"), list.to_string()).unwrap();
     let told = node.cnitool(&conf, &["validate"]);
@@ -440,7 +443,7 @@ fn the_administrators_allowlist() {
         "{told:?}"
     );
     assert!(
-        told.stdout.contains("warning: plugins[0].sysctl: "),
+        told.stdout.contains("warning: plugins[1].sysctl: "),
         "{told:?}"
     );
     fs::write(file, "net\nnet.(\n").unwrap();
