@@ -4,8 +4,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::disallowed_methods,
-    reason = "a test that cannot do its work says so by panicking; doors are for the product"
+    reason = "a test that cannot do its work says so by panicking"
 )]
 
 mod common;
