@@ -17,9 +17,8 @@ use crate::cni::{invocation, json};
 use crate::cnitool::output;
 use crate::cnitool::table::Line;
 use crate::runtime::cache::{self, Cache};
-use crate::runtime::gc;
-use crate::runtime::quiet;
 use crate::runtime::restore::{self, Outcome, Scope};
+use crate::runtime::{gc, quiet};
 use crate::{cnitool, fsutil, log, text};
 
 /// The binary's own name. Under any other it is an applet.

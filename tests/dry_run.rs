@@ -234,7 +234,7 @@ fn assert_true(bench: &Bench, told: &str, address: &str, result: &str) {
             continue;
         };
         // What the shell, which it is quoted for, makes of it.
-        let listed = shlex::split(listed).unwrap()[3..].join(" ");
+        let listed = shlex::split(listed).unwrap().split_off(3).join(" ");
         assert!(rules.contains(&listed), "{rule}\nin {told}");
     }
     let host_end = host_end(told);

@@ -893,6 +893,7 @@ fn ask_zones(node: &Node, bus: &str, words: &str) -> String {
 
 /// What firewalld would reject passes while the container lives; by either implementation.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story")]
 fn firewalld_is_told_where_it_runs() {
     let node = Node::new();
     let lab = Lab {

@@ -10,17 +10,15 @@ use anyhow::{Context, Result};
 
 use super::collector::{Collector, Run};
 use super::error::{Code, coded, detailed, not_available};
-use super::exec;
 use super::invocation::Command;
-use super::json;
 use super::preview::Preview;
 use super::result::CniResult;
 use super::skel::{self, Applets, Call, Plugin};
 use super::status::patiently;
 use super::version::Version;
-use crate::fsutil;
-use crate::journal;
+use super::{exec, json};
 use crate::undo::Undo;
+use crate::{fsutil, journal};
 
 /// Delegates ADD to `plugin` and answers its result. How to undo it goes on `undo`.
 ///

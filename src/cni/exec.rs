@@ -14,8 +14,7 @@ use serde_json::Value;
 
 use super::error::{Code, ErrorObject, coded, detailed};
 use super::json;
-use crate::fsutil;
-use crate::{log, text};
+use crate::{fsutil, log, text};
 
 /// The executable of plugin `name`: the first regular file of that name in `path`.
 ///

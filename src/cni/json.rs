@@ -8,8 +8,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 use anyhow::{Context, Result};
 use serde::Serialize;

@@ -22,10 +22,9 @@ use super::json::{self, Object, Problem};
 use super::preview::Preview;
 use super::result::CniResult;
 use super::version::Version;
-use crate::fsutil;
 use crate::journal::Journal;
-use crate::log;
 use crate::undo::Undo;
+use crate::{fsutil, log};
 
 /// The level of the reference plugins that our behaviour matches. Nomad and nerdctl
 /// schedule by it.

@@ -11,8 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::cni::error::{Code, coded, detailed};
-use crate::fsutil;
-use crate::log;
+use crate::{fsutil, log};
 
 /// An open network namespace: it exists as long as this does.
 #[derive(Debug, Clone)]

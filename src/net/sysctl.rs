@@ -17,10 +17,9 @@ use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::link;
 use super::link_sysctl::LinkSysctl;
 use super::netlink::Netlink;
-use super::{netconf, route};
+use super::{link, netconf, route};
 use crate::cni::error::{Code, coded};
 use crate::log;
 

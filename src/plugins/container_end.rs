@@ -17,6 +17,7 @@ use crate::cni::version::Shape;
 use crate::fsutil;
 use crate::net::addr::{self, Address};
 use crate::net::link::{self, Link};
+use crate::net::link_sysctl::LinkSysctl;
 use crate::net::mac::Mac;
 use crate::net::route::{self, Route};
 use crate::net::sysctl;
@@ -154,17 +155,31 @@ pub fn observe(sides: &Sides, ifname: &str, result: &CniResult) -> Result<Observ
 /// # Errors
 /// When a sysctl cannot be read.
 pub fn lost_forwarding(link: &Link, ips: impl Iterator<Item = IpAddr>) -> Result<Vec<String>> {
+    let ips: Vec<IpAddr> = ips.collect();
     let mut differences = Vec::new();
-    for all in sysctl::forwarding(ips) {
-        // Of IPv6, the kernel looks at the one for all links only.
-        let of_link = format!("ipv4/conf/{}/forwarding", link.name);
-        let of_link = Some(of_link).filter(|_| all.starts_with("ipv4"));
-        for key in [Some(all.to_owned()), of_link].into_iter().flatten() {
-            if sysctl::read(&key)?.as_deref() == Some("0") {
-                differences.push(format!("host: expected sysctl net/{key} 1, found 0"));
-                break;
-            }
+    for (all, of_link, is_ipv4) in [
+        (
+            "ipv4/ip_forward",
+            LinkSysctl::v4(&link.name, "forwarding"),
+            true,
+        ),
+        (
+            "ipv6/conf/all/forwarding",
+            LinkSysctl::v6(&link.name, "forwarding"),
+            false,
+        ),
+    ] {
+        let is_needed = ips.iter().any(|ip| ip.is_ipv4() == is_ipv4);
+        if !is_needed || sysctl::effective(of_link) != Some(0) {
+            continue;
         }
+        let is_all = sysctl::read(all)?.as_deref() == Some("0");
+        let key = if is_all {
+            all.to_owned()
+        } else {
+            of_link.key()
+        };
+        differences.push(format!("host: expected sysctl net/{key} 1, found 0"));
     }
     Ok(differences)
 }

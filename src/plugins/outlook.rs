@@ -11,7 +11,6 @@ use crate::cni::result::CniResult;
 use crate::cni::skel::Call;
 use crate::net::addr::{self, Address};
 use crate::net::link::Link;
-use crate::net::netconf;
 use crate::net::netlink::Netlink;
 use crate::net::sysctl::{self, Sysctls};
 use crate::netfilter::{BackendName, Need, Purpose};
@@ -92,11 +91,12 @@ pub fn usual_families() -> Result<(bool, bool)> {
 /// Code 51 where it does not and cannot: containers that are attached reach no other network
 /// either.
 pub fn require_forwarding(host: &Netlink, ips: impl Iterator<Item = IpAddr>) -> Result<()> {
-    for key in sysctl::forwarding(ips) {
-        if netconf::forwards(host, key.starts_with("ipv4")) == Some(true) {
+    for (key, value) in sysctl::missing_forwarding(host, ips)? {
+        // ADD goes on without it.
+        if key.ends_with("/accept_ra") {
             continue;
         }
-        sysctl::check_settable(key, "1")
+        sysctl::check_settable(&key, &value.to_string())
             .context("the host does not forward packets, and cannot be made to")
             .map_err(|error| {
                 if sysctl::is_absent(&error) {

@@ -3,10 +3,9 @@
 //!
 //! A file that cannot be read disables its own network and no other.
 
-use std::fmt;
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 

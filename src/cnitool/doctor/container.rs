@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::facts::{Facts, Inside, has_gateway_here, no_answers, outside};
-use super::{Finding, attach_again, ip, name, set_sysctl_inside};
 use super::facts::{Facts, Inside, has_gateway_here, outside};
-use super::{Finding, attach_again, ip, name, sysctls};
+use super::{Finding, attach_again, ip, name, set_sysctl_inside, sysctls};
 use crate::cni::result::Route;
 use crate::net::link::Link;
 use crate::net::route::MAIN_TABLE;

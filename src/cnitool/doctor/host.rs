@@ -6,8 +6,6 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use super::facts::{Facts, has_gateway_here, input, no_answers, outside};
-use super::{Finding, attach_again, name, port, set_sysctl, uplink};
 use super::facts::{Facts, has_gateway_here, input, outside};
 use super::{Finding, attach_again, name, port, sysctls, uplink};
 use crate::net::link::Link;

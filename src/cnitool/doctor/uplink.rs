@@ -6,8 +6,8 @@ use super::Finding;
 use super::facts::{Facts, has_gateway_here, outside};
 use super::host::is_above;
 use crate::net::link::Link;
-use crate::shell::shell;
 use crate::net::link_sysctl::LinkSysctl;
+use crate::shell::shell;
 use crate::survey::attachment::View;
 
 /// What is wrong with it, if the container's way out leads through the host.

@@ -29,9 +29,8 @@ use super::ruleset::{self, Chain, End, Family, Hook, Rule, Statement, Table};
 use super::set::{Elements, Key, Keys, Set};
 use super::shared::{Shared, command, ensure_shared, in_chain, look, missing_shared};
 use super::transaction::{Change, Found, listed, rules};
-use crate::netfilter::memo;
 use crate::netfilter::socket::Socket;
-use crate::netfilter::{Firewall, Ingress, Isolation, Owner};
+use crate::netfilter::{Firewall, Ingress, Isolation, Owner, memo};
 
 /// Of the chain in each gate that lets pass.
 pub const FORWARD: &str = "cni_forward";

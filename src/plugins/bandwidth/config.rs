@@ -2,12 +2,11 @@
 
 use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cni::config::parse_cidr;
-use crate::cni::error::{Code, coded};
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
 use crate::net::traffic::TokenBucket;

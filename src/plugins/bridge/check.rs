@@ -6,11 +6,10 @@
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::apply;
 use super::config::Settings;
 use super::plan::Plan;
 use super::rules::Wanted;
-use super::{vlan, vlan_gateway};
+use super::{apply, vlan, vlan_gateway};
 use crate::cni::error::agree;
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::Call;

@@ -11,10 +11,9 @@ use crate::cni::error::{Code, detailed, not_available, not_available_and_limited
 use crate::cni::invocation::Command;
 use crate::cni::skel::Call;
 use crate::cni::status::require_root;
-use crate::net::addr;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
-use crate::net::section;
+use crate::net::{addr, section};
 use crate::netfilter::{Purpose, nftables};
 use crate::plugins::outlook::{self, Sample};
 

@@ -282,13 +282,10 @@ impl Wanted {
                 if firewalld.has_source(zone, *address)? {
                     continue;
                 }
-                match firewalld.zone_of_source(*address)? {
-                    Some(other) => log::warn(&bound_elsewhere(zone, *address, &other)),
-                    None => {
-                        let zone = format!("--zone={zone}");
-                        let source = format!("--add-source={address}");
-                        missing.push(shell!["firewall-cmd", zone, source].into());
-                    }
+                if let Some(other) = firewalld.zone_of_source(*address)? { log::warn(&bound_elsewhere(zone, *address, &other)) } else {
+                    let zone = format!("--zone={zone}");
+                    let source = format!("--add-source={address}");
+                    missing.push(shell!["firewall-cmd", zone, source].into());
                 }
             }
         }

@@ -8,7 +8,10 @@ mod scratch;
 mod subnet_env;
 
 use anyhow::{Context, Result};
+use config::Settings;
+use scratch::Scratch;
 use serde_json::Value;
+use subnet_env::SubnetEnv;
 
 use crate::cni::collector::Collector;
 use crate::cni::config::Config;
@@ -20,13 +23,8 @@ use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Delegation, Plugin};
 use crate::cni::status::patiently;
-use crate::fsutil;
-use crate::log;
 use crate::undo::Undo;
-
-use config::Settings;
-use scratch::Scratch;
-use subnet_env::SubnetEnv;
+use crate::{fsutil, log};
 
 /// The applet.
 #[derive(Debug)]

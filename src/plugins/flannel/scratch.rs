@@ -17,9 +17,8 @@ use crate::cni::error::{Code, coded};
 use crate::cni::invocation::{Attachment, check_file_name};
 use crate::cni::json::{self, Object};
 use crate::cni::skel::Call;
-use crate::fsutil;
-use crate::log;
 use crate::undo::Undo;
+use crate::{fsutil, log};
 
 const FILE_MODE: u32 = 0o600;
 /// The key that says for which interface of the container a file is.

@@ -14,13 +14,12 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::addresses::Addresses;
-use super::allocator;
 use super::boots::Boots;
 use super::config::Settings;
 use super::lease_dir::LeaseDir;
 use super::range_set::RangeSet;
 use super::reserve::{exhausted, shortage};
-use super::resolv;
+use super::{allocator, resolv};
 use crate::cni::config::Config;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::result::{CniResult, Ip};

@@ -13,8 +13,7 @@ use super::lease_dir::{Lease, LeaseDir};
 use super::owner::Owner;
 use crate::cni::error::{Code, Coded, coded};
 use crate::cni::invocation::Attachment;
-use crate::fsutil;
-use crate::log;
+use crate::{fsutil, log};
 
 /// The leases of one network, locked.
 #[derive(Debug)]

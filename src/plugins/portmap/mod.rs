@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, all, coded, detailed, not_available};
+use crate::cni::error::{Code, all, detailed, not_available};
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
@@ -322,13 +322,14 @@ fn must_route_localnet(wanted: &PortMaps) -> bool {
 /// packets from 127.0.0.1, or be made to.
 fn require_route_localnet() -> Result<()> {
     // A new link starts with the default; one that is there may have it on already.
-    let checked = sysctl::check_settable(&localnet::sysctl_key("default"), "1");
-    let Err(error) = checked else {
+    if sysctl::effective(localnet::switch("default")) == Some(1) {
+        return Ok(());
+    }
+    let Err(error) = sysctl::check_settable(&localnet::sysctl_key("default"), "1") else {
         return Ok(());
     };
-    let all = sysctl::read(&localnet::sysctl_key("all"))?;
     let links = link::list(&Netlink::open()?)?;
-    if all.as_deref() == Some("1") || links.iter().any(|link| link.routes_localnet) {
+    if links.iter().any(|link| link.routes_localnet) {
         return Ok(());
     }
     Err(error.context("mapped ports cannot be made to answer on 127.0.0.1"))

@@ -18,9 +18,8 @@ use crate::cni::collector::Collector;
 use crate::cni::error::{Code, coded};
 use crate::cni::invocation::{Attachment, check_file_name};
 use crate::cni::skel::Call;
-use crate::fsutil;
-use crate::log;
 use crate::net::link::Link;
+use crate::{fsutil, log};
 
 /// Where the files are unless the configuration says otherwise.
 pub const DEFAULT_DIR: &str = "/run/cni/tuning";

@@ -15,8 +15,13 @@ mod go_regex;
 mod plan;
 mod sysctl;
 
+use allowlist::Allowlist;
 use anyhow::{Context, Result};
+use apply::Container;
+use backup::Backup;
+use config::{Settings, Wanted};
 use serde_json::Value;
+use sysctl::Sysctl;
 
 use crate::cni::collector::Collector;
 use crate::cni::error::{Code, agree, coded, detailed, not_available};
@@ -25,19 +30,12 @@ use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::status::require_root;
-use crate::fsutil;
 use crate::journal::step;
-use crate::log;
 use crate::net::link::Link;
 use crate::net::netns::Netns;
 use crate::net::sysctl as kernel;
 use crate::undo::Undo;
-
-use allowlist::Allowlist;
-use apply::Container;
-use backup::Backup;
-use config::{Settings, Wanted};
-use sysctl::Sysctl;
+use crate::{fsutil, log};
 
 /// The applet.
 #[derive(Debug)]
