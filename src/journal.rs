@@ -24,7 +24,7 @@ use serde_json::Value;
 use crate::cni::error::ErrorObject;
 use crate::cni::invocation::Environment;
 use crate::cni::json;
-use crate::fsutil;
+use crate::{fsutil, text};
 
 /// While this file exists, calls are logged there.
 const SWITCH: &str = "/run/cni/cnibox.log";
@@ -200,7 +200,9 @@ impl Journal {
                 .map(|printed| serde_json::from_slice(printed).unwrap_or_default()),
             error: outcome.err().map(ErrorObject::from_error),
         };
-        if let Ok(mut line) = json::compact(&line) {
+        if let Ok(line) = json::compact(&line) {
+            // Somebody may read it with `cat`.
+            let mut line = text::json(line);
             line.push(b'\n');
             self.append(&line);
         }

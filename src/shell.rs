@@ -196,6 +196,51 @@ impl From<ShellScript> for String {
 mod tests {
     use super::*;
 
+    /// Commands that are told are made of words, never of a format string with names in it.
+    #[test]
+    fn no_command_is_a_format_string() {
+        let command = regex::Regex::new(concat!(
+            r#"(?:^|[\s`(;&|])(?:"#,
+            r#"(?:ip|bridge)(?: -\S+(?: [^\s-]\S*)?)* (?:link|address|addr|route|rule|neighbour|netns|vlan|fdb) "#,
+            r#"|sysctl (?:-\w+ )?net|nft (?:-\w+ )?(?:add|insert|delete|list|flush|create) "#,
+            r#"|ip6?tables\S* -|tc (?:-|qdisc)|ss -|conntrack -|nsenter --|firewall-cmd --"#,
+            r#"|printf '|tcpdump -|(?:cnitool|cnibox) [a-z]+ )[^`;]*\{"#,
+            r#"|(?:^|[\s`(;&|])(?:rm|cat|df|namei|chmod|touch) (?:-\w+ |\d+ )?[^\s`;]*\{"#,
+        ))
+        .unwrap();
+        let literal = regex::Regex::new(r#""((?:[^"\\]|\\[\s\S])*)""#).unwrap();
+        assert!(command.is_match("see `ip -n c1 link show dev {name}`"));
+        assert!(command.is_match("rm {file}") && command.is_match("cnitool gc {network}"));
+        assert!(!command.is_match("create bridge {name}"));
+        let src = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));
+        let mut found = Vec::new();
+        let mut directories = vec![src.to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                let is_test = path.to_string_lossy().contains("test");
+                if path.is_dir() && !is_test {
+                    directories.push(path);
+                } else if path.extension().is_some_and(|end| end == "rs") && !is_test {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    let product = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+                    let lines = product.lines();
+                    // Comments, and examples in help, which have no names in them.
+                    let code: Vec<&str> = lines
+                        .filter(|line| !line.trim_start().starts_with("//"))
+                        .collect();
+                    for text in literal.captures_iter(&code.join("\n")) {
+                        let text = text.get(1).unwrap().as_str();
+                        if command.is_match(text) && !text.starts_with("\\\nExamples:") {
+                            found.push(format!("{}: {text}", path.display()));
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(found, Vec::<String>::new(), "use shell!");
+    }
+
     /// What bash makes of a command's words.
     fn read_back(command: &ShellCommand) -> Vec<String> {
         let script = format!("printf '%s\\0' {command}");

@@ -1611,3 +1611,21 @@ fn validate_tells_everything_at_once() {
     assert_eq!(bench.run(&["validate", "/nowhere.conflist"]).code, Some(1));
     assert!(bench.calls().is_empty());
 }
+
+#[test]
+fn the_usage_is_that_of_the_help() {
+    let node = Node::new();
+    let mut command = Command::new(node.bin.join("cnitool"));
+    command
+        .arg("add")
+        .env("CNI_IFNAME", "x")
+        .env("CAP_ARGS", "{}");
+    command.env("CNI_PATH", "/y").env("NETCONFPATH", "/x");
+    let output = run(&mut command, "");
+    assert!(
+        output
+            .stderr
+            .contains("Usage: cnitool add [OPTIONS] <NETWORK> <NETNS>\n"),
+        "{output:?}"
+    );
+}

@@ -560,3 +560,230 @@ fn every_row_has_its_test() {
         }
     }
 }
+
+/// What a terminal would obey, or what hides or reorders text.
+#[track_caller]
+fn assert_harmless(what: &str, output: &common::Output) {
+    for text in [&output.stdout, &output.stderr] {
+        let is_raw = |c: char| {
+            c.is_control() && c != '\n'
+                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        };
+        assert!(!text.contains(is_raw), "{what}: {text:?}");
+        let forged = text
+            .lines()
+            .find(|line| line.trim_start().starts_with("FORGED"));
+        assert_eq!(forged, None, "{what}: {text}");
+    }
+}
+
+/// Runs, as a careless operator would, every command that is told in `text`, with programs that
+/// do nothing; no name in it runs one of its own.
+#[track_caller]
+fn assert_quoted(node: &Node, what: &str, text: &str) {
+    let mark = node.dir.path().join("ran");
+    let told = text.lines().filter_map(|line| {
+        let line = line.trim_start();
+        ["mend: ", "$ ", "nft ", "ip"]
+            .iter()
+            .find_map(|start| line.strip_prefix(start).map(|rest| (*start, rest)))
+    });
+    for (start, command) in told {
+        let command = match start {
+            "nft " | "ip" => format!("{start}{command}"),
+            _ => command.to_owned(),
+        };
+        let mut shell = Command::new("bash");
+        shell
+            .args([
+                "-c",
+                &format!("PATH={}; {command}", node.dir.path().display()),
+            ])
+            .current_dir(node.dir.path());
+        drop(run(&mut shell, ""));
+        assert!(!mark.exists(), "{what}: {command}");
+    }
+}
+
+#[expect(
+    clippy::too_many_lines,
+    reason = "one node with hostile names, and all that is printed of it"
+)]
+#[test]
+fn names_are_printed_as_names() {
+    let node = Node::new();
+    let conf = node.dir.path().join("net.d");
+    fs::create_dir(&conf).unwrap();
+    // What a name would run, if a command to copy let it.
+    script(&node.dir.path().join("id"), "> ran");
+    let list = |bridge: &str| {
+        json!({"cniVersion": "1.1.0", "name": "n", "plugins": [
+            {"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true,
+             "ipMasqBackend": "nftables", "hairpinMode": true,
+             "ipam": {"type": "host-local", "subnet": "10.9.0.0/24"}},
+            {"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": true}}]})
+    };
+    let bash = |script: &str| {
+        let output = run(Command::new("bash").args(["-c", script]), "");
+        assert!(output.ok, "{script}: {output:?}");
+    };
+    let bridge = "b\u{1b}[2J;id;";
+    fs::write(conf.join("10-n.conflist"), list(bridge).to_string()).unwrap();
+    fs::write(conf.join("20-\u{1b}[31m;id;\nFORGED.conf"), "{").unwrap();
+    fs::write(
+        conf.join("30-x.conf"),
+        r#"{"name": "x\u001b\nFORGED", "type": "y"}"#,
+    )
+    .unwrap();
+    let netns = node.netns("c1");
+    let cnitool = |args: &[&str]| node.cnitool(&conf, args);
+    let ifname = "a\u{1b}[31m;id;";
+    let caps = r#"{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}"#;
+    let own = ["--ifname", ifname, "--id", "c1", "--cap", caps];
+    let of = |verb| [&[verb, "n", &netns][..], &own[..]].concat();
+    let told = cnitool(&[&of("add")[..], &["--dry-run"]].concat());
+    assert!(told.ok, "{told:?}");
+    assert_harmless("add --dry-run", &told);
+    let added = cnitool(&of("add"));
+    assert!(added.ok, "{added:?}");
+    assert_harmless("add", &added);
+    let made = added.json()["interfaces"].to_string();
+    assert!(made.contains(r"b\u001b[2J;id;"), "JSON is exact: {made}");
+
+    // A container's root calls tables, chains and sets what it likes, and so does an alias.
+    let odd = r"x\u001b[31mRED;id;\nFORGED \u202e\u009b";
+    for family in ["inet", "ip"] {
+        let rules = format!(
+            r#"{{"nftables":[{{"add":{{"table":{{"family":"{family}","name":"{odd}"}}}}}},
+            {{"add":{{"chain":{{"family":"{family}","table":"{odd}","name":"{odd}y","type":"filter","hook":"input","prio":0,"policy":"drop"}}}}}},
+            {{"add":{{"rule":{{"family":"{family}","table":"{odd}","chain":"{odd}y","comment":"{odd}","expr":[{{"counter":null}},{{"drop":null}}]}}}}}}]}}"#
+        );
+        let file = node.dir.path().join(format!("rules-{family}"));
+        fs::write(&file, rules).unwrap();
+        node.sh(&format!("ip netns exec c1 nft -j -f {}", file.display()));
+    }
+    bash(
+        "for link in $(ip -br link | grep -o '^veth[^@]*'); do \
+         ip link set $link alias $'k\\e[1m\\nFORGED;id'; done",
+    );
+    bash(
+        "ip link add up0 type veth peer name up1 && ip addr add 192.0.2.1/24 dev up0 && \
+         ip link set up0 up && ip link set up1 up && ip route add default via 192.0.2.9",
+    );
+    let found = cnitool(&["doctor"]);
+    assert!(found.stdout.contains("RED;id;"), "{found:?}");
+    assert_harmless("doctor of rules", &found);
+    assert_quoted(&node, "doctor of rules", &found.stdout);
+    bash("nft delete table inet cni_plugins_masquerade; nft delete table ip cni_hostport");
+    bash(&format!(
+        "sysctl -qw net.ipv4.ip_forward=0; ip addr flush dev $'{}'",
+        bridge.replace('\u{1b}', "\\e")
+    ));
+    fs::write("/var/lib/cni/results/\u{1b};id;\nFORGED", "{").unwrap();
+    fs::create_dir_all("/var/lib/cni/networks/\u{1b}\nFORGED").unwrap();
+    let dump = cnitool(&["doctor", "--json"]);
+    assert_harmless("doctor --json", &dump);
+    let dump: Value = serde_json::from_str(&dump.stdout).unwrap();
+    let mends = dump["findings"].as_array().unwrap();
+    for mend in mends {
+        let mend = mend["mend"].as_str().unwrap();
+        assert!(!mend.contains(char::is_control), "{mend:?}");
+        assert_quoted(&node, "doctor --json", &format!("mend: {mend}"));
+    }
+    for args in [
+        &["doctor"][..],
+        &["doctor", "c1"],
+        &["show", "c1"],
+        &["show", "c1", "--json"],
+        &["ps", "--wide"],
+        &["ps", "--json"],
+        &["ports"],
+        &["ipam"],
+        &["graph"],
+        &["graph", "--format", "dot"],
+        &["graph", "--format", "svg"],
+        &["graph", "--json"],
+        &["validate"],
+        &["validate", "--json"],
+        &["validate", "no\u{1b}such"],
+        &["list"],
+        &["list", "--json"],
+        &["status", "n"],
+        &["status", "x\u{1b}\u{9b}"],
+        &["gc", "n", "--dry-run"],
+        &["trace", "c1", "192.0.2.9"],
+        &["show", "\u{1b}[31m"],
+        &["nonsense\u{1b}[31m"],
+        &[
+            "add",
+            "n",
+            "/run/netns/\u{1b}\nFORGED",
+            "--ifname",
+            "\u{1b}",
+        ],
+        &of("check"),
+        &[&of("check")[..], &["--verbose"]].concat(),
+        &[&of("add")[..], &["--timing"]].concat(),
+    ] {
+        let output = cnitool(args);
+        let what = args.join(" ");
+        assert_harmless(&what, &output);
+        assert_quoted(&node, &what, &output.stdout);
+        assert!(
+            !output.stdout.is_empty() || !output.stderr.is_empty(),
+            "{what}"
+        );
+        assert!(!output.stderr.contains("panicked"), "{what}: {output:?}");
+    }
+    let mut restore = Command::new(common::binary());
+    let missing = run(restore.args(["restore", "--dry-run"]), "");
+    assert!(missing.stdout.contains("nft add rule"), "{missing:?}");
+    assert_harmless("restore --dry-run", &missing);
+    assert_quoted(&node, "restore --dry-run", &missing.stdout);
+    let removed = cnitool(&of("del"));
+    assert!(removed.ok, "{removed:?}");
+    assert_harmless("del", &removed);
+}
+
+#[test]
+fn a_plugins_notes_are_printed_without_what_a_terminal_obeys() {
+    let node = Node::new();
+    let conf = node.dir.path().join("net.d");
+    fs::create_dir(&conf).unwrap();
+    let list = json!({"cniVersion": "1.1.0", "name": "n", "plugins": [{"type": "loud"}]});
+    fs::write(conf.join("10-n.conflist"), list.to_string()).unwrap();
+    let bin = node.dir.path().join("theirs");
+    fs::create_dir(&bin).unwrap();
+    script(
+        &bin.join("loud"),
+        r#"printf 'one \033[31m\ntwo \302\233 \233\n' >&2
+printf '%s' '{"code": 7, "msg": "no \u001b[2J\nFORGED", "details": "\u202e"}'
+exit 1"#,
+    );
+    let output = node.cnitool(&conf, &["status", "n", "--path", bin.to_str().unwrap()]);
+    assert!(!output.ok, "{output:?}");
+    assert_harmless("status", &output);
+    for line in [r"one \u{1b}[31m", r"two \u{9b} \x9b", "    | FORGED"] {
+        assert!(output.stderr.contains(line), "{line}: {output:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let node = Node::new();
+    let conf = node.dir.path().join("net.d");
+    fs::create_dir(&conf).unwrap();
+    for command in ["ps", "ports", "ipam", "list", "graph", "doctor", "--help"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(node.bin.join("cnitool"))
+            .arg(command)
+            .env("NETCONFPATH", &conf)
+            .env("CNI_PATH", &node.bin)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+        assert_eq!(output.stderr, b"", "{command}: {output:?}");
+    }
+}

@@ -316,7 +316,8 @@ fn kind(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(b) => format!("the boolean {b}"),
-        Value::Number(n) => format!("the number {n}"),
+        // The parser adds the plus sign.
+        Value::Number(n) => format!("the number {}", n.as_str().replace("e+", "e")),
         Value::String(s) => format!("the string \"{s}\""),
         Value::Array(_) => "a list".into(),
         Value::Object(_) => "an object".into(),
@@ -339,8 +340,21 @@ impl Decoder<'_> {
         de::Error::custom(format!("expected {what}, found {}", kind(self.value)))
     }
 
-    fn integer<T>(&self, parsed: Option<T>) -> Result<T, Mismatch> {
-        parsed.ok_or_else(|| self.wants("an integer"))
+    /// `parsed`, or why there is none; `least` and `most` are the bounds of the type.
+    fn integer<T: fmt::Display>(
+        &self,
+        parsed: Option<T>,
+        least: T,
+        most: T,
+    ) -> Result<T, Mismatch> {
+        parsed.ok_or_else(|| match self.value {
+            // As in Go, 1e3 is none.
+            Value::Number(n) if n.as_str().contains(['.', 'e', 'E']) => {
+                self.wants("an integer without a fraction or an exponent")
+            }
+            Value::Number(_) => self.wants(&format!("an integer from {least} to {most}")),
+            _ => self.wants("an integer"),
+        })
     }
 }
 
@@ -352,7 +366,7 @@ macro_rules! integers {
                 Value::Number(n) => n.as_str().parse::<$type>().ok(),
                 _ => None,
             };
-            self.integer(parsed)
+            self.integer(parsed, <$type>::MIN, <$type>::MAX)
                 .and_then(|n| visitor.$visit(n))
                 .map_err(|e: Mismatch| e.at(self.path))
         }
@@ -510,7 +524,13 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
             (distance, candidate)
         })
         .min()
-        .filter(|(distance, candidate)| *distance <= 2.max(candidate.len() / 4))
+        // Of words as short as `mac` and `mtu`, two letters are most.
+        .filter(
+            |(distance, candidate)| match candidate.len().min(word.len()) {
+                0..=4 => *distance <= 1,
+                _ => *distance <= 2.max(candidate.len() / 4),
+            },
+        )
         .map(|(_, candidate)| candidate)
 }
 

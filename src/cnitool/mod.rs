@@ -21,7 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Where network configurations are, unless told.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
@@ -39,9 +40,53 @@ struct Cli {
     verb: Verb,
 }
 
-/// The command line, for its manual and for shells.
+/// The commands that take the options of an attachment.
+const OF_ATTACHMENTS: [&str; 4] = ["add", "check", "del", "exec"];
+
+/// The command line, for its manual and for shells. Options of an attachment may stand in front
+/// of any command; the help of those that take them tells of them.
 pub fn command() -> clap::Command {
-    Cli::command()
+    let own = AttachmentOptions::augment_args(clap::Command::new("own"));
+    let own: Vec<clap::Arg> = own.get_arguments().cloned().collect();
+    let is_own = |arg: &clap::Arg| own.iter().any(|own| own.get_id() == arg.get_id());
+    let hidden = |arg: clap::Arg| {
+        let hide = is_own(&arg);
+        arg.hide(hide)
+    };
+    let shown = |command: clap::Command| {
+        if OF_ATTACHMENTS.contains(&command.get_name()) {
+            command.args(own.clone())
+        } else {
+            command
+        }
+    };
+    Cli::command().mut_args(hidden).mut_subcommands(shown)
+}
+
+/// Reads a command line.
+fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    let mut command = command();
+    let parsed = command
+        .try_get_matches_from_mut(args)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.map_err(|error| with_plain_usage(error, args))
+}
+
+/// `error` with the usage of the command as its help has it: clap adds the options that it has
+/// met, those that only the environment sets included.
+fn with_plain_usage(mut error: clap::Error, args: &[OsString]) -> clap::Error {
+    if error.get(ContextKind::Usage).is_none() {
+        return error;
+    }
+    let mut command = command();
+    command.build();
+    let mut words = args.iter().skip(1);
+    let meant = words
+        .find_map(|word| command.find_subcommand(word))
+        .cloned();
+    let usage = meant.unwrap_or(command).render_usage();
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+    error
 }
 
 #[derive(Subcommand)]
@@ -141,7 +186,7 @@ struct Options {
 
 /// What the runtime says about an attachment.
 #[derive(Args)]
-#[command(next_help_heading = "Options of add, check and del")]
+#[command(next_help_heading = "Options of the attachment")]
 struct AttachmentOptions {
     /// Container id [default: derived from the path of the namespace]
     #[arg(long, global = true, value_name = "ID")]
@@ -338,7 +383,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     {
         return exec::replace_this_process(command);
     }
-    let cli = match Cli::try_parse_from(&args) {
+    let cli = match parse(&args) {
         Ok(cli) => cli,
         Err(error) => {
             let status = output::usage(&error);
@@ -395,15 +440,36 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_options_of_an_attachment_are_told_where_they_are_taken() {
+        let mut all = command();
+        all.build();
+        assert!(!all.render_long_help().to_string().contains("--ifname"));
+        for command in all.get_subcommands_mut() {
+            let name = command.get_name().to_owned();
+            let help = command.render_long_help().to_string();
+            let is_told = help.contains("--ifname") && help.contains("--cap");
+            assert_eq!(
+                is_told,
+                OF_ATTACHMENTS.contains(&name.as_str()),
+                "{name}: {help}"
+            );
+        }
+        let ifname = |line: &[&str]| {
+            let args: Vec<OsString> = line.iter().map(OsString::from).collect();
+            parse(&args).unwrap().options.attachment.ifname
+        };
+        assert_eq!(ifname(&["cnitool", "add", "n", "/x", "-i", "a"]), "a");
+        assert_eq!(ifname(&["cnitool", "-i", "a", "add", "n", "/x"]), "a");
+        assert_eq!(ifname(&["cnitool", "-i", "a", "ps"]), "a");
     }
 
     #[test]
     fn every_command_has_an_example() {
-        for command in Cli::command()
-            .get_subcommands()
-            .filter(|c| !c.is_hide_set())
-        {
+        for command in command().get_subcommands().filter(|c| !c.is_hide_set()) {
             let help = command.get_after_help().map(ToString::to_string);
             let has_one = help.is_some_and(|help| help.starts_with("Example"));
             assert!(has_one, "{}", command.get_name());

@@ -25,6 +25,7 @@ use crate::net::route::Route;
 use crate::net::sysctl::{self, Sysctls};
 use crate::net::{addr, route};
 use crate::netfilter::{Known, Others};
+use crate::shell::shell;
 use crate::undo::Undo;
 
 /// The two namespaces of an attachment, each with a socket in it.
@@ -73,11 +74,12 @@ pub fn explain_ipv6(error: anyhow::Error, link: &str, address: &IpNet) -> anyhow
         Some(Errno::EOPNOTSUPP),
     ];
     if address.addr().is_ipv6() && off.contains(&errno(&error)) {
-        let mut advice = "set sysctl net.ipv6.conf.default.disable_ipv6=0".to_owned();
+        let setting =
+            |of: &str| shell!["sysctl", "-w", format!("net/ipv6/conf/{of}/disable_ipv6=0")];
+        let mut advice = setting("default").to_string();
         // The host's end of a container's pair goes with the failed ADD.
         if !Identity::is_name(link) {
-            let own = format!(", and net.ipv6.conf.{link}.disable_ipv6=0 if {link} stays");
-            advice.push_str(&own);
+            advice = format!("{advice}, and {} if {link} stays", setting(link));
         }
         return error.context(format!("IPv6 is off on {link}: {advice}"));
     }

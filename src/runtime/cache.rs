@@ -306,6 +306,29 @@ fn read_entry(file: &Path) -> Result<Option<Entry>> {
     Ok(named.then_some(entry))
 }
 
+/// Whether CHECK and DEL of an attachment can use the result in `file`, although not all of
+/// it can be read: of the time before results said whose they are, or with a damaged
+/// configuration beside it.
+pub fn is_usable(file: &Path) -> bool {
+    let usable = || -> Result<bool> {
+        let bytes = fsutil::read(file)?.unwrap_or_default();
+        let document = Value::Object(json::parse_object("the file", &bytes)?);
+        let stored: Stored = json::decode("", &document)?;
+        let result = if stored.kind == KIND {
+            stored.owner()?;
+            stored.result.unwrap_or_default()
+        } else {
+            document
+        };
+        let is_one = ["cniVersion", "interfaces", "ips", "ip4", "ip6"]
+            .iter()
+            .any(|key| result.get(key).is_some());
+        CniResult::parse(&result, Version::NEWEST)?;
+        Ok(is_one)
+    };
+    usable().unwrap_or(false)
+}
+
 /// See [`Cache::record`].
 fn read_record(file: &Path, network: &str, attachment: &Attachment) -> Result<Option<Record>> {
     let Some(bytes) = fsutil::read(file)? else {

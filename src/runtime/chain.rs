@@ -21,6 +21,7 @@ use crate::journal;
 use crate::net::link;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
+use crate::shell::shell;
 
 /// Hears what goes on.
 pub trait Observer {
@@ -137,12 +138,12 @@ fn refuse_existing_interface(parameters: &Parameters) -> Result<()> {
     let Some(link) = link::by_name(&inside, ifname)? else {
         return Ok(());
     };
+    let del = shell!["cnitool", "del", "NETWORK", netns];
     Err(detailed(
         Code::Config,
         format!("interface {ifname} exists in {netns} already"),
         format!(
-            "{}choose another --ifname, or remove the attachment it belongs to: \
-             cnitool del NETWORK {netns}",
+            "{}choose another --ifname, or remove the attachment it belongs to: {del}",
             if link.kind.is_empty() {
                 String::new()
             } else {

@@ -24,6 +24,7 @@ use crate::net::mac::Mac;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
 use crate::netfilter::Memo;
+use crate::shell::shell;
 
 /// An attachment, and all that its runtime has written down of it.
 #[derive(Debug)]
@@ -145,9 +146,9 @@ impl Remembered {
             return Ok(Some("no namespace is known of it".into()));
         }
         if !gc::is_live(netns) {
+            let collect = shell!["cnitool", "gc", self.entry.network];
             return Ok(Some(format!(
-                "its namespace is gone (cnitool gc {} removes what is left)",
-                self.entry.network
+                "its namespace is gone ({collect} removes what is left)"
             )));
         }
         // As with the number of a process that has been given to another one.

@@ -64,8 +64,17 @@ pub struct Port<'a> {
     pub to: IpAddr,
     /// What leads there.
     pub rule: &'a OwnedRule,
-    /// The container that gets the packets instead, as its rule stands in front.
-    pub taken_by: Option<String>,
+    /// Who gets the packets instead, as its rule stands in front.
+    pub taken_by: Option<Taker>,
+}
+
+/// The attachment that gets the packets for a port of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taker {
+    /// Its container, which may be the same: one port of it in two networks.
+    pub container_id: String,
+    /// Its network.
+    pub network: String,
 }
 
 /// How an attachment is.
@@ -403,7 +412,7 @@ fn added(view: &View<'_>) -> Option<SystemTime> {
 
 /// The rules for each port of each address family, in order, with the numbers of their
 /// owners.
-type Claims<'a> = BTreeMap<(Protocol, u16, bool), Vec<(usize, String, &'a OwnedRule)>>;
+type Claims<'a> = BTreeMap<(Protocol, u16, bool), Vec<(usize, Taker, &'a OwnedRule)>>;
 
 fn claims<'a>(views: &[View<'a>]) -> Claims<'a> {
     let mut claims = Claims::new();
@@ -411,8 +420,11 @@ fn claims<'a>(views: &[View<'a>]) -> Claims<'a> {
         for rule in &view.rules {
             if let Purpose::PortMap(mapping, to) = rule.purpose {
                 let key = (mapping.protocol, mapping.host_port, to.is_ipv4());
-                let id = view.attachment.container_id.clone();
-                claims.entry(key).or_default().push((index, id, *rule));
+                let taker = Taker {
+                    container_id: view.attachment.container_id.clone(),
+                    network: view.network.clone(),
+                };
+                claims.entry(key).or_default().push((index, taker, *rule));
             }
         }
     }
@@ -438,7 +450,7 @@ fn ports<'a>(index: usize, view: &View<'a>, claims: &Claims<'a>) -> Vec<Port<'a>
             mapping,
             to,
             rule,
-            taken_by: in_front.map(|(_, id, _)| id.clone()),
+            taken_by: in_front.map(|(_, taker, _)| taker.clone()),
         });
     }
     ports
@@ -645,8 +657,13 @@ fn faults_of_rules(view: &View<'_>, memory: &Memory) -> Vec<String> {
         faults.push(format!("no rule for port {wanted} to {to}"));
     }
     let taken = view.ports.iter().filter_map(|port| {
-        let id = port.taken_by.as_ref()?;
-        Some(format!("port {} leads to container {id}", port.mapping))
+        let taker = port.taken_by.as_ref()?;
+        let mapping = port.mapping;
+        Some(if taker.container_id == view.attachment.container_id {
+            format!("port {mapping} leads to it in network {}", taker.network)
+        } else {
+            format!("port {mapping} leads to container {}", taker.container_id)
+        })
     });
     for fault in taken {
         if !faults.contains(&fault) {

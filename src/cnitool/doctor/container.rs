@@ -8,6 +8,7 @@ use super::{Finding, attach_again, ip, name, set_sysctl_inside, sysctls};
 use crate::cni::result::Route;
 use crate::net::link::Link;
 use crate::net::route::MAIN_TABLE;
+use crate::runtime::cache;
 use crate::runtime::network::plugin_member;
 use crate::shell::{ShellScript, shell};
 use crate::survey::Namespace;
@@ -30,10 +31,18 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         && let Err(why) = &memory.record
     {
         let file = memory.file.display();
-        let what = format!("its result cannot be used: {why}");
-        let why =
-            "if no runtime is writing it just now, none can check it, or delete it as it was made";
-        findings.push(Finding::error(name(view), what, why, shell!["rm", file]));
+        if cache::is_usable(&memory.file) {
+            findings.push(Finding::warning(
+                name(view),
+                format!("what it was made with cannot be read in {file}: {why}"),
+                "it can be checked and deleted, but `cnibox restore` cannot make its rules again",
+                attach_again(view),
+            ));
+        } else {
+            let what = format!("its result cannot be used: {why}");
+            let why = "if no runtime is writing it just now, none can check it, or delete it as it was made";
+            findings.push(Finding::error(name(view), what, why, shell!["rm", file]));
+        }
     }
     let Some(link) = view.link else {
         let what = format!("{} is gone", view.attachment.ifname);

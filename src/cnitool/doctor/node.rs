@@ -16,10 +16,10 @@ use crate::cni::skel::Call;
 use crate::cni::version::Version;
 use crate::cni::{delegate, json};
 use crate::cnitool::validate::neighbours;
-use crate::runtime::chain;
 use crate::runtime::directory::Broken;
 use crate::runtime::network::{Network, PluginConfiguration, ipam, plugin_member, plugin_type};
 use crate::runtime::request::{self, Additions};
+use crate::runtime::{cache, chain};
 use crate::shell::shell;
 use crate::survey::attachment::bridge_name;
 
@@ -85,6 +85,14 @@ fn none_configured(facts: &Facts<'_>) -> Option<Finding> {
 
 /// A result that nothing can be made of.
 fn unreadable(broken: &Broken) -> Finding {
+    if cache::is_usable(&broken.file) {
+        return Finding::warning(
+            format!("file {}", broken.file.display()),
+            "it holds a result that does not say whose it is, as they were before CNI 0.8",
+            "its container can be checked and deleted, but a GC of its network goes without asking plugins",
+            "leave it to its container, which takes it along when it is deleted, and writes a new one when it is restarted",
+        );
+    }
     Finding::error(
         format!("file {}", broken.file.display()),
         format!("it holds no usable result: {:#}", broken.error),

@@ -9,6 +9,7 @@ use super::{Finding, name, packets, restore};
 use crate::netfilter::listing::Purpose;
 use crate::netfilter::{Mapping, Protocol};
 use crate::runtime::network::plugin_member;
+use crate::shell::shell;
 use crate::survey::attachment::{State, View, unmapped};
 
 /// What is wrong with the rules of an attachment.
@@ -70,17 +71,29 @@ fn ports(view: &View<'_>) -> Vec<Finding> {
 fn taken(view: &View<'_>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     for port in &view.ports {
-        let Some(other) = &port.taken_by else {
+        let Some(taker) = &port.taken_by else {
             continue;
+        };
+        let other = super::short(&taker.container_id);
+        let own = name(view);
+        let (what, both) = if taker.container_id == view.attachment.container_id {
+            (
+                format!(
+                    "it leads to {own} in network {} and not in network {}",
+                    taker.network, view.network
+                ),
+                "both networks' attachments publish it, and the rule in front gets all packets",
+            )
+        } else {
+            (
+                format!("it leads to container {other} and not to {own}"),
+                "both publish it, and the rule in front gets all packets",
+            )
         };
         findings.push(Finding::error(
             format!("port {}", port.mapping),
-            format!(
-                "it leads to container {} and not to {}",
-                super::short(other),
-                name(view)
-            ),
-            "both publish it, and the rule in front gets all packets",
+            what,
+            both,
             "publish another port for one of the two, and restart that one",
         ));
     }
@@ -102,12 +115,23 @@ fn listeners(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
             .find(|listener| is_hidden(listener, port.mapping, port.to));
         if let Some(listener) = found {
             let name_of = protocol.as_str();
-            let flag = if protocol == Protocol::Udp { "u" } else { "t" };
+            let flags = if protocol == Protocol::Udp {
+                "-lunp"
+            } else {
+                "-ltnp"
+            };
+            let find = shell!["ss", flags, "sport", "=", format!(":{host_port}")];
             findings.push(Finding::warning(
                 format!("port {}", port.mapping),
-                format!("a process on the host listens on it too ({}), and it leads to {}", std::net::SocketAddr::new(listener.ip, listener.port), name(view)),
-                format!("the process gets nothing that comes to {name_of} port {host_port} from outside"),
-                format!("find it with `ss -l{flag}np sport = :{host_port}`, and give one of them another port"),
+                format!(
+                    "a process on the host listens on it too ({}), and it leads to {}",
+                    std::net::SocketAddr::new(listener.ip, listener.port),
+                    name(view)
+                ),
+                format!(
+                    "the process gets nothing that comes to {name_of} port {host_port} from outside"
+                ),
+                format!("find it with `{find}`, and give one of them another port"),
             ));
         }
     }

@@ -64,7 +64,7 @@ pub fn list<'a>(views: &'a [View<'a>]) -> Vec<MappedPort<'a>> {
             backend: port.rule.backend.as_str(),
             packets: port.rule.packets,
             conflict: attachment::rivals(views, view, port).next().is_some(),
-            taken_by: port.taken_by.as_deref(),
+            taken_by: port.taken_by.as_ref().map(|taker| &*taker.container_id),
             state: view.state.word(),
             mapping: port.mapping,
             is_orphan: matches!(view.state, State::Orphan(_)),

@@ -86,7 +86,7 @@ pub fn attachment<'a>(view: &'a View<'a>) -> Attachment<'a> {
         address: port.to,
         backend: port.rule.backend.as_str(),
         packets: port.rule.packets,
-        taken_by: port.taken_by.as_deref(),
+        taken_by: port.taken_by.as_ref().map(|taker| &*taker.container_id),
     });
     Attachment {
         network: &view.network,

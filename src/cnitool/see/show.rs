@@ -207,9 +207,17 @@ fn rules(view: &View<'_>, hop: &'static str) -> Option<Station> {
     let commands: BTreeSet<_> = rules.iter().map(|rule| rule.command.clone()).collect();
     let mut lines: Vec<String> = Vec::new();
     for held in view.ports.iter().filter(|_| hop == "ports") {
-        if let Some(id) = &held.taken_by {
+        if let Some(taker) = &held.taken_by {
             let port = port(held.mapping);
-            lines.push(format!("{port}: container {id} gets the packets instead"));
+            let (id, network) = (&taker.container_id, &taker.network);
+            let place = if *id == view.attachment.container_id {
+                format!(" in network {network}")
+            } else {
+                String::new()
+            };
+            lines.push(format!(
+                "{port}: container {id}{place} gets the packets instead"
+            ));
         }
     }
     lines.extend(rules.iter().map(|rule| match rule.packets {

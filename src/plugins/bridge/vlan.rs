@@ -10,6 +10,7 @@ use crate::net::link::{self, Link};
 use crate::net::mac::Mac;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
+use crate::shell::shell;
 
 /// The VLAN that IEEE 802.1Q gives a port by default. A trunk takes frames without a tag
 /// for it where the configuration names no other.
@@ -116,6 +117,8 @@ fn require_idle_or_filtering(host: &Netlink, settings: &Settings, bridge: &Link)
         return Ok(());
     }
     let name = &bridge.name;
+    let filtering = ["type", "bridge", "vlan_filtering", "1"];
+    let switch_on = shell!["ip", "link", "set", name].args(filtering);
     Err(detailed(
         Code::Config,
         format!(
@@ -124,7 +127,7 @@ fn require_idle_or_filtering(host: &Netlink, settings: &Settings, bridge: &Link)
         ),
         format!(
             "give the network a bridge of its own; or, if no port of {name} sends tagged frames: \
-             ip link set {name} type bridge vlan_filtering 1"
+             {switch_on}"
         ),
     ))
 }

@@ -282,7 +282,9 @@ impl Wanted {
                 if firewalld.has_source(zone, *address)? {
                     continue;
                 }
-                if let Some(other) = firewalld.zone_of_source(*address)? { log::warn(&bound_elsewhere(zone, *address, &other)) } else {
+                if let Some(other) = firewalld.zone_of_source(*address)? {
+                    log::warn(&bound_elsewhere(zone, *address, &other));
+                } else {
                     let zone = format!("--zone={zone}");
                     let source = format!("--add-source={address}");
                     missing.push(shell!["firewall-cmd", zone, source].into());

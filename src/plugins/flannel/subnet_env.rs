@@ -74,9 +74,9 @@ impl SubnetEnv {
                 "FLANNEL_SUBNET" => subnets = vec![cidr(name, value)?],
                 "FLANNEL_IPV6_SUBNET" => subnets6 = vec![cidr(name, value)?],
                 "FLANNEL_MTU" => {
-                    let number = value.parse().map_err(|_invalid| {
-                        format!("has {name}=\"{value}\", which is not a number of bytes")
-                    })?;
+                    let number = value
+                        .parse()
+                        .map_err(|_invalid| refusal(name, "=", value, "a number of bytes"))?;
                     mtu = Some(number);
                 }
                 "FLANNEL_IPMASQ" => daemon_masquerades = Some(value == "true"),
@@ -124,10 +124,19 @@ fn cidrs(name: &str, value: &str) -> Result<Vec<IpNet>, String> {
 
 /// A network, written as any address in it.
 fn cidr(name: &str, value: &str) -> Result<IpNet, String> {
-    let net = parse_cidr(value).ok_or_else(|| {
-        format!("has {name} with \"{value}\", which is not an address with prefix length")
-    })?;
+    let net = parse_cidr(value)
+        .ok_or_else(|| refusal(name, " with ", value, "an address with prefix length"))?;
     Ok(net.trunc())
+}
+
+/// Why `value` cannot be that of `name`, which is to be `what`.
+fn refusal(name: &str, relation: &str, value: &str, what: &str) -> String {
+    if value.contains(['"', '\'']) {
+        return format!(
+            "has quotes in {name}={value}: the file is not read by a shell, remove them"
+        );
+    }
+    format!("has {name}{relation}\"{value}\", which is not {what}")
 }
 
 #[cfg(test)]

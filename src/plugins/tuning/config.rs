@@ -372,7 +372,7 @@ mod tests {
                 json!({"mtu": -5}),
                 "",
                 6,
-                "failed to load netconf: mtu: expected an integer, found the number -5".into(),
+                "failed to load netconf: mtu: expected an integer from 0 to 4294967295, found the number -5".into(),
             ),
         ] {
             assert_eq!(refused(members, args), (code, message));
