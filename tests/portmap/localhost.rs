@@ -116,7 +116,7 @@ fn check_misses_what_keeps_neighbours_from_localhost() {
             let warned = lab.cnitool("check", "c1", &mappings);
             warned.silent();
             assert!(
-                warned.stderr.contains("cnibox_localnet users { \"br1\" . ")
+                warned.stderr.contains("cnibox_localnet users '{' '\"br1\"' . ")
                     && !warned.stderr.contains("drop"),
                 "{warned:?}"
             );

@@ -129,7 +129,7 @@ fn flushed_rules_are_restored() {
                 "53",
                 "PREROUTING",
                 "cnibox_localnet",
-                "users { \"br1\" . ",
+                "users '{' '\"br1\"' . ",
             ] {
                 let found = looked.stdout.to_lowercase().contains(&word.to_lowercase());
                 assert!(found, "{backend}: {word}: {looked:?}");
