@@ -84,7 +84,7 @@ fn run(applet: &Applet, name: &str, args: Vec<OsString>, stdin: &mut dyn Input) 
         ),
         Entry::Tool(tool) => tool(args),
     };
-    netfilter::lingering::leave();
+    netfilter::deferred_close::leave();
     status
 }
 

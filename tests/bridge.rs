@@ -851,7 +851,7 @@ fn ipv6_switched_off_does_not_disturb_ipv4() {
     call.run("DEL", &v4).silent();
     let (_, message, details) = call.run("ADD", &dual_stack()).error();
     assert!(
-        format!("{message}; {details}").contains("net.ipv6.conf.br1.disable_ipv6"),
+        format!("{message}; {details}").contains("sysctl -w net/ipv6/conf/br1/disable_ipv6=0"),
         "{message}; {details}"
     );
     assert_clean(&node, "br1");

@@ -456,7 +456,7 @@ fn a_result_that_nobody_receives_is_undone() {
     for stdout in [full as fn() -> Stdio, closed] {
         let (code, said) = add(stdout(), &[]);
         assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains("write the result to stdout"), "{said}");
+        assert!(said.contains("write the answer to stdout"), "{said}");
         assert_eq!(bench.calls(), ["ADD a", "ADD b", "DEL b", "DEL a"]);
         assert_eq!(fs::read_dir("/var/lib/cni/results").unwrap().count(), 0);
     }

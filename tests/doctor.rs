@@ -1208,11 +1208,11 @@ fn a_missing_iptables_and_a_full_range_are_told_as_what_they_are() {
         "ipam": {"type": "host-local", "ranges": [[
             {"subnet": "10.9.0.0/24", "rangeStart": "10.9.0.2", "rangeEnd": "10.9.0.2"}]]},
     });
-    let said = "bridge is to use iptables, and there is no iptables-restore in PATH that works";
+    let said = "plugin bridge is not available: rules cannot be made with iptables";
     let told = doctor(&bridge, "/nowhere");
     assert!(told.contains(said), "{told}");
     assert!(
-        told.contains("set \"ipMasqBackend\": \"nftables\" in "),
+        told.contains("set \"ipMasqBackend\": \"nftables\""),
         "{told}"
     );
     let usual = "/usr/sbin:/usr/bin:/sbin:/bin";

@@ -17,11 +17,11 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use super::socket::{Socket, attribute};
-use super::{Mapping, Protocol};
 use crate::log;
 use crate::net::netlink::{Netlink, errno, tolerate};
 use crate::net::route;
+use crate::netfilter::model::{Mapping, Protocol};
+use crate::netfilter::nfnetlink::socket::{Socket, attribute};
 
 /// Attributes of an entry (`enum ctattr_type`).
 const ORIGINAL: u16 = 1;

@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
-use super::iptables::Iptables;
-use super::nftables::Tag;
-use super::{BackendName, Mapping, Owner, nftables};
 use crate::cni::invocation::Attachment;
+use crate::netfilter::iptables::Iptables;
+use crate::netfilter::model::{BackendName, Mapping, Owner};
+use crate::netfilter::nf_tables::identity::Tag;
+use crate::netfilter::nftables;
 use crate::shell::ShellCommand;
 
 /// Every rule that says whose it is.

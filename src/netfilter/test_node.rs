@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Mapping, Mark, Masquerade, Owner, PortMaps};
 use crate::cni::invocation::Attachment;
+use crate::netfilter::model::{Mapping, Mark, Masquerade, Owner, PortMaps};
 
 /// Gives the calling thread, and what it starts, a network stack of its own, and `/run` and
 /// `/var/lib` too, where locks and records are kept.

@@ -3,31 +3,13 @@
 
 use anyhow::Result;
 
-use super::iptables::{FAMILIES, Family, Iptables, Unserved};
-use super::{BackendName, choose, nftables};
 use crate::cni::error::{Code, detailed, not_available};
 use crate::cni::status::require_root;
-
-/// What rules are for, which decides about the table and what must be read of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// Rules of [`super::Masquerade`].
-    Masquerade,
-    /// Rules of [`super::PortMaps`].
-    PortMaps,
-    /// Rules of [`super::Firewall`].
-    Firewall,
-}
-
-impl Purpose {
-    /// The key of the configuration that chooses the backend.
-    fn key(self) -> &'static str {
-        match self {
-            Self::Masquerade => "ipMasqBackend",
-            Self::PortMaps | Self::Firewall => "backend",
-        }
-    }
-}
+use crate::netfilter::choice::choose;
+use crate::netfilter::iptables::Iptables;
+use crate::netfilter::iptables::tool::{FAMILIES, Family, Unserved};
+use crate::netfilter::model::{BackendName, Purpose};
+use crate::netfilter::nf_tables::query;
 
 /// The rules that an ADD is going to make.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +33,7 @@ impl Need {
         require_root()?;
         let name = choose(self.asked).map_err(|error| not_available(&error))?;
         match name {
-            BackendName::Nftables if nftables::is_usable() => Ok(()),
+            BackendName::Nftables if query::is_usable() => Ok(()),
             BackendName::Nftables => Err(detailed(
                 Code::NotAvailable,
                 "the backend nftables that the configuration asks for cannot be used",

@@ -179,7 +179,7 @@ pub fn lost_forwarding(link: &Link, ips: impl Iterator<Item = IpAddr>) -> Result
         } else {
             of_link.key()
         };
-        differences.push(format!("host: expected sysctl net/{key} 1, found 0"));
+        differences.push(format!("host: expected net/{key} 1, found 0"));
     }
     Ok(differences)
 }

@@ -11,6 +11,7 @@ use crate::cni::skel::Call;
 use crate::journal::step;
 use crate::netfilter::iptables::Iptables;
 use crate::netfilter::{self, Backend, BackendName, Known, Masquerade, Owner, Purpose, way_out};
+use crate::plugins::owner_of;
 use crate::undo::Undo;
 
 /// What is wrong with `word` as `ipMasqBackend`; empty leaves the choice open.
@@ -38,7 +39,7 @@ impl Wanted {
     pub fn new(call: &Call, backend: Option<BackendName>, ips: &[Ip]) -> Result<Self> {
         let addresses = ips.iter().map(|ip| ip.address).collect();
         Ok(Self {
-            owner: Owner::of(call),
+            owner: owner_of(call),
             backend: netfilter::choose(backend)?,
             rules: Masquerade { addresses },
         })
@@ -101,7 +102,7 @@ pub fn add(
 /// # Errors
 /// When a rule is there and stays.
 pub fn remove(call: &Call, known: &Known) -> Result<()> {
-    let owner = Owner::of(call);
+    let owner = owner_of(call);
     step("remove masquerade rules", || {
         netfilter::with_both(|backend| backend.remove_masquerade(&owner, known))
     })

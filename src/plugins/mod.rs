@@ -15,7 +15,19 @@ mod outlook;
 pub mod portmap;
 mod preview;
 pub mod ptp;
+mod rule_check;
 mod shared;
 pub mod r#static;
 pub mod tuning;
 mod veth;
+
+use crate::cni::skel::Call;
+use crate::netfilter::Owner;
+
+/// The attachment that `call` is about, as the owner of its packet filter rules.
+pub fn owner_of(call: &Call) -> Owner {
+    Owner {
+        network: call.config.network.clone(),
+        attachment: call.invocation.attachment.clone(),
+    }
+}

@@ -14,6 +14,7 @@ use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 use crate::net::sysctl::{self, Sysctls};
 use crate::netfilter::{BackendName, Need, Purpose};
+use crate::shell::shell;
 
 /// An answer like those that the IPAM plugin will give to ADD.
 #[derive(Debug, Clone, PartialEq)]
@@ -145,6 +146,13 @@ pub fn require_ipv6_on(link: Option<&Link>, mut ips: impl Iterator<Item = IpAddr
     Err(detailed(
         code,
         format!("the gateway cannot have an IPv6 address: IPv6 is off {what}"),
-        format!("set sysctl net/ipv6/conf/{name}/disable_ipv6=0, or remove the IPv6 ranges"),
+        {
+            let switch_on = shell![
+                "sysctl",
+                "-w",
+                format!("net/ipv6/conf/{name}/disable_ipv6=0")
+            ];
+            format!("run {switch_on}, or remove the IPv6 ranges")
+        },
     ))
 }

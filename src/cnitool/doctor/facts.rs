@@ -18,7 +18,7 @@ use crate::net::netns::Netns;
 use crate::net::route::{self, Forwarded, Route};
 use crate::net::sysctl;
 use crate::net::traffic::{self, Discipline};
-use crate::netfilter::nftables::walk::Firewall;
+use crate::netfilter::simulate::walk::Firewall;
 use crate::netfilter::{Mapping, Protocol, conntrack};
 use crate::runtime::cache;
 use crate::runtime::network::plugin_member;

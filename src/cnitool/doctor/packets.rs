@@ -8,7 +8,7 @@ use super::{Finding, Severity, inside, is_kept_apart, name, restore};
 use crate::net::link::Link;
 use crate::net::route::Forwarded;
 use crate::netfilter::listing::Purpose;
-use crate::netfilter::nftables::walk::{
+use crate::netfilter::simulate::walk::{
     FORWARD, Firewall, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Packet, Place, Target,
     Translation,
 };

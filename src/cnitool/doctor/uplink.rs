@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::Finding;
 use super::facts::{Facts, has_gateway_here, outside};
 use super::host::is_above;
+use super::{Finding, set_sysctl};
 use crate::net::link::Link;
 use crate::net::link_sysctl::LinkSysctl;
 use crate::shell::shell;
@@ -96,7 +96,7 @@ fn deaf_router(facts: &Facts<'_>, ip: IpAddr) -> Option<Finding> {
             link.name
         ),
         WHY,
-        format!("sysctl -w net/{key}=2"),
+        set_sysctl(&format!("net/{key}"), "2"),
     ))
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use crate::netfilter::Protocol;
-use crate::netfilter::nftables::tracing::Packet;
+use crate::netfilter::trace::Packet;
 
 /// `192.0.2.9`, `192.0.2.9:80/tcp`, `[fd00::9]:53/udp`; a port alone is TCP's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

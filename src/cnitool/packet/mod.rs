@@ -18,7 +18,7 @@ use self::send::Answer;
 use super::table::{Line, Tone};
 use super::{Options, output, see};
 use crate::net::netns::Netns;
-use crate::netfilter::nftables::tracing::{Tracer, Wanted};
+use crate::netfilter::trace::{Tracer, Wanted};
 use crate::shell::shell;
 use crate::survey::Survey;
 use crate::survey::attachment::{self, View};

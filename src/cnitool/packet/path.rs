@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::destination::Flow;
+use crate::netfilter::Family;
+use crate::netfilter::Names;
 use crate::netfilter::listing::Claim;
-use crate::netfilter::nftables::Family;
-use crate::netfilter::nftables::tool::Names;
-use crate::netfilter::nftables::tracing::{Cause, Event, Hook, Met, Verdict};
+use crate::netfilter::trace::{Cause, Event, Hook, Met, Verdict};
 
 /// All stations of a packet, in order.
 #[derive(Debug, Default)]
@@ -245,7 +245,7 @@ fn is_private(chain: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netfilter::nftables::tracing::{Packet, TABLE};
+    use crate::netfilter::trace::{Packet, TABLE};
 
     /// An event of a rule in table `t`, or at the end of a hook.
     fn event(hook: Hook, to: Option<[u8; 4]>, verdict: Option<Verdict>) -> Event {

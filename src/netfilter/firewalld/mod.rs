@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use crate::cni::error::{Code, detailed};
-use bus::{Bus, Object, Refusal, Value};
+use crate::netfilter::firewalld::bus::{Bus, Object, Refusal, Value};
 
 const SERVICE: &str = "org.fedoraproject.FirewallD1";
 

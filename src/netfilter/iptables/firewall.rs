@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::rule::{Rule, Script, Table, TableName};
-use super::tool::Family;
-use crate::netfilter::nftables::Members;
-use crate::netfilter::{Firewall, Ingress, Isolation};
+use crate::netfilter::iptables::native::members::Members;
+use crate::netfilter::iptables::rule::{Rule, Script, Table, TableName};
+use crate::netfilter::iptables::tool::Family;
+use crate::netfilter::model::{Firewall, Ingress, Isolation};
 
 /// The chain of the rules for addresses.
 pub const FORWARD: &str = "CNI-FORWARD";
@@ -290,8 +290,8 @@ fn without_comment(rule: &Rule) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::golden::{assert_golden, table_after};
     use super::*;
+    use crate::netfilter::iptables::golden::{assert_golden, table_after};
 
     fn rules(ingress: Option<Ingress>) -> Rules {
         let wanted = Firewall {

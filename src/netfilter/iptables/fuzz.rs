@@ -2,13 +2,14 @@
 //! given to `iptables-restore`.
 
 use crate::cni::invocation::Attachment;
-use crate::netfilter::{Known, Owner, PortMaps};
+use crate::netfilter::known::Known;
+use crate::netfilter::model::{Owner, PortMaps};
 
-use super::masquerade;
-use super::owned;
-use super::port_maps;
-use super::rule::{Rule, Script, Table};
-use super::tool::Family;
+use crate::netfilter::iptables::masquerade;
+use crate::netfilter::iptables::owned;
+use crate::netfilter::iptables::port_maps;
+use crate::netfilter::iptables::rule::{Rule, Script, Table};
+use crate::netfilter::iptables::tool::Family;
 
 /// Every command of a script is one line: nothing in a rule can end it and begin another.
 fn assert_lines(script: &Script) {

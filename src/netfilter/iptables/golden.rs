@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::rule::{Script, Table};
+use crate::netfilter::iptables::rule::{Script, Table};
 
 /// Compares `text` with the file `name`. Built with `UPDATE_GOLDEN=1`, tests write the
 /// files instead, to be reviewed like code.

@@ -6,12 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::owned::{is_private, parse_comment};
-use super::rule::Rule;
-use super::tool::Family;
-use super::{FAMILIES, Iptables, firewall, masquerade, port_maps};
+use crate::netfilter::iptables::owned::{is_private, parse_comment};
+use crate::netfilter::iptables::rule::Rule;
+use crate::netfilter::iptables::tool::FAMILIES;
+use crate::netfilter::iptables::tool::Family;
+use crate::netfilter::iptables::{Iptables, firewall, masquerade, port_maps};
 use crate::netfilter::listing::{Claim, Listing, OwnedRule, Purpose};
-use crate::netfilter::{BackendName, Mapping, Protocol};
+use crate::netfilter::model::{BackendName, Mapping, Protocol};
 use crate::shell::shell;
 
 impl Iptables {

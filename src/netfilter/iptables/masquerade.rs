@@ -2,11 +2,13 @@
 
 use ipnet::IpNet;
 
-use super::owned::{Kind, comment, is_owned, private_chain, remove_chain};
-use super::rule::{Rule, Script, Table};
-use super::tool::Family;
-use crate::netfilter::nftables::{Addition, PrivateChain};
-use crate::netfilter::{Known, Owner};
+use crate::netfilter::iptables::native::addition::Addition;
+use crate::netfilter::iptables::native::private_chain::PrivateChain;
+use crate::netfilter::iptables::owned::{Kind, comment, is_owned, private_chain, remove_chain};
+use crate::netfilter::iptables::rule::{Rule, Script, Table};
+use crate::netfilter::iptables::tool::Family;
+use crate::netfilter::known::Known;
+use crate::netfilter::model::Owner;
 
 /// Nothing stands in front of the comment.
 pub const KIND: Kind = Kind {
@@ -181,9 +183,9 @@ fn is_inside(exempt: &Rule, source: IpNet) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::golden::{assert_golden, table_after};
     use super::*;
     use crate::cni::invocation::Attachment;
+    use crate::netfilter::iptables::golden::{assert_golden, table_after};
 
     fn rules(family: Family, addresses: &[&str]) -> (Rules, Vec<IpNet>) {
         let owner = Owner {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::rule::{Rule, Script, Table};
 use crate::cni::invocation::Attachment;
 use crate::hash::sha512_hex;
+use crate::netfilter::iptables::rule::{Rule, Script, Table};
 
 /// One of the uses that rules have.
 #[derive(Debug, Clone, Copy)]

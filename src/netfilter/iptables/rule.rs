@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
-use crate::netfilter::nftables::Addition;
+use crate::netfilter::iptables::native::addition::Addition;
 
 /// One rule: a chain and the arguments behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -112,7 +112,9 @@ fn split(line: &str) -> Vec<String> {
 /// A table as it was found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Table {
+    /// The chains, by name.
     pub chains: BTreeSet<String>,
+    /// The rules, in the order of the listing.
     pub rules: Vec<Rule>,
 }
 
@@ -204,6 +206,7 @@ impl Script {
         self.rule("-C", rule);
     }
 
+    /// Appends the rule to its chain.
     pub fn append(&mut self, rule: &Rule) {
         self.rule("-A", rule);
     }
@@ -238,6 +241,7 @@ impl Script {
         self.chain("-S", chain);
     }
 
+    /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.commands.is_empty()
     }

@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::owned::is_private;
-use super::rule::{Rule, Script, Table, TableName};
 use crate::cni::error::{Code, coded, detailed};
 use crate::fsutil::Lock;
 use crate::net::section;
-use crate::netfilter::nftables::{self, Added, Addition};
+use crate::netfilter::iptables::native::addition::{Added, Addition};
+use crate::netfilter::iptables::owned::is_private;
+use crate::netfilter::iptables::rule::{Rule, Script, Table, TableName};
+
+/// Both families.
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// Address families, each with tools and tables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,10 +49,10 @@ impl Family {
     }
 
     /// As the nft variant has it.
-    pub fn nft(self) -> nftables::Family {
+    pub fn nft(self) -> crate::netfilter::Family {
         match self {
-            Self::V4 => nftables::Family::Ip,
-            Self::V6 => nftables::Family::Ip6,
+            Self::V4 => crate::netfilter::Family::Ip,
+            Self::V6 => crate::netfilter::Family::Ip6,
         }
     }
 
@@ -80,7 +83,7 @@ impl Family {
     /// variant use.
     pub fn has_nft_rules(self, chain: &str) -> bool {
         // In doubt, the tools will tell.
-        nftables::has_rules(self.nft(), TABLE, chain).unwrap_or(true)
+        crate::netfilter::nf_tables::query::has_rules(self.nft(), TABLE, chain).unwrap_or(true)
     }
 
     /// Whether the kernel has one of `chains` in the table `nat` that the tools of the nft
@@ -88,10 +91,11 @@ impl Family {
     pub fn has_nft_chain(self, chains: &[String]) -> bool {
         let family = self.nft();
         let found = if chains.is_empty() {
-            nftables::chains(family, TABLE).map(|found| found.iter().any(|name| is_private(name)))
+            crate::netfilter::nf_tables::query::chains(family, TABLE)
+                .map(|found| found.iter().any(|name| is_private(name)))
         } else {
             chains.iter().try_fold(false, |found, chain| {
-                Ok(found || nftables::has_chain(family, TABLE, chain)?)
+                Ok(found || crate::netfilter::nf_tables::query::has_chain(family, TABLE, chain)?)
             })
         };
         // In doubt, the tools will tell.
@@ -102,7 +106,9 @@ impl Family {
 /// Which of the kernel's two packet filters the tools work on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
+    /// `nf_tables`.
     Nft,
+    /// `ip_tables` and `ip6_tables`.
     Legacy,
     /// Tools that do not say by their name: a wrapper, or older than the choice.
     Unknown,
@@ -111,7 +117,9 @@ pub enum Variant {
 /// The tools of one family and variant.
 #[derive(Debug, Clone)]
 pub struct Tool {
+    /// The address family.
     pub family: Family,
+    /// The packet filter.
     pub variant: Variant,
     /// The table that it works on.
     pub table: TableName,
@@ -231,7 +239,7 @@ impl Tool {
     /// tells: for legacy tables that nobody has used yet.
     pub fn has_kernel(&self) -> bool {
         match self.variant {
-            Variant::Nft => nftables::is_usable(),
+            Variant::Nft => crate::netfilter::nf_tables::query::is_usable(),
             Variant::Legacy => {
                 self.family.has_legacy_table(self.table)
                     || self.save().is_ok_and(|table| table.is_ok())

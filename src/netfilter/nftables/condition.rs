@@ -10,10 +10,10 @@ use std::vec::IntoIter;
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::among::{Among, Field, Interval, Values};
-use super::ruleset::{End, Family, Statement, family_of};
 use crate::cni::error::{Code, detailed};
-use crate::netfilter::Protocol;
+use crate::netfilter::model::Protocol;
+use crate::netfilter::nf_tables::among::{Among, Field, Interval, Values};
+use crate::netfilter::nf_tables::ruleset::{End, Family, Statement, family_of};
 
 /// Tells operators what [`parse`] takes.
 pub const UNDERSTOOD: &str = "understood are: ip saddr|daddr (ip6 in conditionsV6), \

@@ -22,15 +22,22 @@ use std::rc::Rc;
 
 use anyhow::Result;
 
-use super::identity::{self, Tag, masquerade_comment};
-use super::lookup::{BaseChain, Place, base_chains, chain_use, has_keeper, tables_with_chain};
-use super::registry::settle;
-use super::ruleset::{self, Chain, End, Family, Hook, Rule, Statement, Table};
-use super::set::{Elements, Key, Keys, Set};
-use super::shared::{Shared, command, ensure_shared, in_chain, look, missing_shared};
-use super::transaction::{Change, Found, listed, rules};
-use crate::netfilter::socket::Socket;
-use crate::netfilter::{Firewall, Ingress, Isolation, Owner, memo};
+use crate::netfilter::memo;
+use crate::netfilter::model::{Firewall, Ingress, Isolation, Owner};
+use crate::netfilter::nf_tables::identity;
+use crate::netfilter::nf_tables::identity::{Tag, masquerade_comment};
+use crate::netfilter::nf_tables::query::{
+    BaseChain, Place, base_chains, chain_use, has_keeper, tables_with_chain,
+};
+use crate::netfilter::nf_tables::ruleset;
+use crate::netfilter::nf_tables::ruleset::{Chain, End, Family, Hook, Rule, Statement, Table};
+use crate::netfilter::nf_tables::set::{Elements, Key, Keys, Set};
+use crate::netfilter::nf_tables::transaction::{Change, Found, listed, rules};
+use crate::netfilter::nfnetlink::socket::Socket;
+use crate::netfilter::nftables::shared::{
+    Shared, command, ensure_shared, in_chain, look, missing_shared,
+};
+use crate::netfilter::registry::settle;
 
 /// Of the chain in each gate that lets pass.
 pub const FORWARD: &str = "cni_forward";
@@ -145,7 +152,7 @@ fn elements(set: &Set, owner: &Owner, addresses: &[IpAddr]) -> Elements {
 }
 
 /// As [`gates`], for questions only: the kernel is asked once while a
-/// [`Memo`](crate::netfilter::Memo) keeps the answer.
+/// [`Memo`](crate::netfilter::memo::Memo) keeps the answer.
 fn gates_listed(socket: &Socket, addresses: &[IpAddr]) -> Result<Rc<(Vec<Gate>, Vec<Gate>)>> {
     let has = |is_of_family: fn(&IpAddr) -> bool| addresses.iter().any(is_of_family);
     let (has_v4, has_v6) = (has(IpAddr::is_ipv4), has(IpAddr::is_ipv6));
@@ -480,7 +487,7 @@ fn unwanted_elements(
 fn stray(
     socket: &Socket,
     is_gone: impl Fn(&str) -> bool,
-) -> Result<Vec<(String, super::transaction::Handle)>> {
+) -> Result<Vec<(String, crate::netfilter::nf_tables::transaction::Handle)>> {
     let mut stray = Vec::new();
     for chain in [STAGE_1, STAGE_2] {
         for found in rules(socket, &TABLE, Some(chain))? {

@@ -2,15 +2,16 @@
 
 use std::net::IpAddr;
 
-use super::decode::{decode, decode_known};
-use super::expression::encode;
-use super::identity::{self, Tag};
-use super::judge::judge;
-use super::port_maps;
-use super::ruleset::{Family, Statement};
-use super::transaction::Found;
-use super::walk::Packet;
-use crate::netfilter::Protocol;
+use crate::netfilter::model::Protocol;
+use crate::netfilter::nf_tables::decode::{decode, decode_known};
+use crate::netfilter::nf_tables::encode::encode;
+use crate::netfilter::nf_tables::identity;
+use crate::netfilter::nf_tables::identity::Tag;
+use crate::netfilter::nf_tables::ruleset::{Family, Statement};
+use crate::netfilter::nf_tables::transaction::Found;
+use crate::netfilter::nftables::port_maps;
+use crate::netfilter::simulate::judge::judge;
+use crate::netfilter::simulate::walk::Packet;
 
 /// The attributes of a rule: what is understood of it is written as it is read, whose it
 /// is stays the same, and only rules with our tag are ever anybody's to remove.

@@ -7,9 +7,11 @@
 
 use ipnet::Ipv4Net;
 
-use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
-use super::set::{Keys, Set};
-use super::shared::Shared;
+use crate::netfilter::nf_tables::ruleset::{
+    Chain, End, Family, Hook, Place, Rule, Statement, Table,
+};
+use crate::netfilter::nf_tables::set::{Keys, Set};
+use crate::netfilter::nftables::shared::Shared;
 
 /// The table of the guard.
 pub const TABLE: Table = Table {

@@ -2,15 +2,15 @@
 
 use anyhow::Result;
 
-use super::among::resolve;
-use super::identity::{Tag, parse_details};
-use super::ruleset::{Rule, Statement, Table};
-use super::set::Key;
-use super::transaction::{Found, rules};
-use super::{firewall, masquerade, port_maps, spoof_check};
-use crate::netfilter::BackendName;
 use crate::netfilter::listing::{Claim, OwnedRule, Purpose};
-use crate::netfilter::socket::Socket;
+use crate::netfilter::model::BackendName;
+use crate::netfilter::nf_tables::among::resolve;
+use crate::netfilter::nf_tables::identity::{Tag, parse_details};
+use crate::netfilter::nf_tables::ruleset::{Rule, Statement, Table};
+use crate::netfilter::nf_tables::set::Key;
+use crate::netfilter::nf_tables::transaction::{Found, rules};
+use crate::netfilter::nfnetlink::socket::Socket;
+use crate::netfilter::nftables::{firewall, masquerade, port_maps, spoof_check};
 use crate::shell::{ShellCommand, shell};
 
 /// The rules of every attachment, in the order in which packets meet them.

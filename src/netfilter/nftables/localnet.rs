@@ -21,20 +21,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::guard::{TABLE, USERS, shared};
-use super::identity::{Tag, attachment_comment};
-use super::registry::settle;
-use super::set::{Elements, Key};
-use super::shared::{ensure_shared, is_in_order, look, missing_shared};
-use super::transaction::{Change, apply, listed, try_apply};
-use super::was_off::{self, Record};
 use crate::cni::invocation::Attachment;
 use crate::fsutil::Lock;
 use crate::net::link_sysctl::LinkSysctl;
 use crate::net::netlink::Netlink;
 use crate::net::{link, section, sysctl};
-use crate::netfilter::Owner;
-use crate::netfilter::socket::Socket;
+use crate::netfilter::model::Owner;
+use crate::netfilter::nf_tables::identity::{Tag, attachment_comment};
+use crate::netfilter::nf_tables::set::{Elements, Key};
+use crate::netfilter::nf_tables::transaction::{Change, apply, listed, try_apply};
+use crate::netfilter::nfnetlink::socket::Socket;
+use crate::netfilter::nftables::guard::{TABLE, USERS, shared};
+use crate::netfilter::nftables::shared::{ensure_shared, is_in_order, look, missing_shared};
+use crate::netfilter::nftables::was_off;
+use crate::netfilter::nftables::was_off::Record;
+use crate::netfilter::registry::settle;
 
 /// What the lock is called, and the files that it protects.
 pub const SECTION: &str = "localnet";

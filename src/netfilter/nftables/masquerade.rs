@@ -5,13 +5,19 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::identity::{self, Tag, attachment_comment_from, masquerade_comment};
-use super::registry::{self, MASQUERADED, settle};
-use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
-use super::set::{Elements, Key};
-use super::shared::{Shared, Snapshot, command, ensure_shared, in_chain, missing_shared};
-use super::transaction::{Change, Found};
-use crate::netfilter::{Masquerade, Owner};
+use crate::netfilter::model::{Masquerade, Owner};
+use crate::netfilter::nf_tables::identity;
+use crate::netfilter::nf_tables::identity::{Tag, attachment_comment_from, masquerade_comment};
+use crate::netfilter::nf_tables::ruleset::{
+    Chain, End, Family, Hook, Place, Rule, Statement, Table,
+};
+use crate::netfilter::nf_tables::set::{Elements, Key};
+use crate::netfilter::nf_tables::transaction::{Change, Found};
+use crate::netfilter::nftables::shared::{
+    Shared, Snapshot, command, ensure_shared, in_chain, missing_shared,
+};
+use crate::netfilter::registry;
+use crate::netfilter::registry::{MASQUERADED, settle};
 
 /// Names that other implementations know.
 pub const TABLE: Table = Table {

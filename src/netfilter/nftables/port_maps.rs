@@ -6,18 +6,22 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::among::{Among, Field, Values};
-use super::identity::{Tag, owner_in_words, port_map_comment};
-use super::lookup::{chain_use, look_up_chain};
-use super::registry::{self, HOST_PORTS, MAPPED, settle};
-use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of};
-use super::set::{Elements, Key};
-use super::shared::{
+use crate::netfilter::known::Known;
+use crate::netfilter::model::{Mapping, Owner, PortMaps, Protocol, disputed, taken_over};
+use crate::netfilter::nf_tables::among::{Among, Field, Values};
+use crate::netfilter::nf_tables::identity::{Tag, owner_in_words, port_map_comment};
+use crate::netfilter::nf_tables::query::{chain_use, look_up_chain};
+use crate::netfilter::nf_tables::ruleset::{
+    Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of,
+};
+use crate::netfilter::nf_tables::set::{Elements, Key};
+use crate::netfilter::nf_tables::transaction::{Change, Found, rules};
+use crate::netfilter::nfnetlink::socket::Socket;
+use crate::netfilter::nftables::shared::{
     Shared, Snapshot, command, ensure_shared, in_chain, is_in_order, look, missing_shared,
 };
-use super::transaction::{Change, Found, rules};
-use crate::netfilter::socket::Socket;
-use crate::netfilter::{Known, Mapping, Owner, PortMaps, Protocol, disputed, taken_over};
+use crate::netfilter::registry;
+use crate::netfilter::registry::{HOST_PORTS, MAPPED, settle};
 
 /// Names that other implementations know.
 const HOSTPORTS: &str = "hostports";

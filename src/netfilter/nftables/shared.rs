@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 
-use super::lookup::{chain_use, look_up_chain};
-use super::ruleset::{Chain, Rule, Statement, Table};
-use super::transaction::{Change, Found, rules};
-use crate::netfilter::socket::Socket;
+use crate::netfilter::nf_tables::query::{chain_use, look_up_chain};
+use crate::netfilter::nf_tables::ruleset::{Chain, Rule, Statement, Table};
+use crate::netfilter::nf_tables::transaction::{Change, Found, rules};
+use crate::netfilter::nfnetlink::socket::Socket;
 use crate::shell::ShellCommand;
 
 /// A chain that must be there.

@@ -2,13 +2,15 @@
 
 use anyhow::Result;
 
-use super::identity::{Tag, spoof_check_comment, spoof_check_id};
-use super::ruleset::{Chain, End, Family, Hook, Place, Rule, Statement, Table};
-use super::transaction::{Change, Found};
 use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::Attachment;
 use crate::net::mac::Mac;
-use crate::netfilter::Owner;
+use crate::netfilter::model::Owner;
+use crate::netfilter::nf_tables::identity::{Tag, spoof_check_comment, spoof_check_id};
+use crate::netfilter::nf_tables::ruleset::{
+    Chain, End, Family, Hook, Place, Rule, Statement, Table,
+};
+use crate::netfilter::nf_tables::transaction::{Change, Found};
 
 /// Names that other implementations know; ebtables uses them as well.
 pub const TABLE: Table = Table::named(Family::Bridge, "nat");

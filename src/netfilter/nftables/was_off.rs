@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::localnet::SECTION;
 use crate::fsutil;
 use crate::log;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::section;
+use crate::netfilter::nftables::localnet::SECTION;
 
 /// How the names of the files end.
 const ENDING: &str = ".was-off";

@@ -13,13 +13,14 @@ use super::{apply, vlan, vlan_gateway};
 use crate::cni::error::agree;
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::Call;
+use crate::log;
 use crate::net::addr;
 use crate::net::bridge_vlan::{self, Vlans};
 use crate::net::link::{self, Link};
 use crate::plugins::container_end::{self, Existing, list};
 use crate::plugins::layer3::own_addresses;
+use crate::plugins::rule_check;
 use crate::plugins::veth::Sides;
-use crate::{log, netfilter};
 
 /// What CHECK sees.
 #[derive(Debug, Default)]
@@ -57,7 +58,7 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
         host_end,
     };
     let rules = Wanted::new(call, settings, &there)?;
-    netfilter::agree(differences, rules.owner(), rules.missing()?)
+    rule_check::agree(differences, rules.owner(), rules.missing()?)
 }
 
 fn observe(

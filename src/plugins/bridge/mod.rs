@@ -38,8 +38,8 @@ use crate::log;
 use crate::net::bridge_vlan::Vlans;
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
-use crate::netfilter::Owner;
 use crate::netfilter::nftables::Nftables;
+use crate::plugins::owner_of;
 use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{container_end, host_end, masquerade};
@@ -246,7 +246,7 @@ impl Looked {
         let settings = Settings::resolve(call)?;
         refuse_inexpressible(call, &settings)?;
         if settings.spoof_check {
-            Nftables::fits_spoof_check(&Owner::of(call))?;
+            Nftables::fits_spoof_check(&owner_of(call))?;
         }
         let sides = Sides::open(call)?;
         veth::refuse_existing(&sides, call)?;

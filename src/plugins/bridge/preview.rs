@@ -13,9 +13,9 @@ use crate::cni::skel::Call;
 use crate::net::addr;
 use crate::net::link;
 use crate::net::netlink::Netlink;
-use crate::netfilter::Owner;
 use crate::netfilter::nftables::Nftables;
 use crate::plugins::host_end::Identity;
+use crate::plugins::owner_of;
 use crate::plugins::{masquerade, preview as words};
 
 /// Describes an ADD in the order in which it happens.
@@ -130,7 +130,7 @@ fn spoof_check(call: &Call, settings: &Settings, preview: &mut Preview) -> Resul
         preview.tell(Subject::Rule, text);
         return Ok(());
     };
-    let rules = Nftables::missing_spoof_check(&Owner::of(call), &host_end, mac)?;
+    let rules = Nftables::missing_spoof_check(&owner_of(call), &host_end, mac)?;
     preview.rules(rules);
     Ok(())
 }

@@ -14,6 +14,7 @@ use crate::netfilter::nftables::Nftables;
 use crate::netfilter::{Known, Owner};
 use crate::plugins::container_end::Existing;
 use crate::plugins::masquerade;
+use crate::plugins::owner_of;
 use crate::undo::Undo;
 
 /// Lets nothing but the container's own hardware address through its port. The rules are
@@ -23,7 +24,7 @@ use crate::undo::Undo;
 /// When the kernel refuses, or `mac` is no hardware address.
 pub fn check_spoofing(call: &Call, host_end: &Link, mac: &str, undo: &mut Undo<'_>) -> Result<()> {
     let mac = required_mac(mac)?;
-    let owner = Owner::of(call);
+    let owner = owner_of(call);
     undo.push("remove the spoof check", {
         let owner = owner.clone();
         move || Nftables::remove_spoof_check(&owner)
@@ -47,7 +48,7 @@ fn required_mac(text: &str) -> Result<Mac> {
 pub fn remove(call: &Call, known: &Known) -> Result<()> {
     all([
         masquerade::remove(call, known),
-        Nftables::remove_spoof_check(&Owner::of(call)),
+        Nftables::remove_spoof_check(&owner_of(call)),
     ])
 }
 
@@ -67,7 +68,7 @@ impl Wanted {
     /// When no backend can be used, or the result has no hardware address to check for.
     pub fn new(call: &Call, settings: &Settings, there: &Existing) -> Result<Self> {
         let mut wanted = Self {
-            owner: Owner::of(call),
+            owner: owner_of(call),
             masquerade: None,
             spoof_check: None,
         };

@@ -14,7 +14,7 @@ use crate::cni::status::require_root;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::{addr, section};
-use crate::netfilter::{Purpose, nftables};
+use crate::netfilter::{self, Purpose};
 use crate::plugins::outlook::{self, Sample};
 
 /// Looks for what would fail every ADD with `settings`.
@@ -34,7 +34,7 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
     if settings.masquerade && ipam.is_some() {
         outlook::require_rules(Purpose::Masquerade, settings.backend, sample.as_ref())?;
     }
-    if settings.spoof_check && !nftables::is_usable() {
+    if settings.spoof_check && !netfilter::has_nf_tables() {
         return Err(detailed(
             Code::NotAvailable,
             "macspoofchk cannot be kept: nf_tables cannot be used",

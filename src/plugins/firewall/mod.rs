@@ -27,6 +27,8 @@ use crate::net::section;
 use crate::netfilter::firewalld::Firewalld;
 use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner, Purpose, way_out};
 use crate::plugins::outlook;
+use crate::plugins::owner_of;
+use crate::plugins::rule_check;
 use crate::shell::shell;
 use crate::undo::Undo;
 
@@ -57,7 +59,7 @@ impl Plugin for Firewall {
     }
 
     fn del(&self, call: &Call) -> Result<()> {
-        let owner = Owner::of(call);
+        let owner = owner_of(call);
         // What is wrong with it must not keep the rules here.
         let known = call.config.prev_result().ok().flatten();
         let addresses = match known.map(|result| addresses(&result)) {
@@ -75,7 +77,7 @@ impl Plugin for Firewall {
             patiently(|| firewalld(settings.backend, Firewalld::find).map(drop))?;
         }
         let mut wanted = Wanted::new(call, &settings, &result)?;
-        netfilter::refuse_missing(&wanted.owner.clone(), &wanted.missing()?)
+        rule_check::refuse_missing(&wanted.owner.clone(), &wanted.missing()?)
     }
 
     fn status(&self, call: &Call) -> Result<()> {
@@ -218,7 +220,7 @@ impl Wanted {
             Some((netfilter::choose(asked)?, wanted))
         };
         Ok(Self {
-            owner: Owner::of(call),
+            owner: owner_of(call),
             addresses,
             firewalld: firewalld.map(|firewalld| (firewalld, settings.zone.clone())),
             rules,
@@ -300,10 +302,11 @@ impl Wanted {
 
 /// Says that an address stays in the zone `other`, and what that means.
 fn bound_elsewhere(zone: &str, address: IpAddr, other: &str) -> String {
+    let to = format!("--zone={zone}");
+    let change = shell!["firewall-cmd", to, format!("--change-source={address}")];
     format!(
         "{address} is in firewalld's zone {other} and stays there: somebody else has put it there. \
-         That zone decides what passes, not {zone} (firewall-cmd --zone={zone} \
-         --change-source={address} moves it)"
+         That zone decides what passes, not {zone} ({change} moves it)"
     )
 }
 

@@ -11,7 +11,9 @@ use crate::cni::error::Code;
 use crate::cni::invocation::Command;
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
-use crate::netfilter::nftables::{self, Family, UNDERSTOOD};
+use crate::netfilter::Family;
+use crate::netfilter::nftables;
+use crate::netfilter::nftables::condition::UNDERSTOOD;
 use crate::netfilter::{BackendName, Mapping, Mark, Protocol};
 
 #[derive(Debug, Deserialize)]

@@ -5,7 +5,8 @@ use anyhow::Result;
 use super::config::Settings;
 use super::wanted;
 use crate::cni::skel::Call;
-use crate::netfilter::{Mark, Owner, iptables};
+use crate::netfilter::{Mark, iptables};
+use crate::plugins::owner_of;
 
 /// The settings of `call` keep their limits, and what `iptables-restore` would read is
 /// nothing but lines of ours.
@@ -26,7 +27,7 @@ pub fn settings(call: &Call) -> Result<()> {
         && let Some(wanted) = wanted(call, &settings, &result)
     {
         assert!(!wanted.container.is_empty() && wanted.container.len() <= 2);
-        iptables::fuzz::port_maps(&Owner::of(call), &wanted);
+        iptables::fuzz::port_maps(&owner_of(call), &wanted);
     }
     Ok(())
 }

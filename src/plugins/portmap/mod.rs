@@ -23,8 +23,10 @@ use crate::journal::step;
 use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{link, route, section, sysctl};
-use crate::netfilter::nftables::{self, localnet};
+use crate::netfilter::nftables::localnet;
 use crate::netfilter::{self, BackendName, Known, Owner, PortMaps, Purpose, conntrack, way_out};
+use crate::plugins::owner_of;
+use crate::plugins::rule_check;
 use crate::plugins::{outlook, veth};
 use crate::shell::shell;
 use crate::undo::Undo;
@@ -46,7 +48,7 @@ impl Plugin for Portmap {
             log::warn("masqAll has no effect: snat is false, so that nothing is masqueraded");
         }
         let name = step("choose a backend", || netfilter::choose(settings.backend))?;
-        let owner = Owner::of(call);
+        let owner = owner_of(call);
         undo.push("remove the port mappings", {
             let (owner, known) = (owner.clone(), Known::only(&wanted.container));
             move || {
@@ -62,7 +64,7 @@ impl Plugin for Portmap {
     }
 
     fn del(&self, call: &Call) -> Result<()> {
-        let owner = Owner::of(call);
+        let owner = owner_of(call);
         let known = known(call);
         let removed = step("remove port mappings", || {
             netfilter::with_both(|backend| backend.remove_port_maps(&owner, &known))
@@ -80,7 +82,7 @@ impl Plugin for Portmap {
         let Some(wanted) = wanted(call, &settings, &result) else {
             return Ok(());
         };
-        let owner = Owner::of(call);
+        let owner = owner_of(call);
         let mut missing = missing(&owner, &settings, &wanted)?;
         let guard = missing_guard(&owner, &wanted)?;
         if missing.is_empty() {
@@ -95,7 +97,7 @@ impl Plugin for Portmap {
             return Ok(());
         }
         missing.extend(guard);
-        netfilter::refuse_missing(&owner, &missing)
+        rule_check::refuse_missing(&owner, &missing)
     }
 
     fn status(&self, call: &Call) -> Result<()> {
@@ -107,7 +109,7 @@ impl Plugin for Portmap {
             section::check_writable()?;
         }
         let (has_ipv4, _) = outlook::usual_families()?;
-        if settings.snat && has_ipv4 && nftables::is_usable() {
+        if settings.snat && has_ipv4 && netfilter::has_nf_tables() {
             require_route_localnet().map_err(|error| not_available(&error))?;
         }
         Ok(())
@@ -139,7 +141,7 @@ impl Plugin for Portmap {
         let Some(wanted) = wanted(call, &settings, &required_result(call)?) else {
             return Ok(Vec::new());
         };
-        let owner = Owner::of(call);
+        let owner = owner_of(call);
         let mut missing = missing(&owner, &settings, &wanted)?;
         missing.extend(missing_guard(&owner, &wanted)?);
         Ok(missing)
@@ -154,7 +156,7 @@ impl Plugin for Portmap {
                     warn_of_takeovers: false,
                     ..wanted
                 };
-                ensure(&Owner::of(call), name, &wanted)
+                ensure(&owner_of(call), name, &wanted)
             }
             None => Ok(()),
         }
@@ -166,10 +168,10 @@ impl Plugin for Portmap {
         let Some(wanted) = wanted(call, &settings, &result) else {
             return Ok(Some(result));
         };
-        let owner = Owner::of(call);
+        let owner = owner_of(call);
         let backend = netfilter::choose(settings.backend)?.backend();
         preview.rules(backend.missing_port_maps(&owner, &wanted)?);
-        if must_route_localnet(&wanted) && nftables::is_usable() {
+        if must_route_localnet(&wanted) && netfilter::has_nf_tables() {
             let text = "net/ipv4/conf/LINK/route_localnet = 1, LINK being the one that leads to the \
                         container; rules in table ip cnibox_localnet guard it";
             preview.tell(Subject::Sysctl, text);
@@ -337,7 +339,7 @@ fn require_route_localnet() -> Result<()> {
 
 /// Lets the link that leads to the container carry packets from 127.0.0.1.
 fn route_localnet(owner: &Owner, wanted: &PortMaps) -> Result<()> {
-    if !nftables::is_usable() {
+    if !netfilter::has_nf_tables() {
         log::warn(
             "the mapped ports do not answer on 127.0.0.1: this kernel has no nf_tables to guard it with",
         );
@@ -355,7 +357,7 @@ fn missing(owner: &Owner, settings: &Settings, wanted: &PortMaps) -> Result<Vec<
     let backend = netfilter::choose(settings.backend)?.backend();
     let mut missing = backend.missing_port_maps(owner, wanted)?;
     // Without `nf_tables` ADD did nothing about it.
-    if must_route_localnet(wanted) && nftables::is_usable() {
+    if must_route_localnet(wanted) && netfilter::has_nf_tables() {
         for device in links_to(wanted)? {
             if sysctl::effective(localnet::switch(&device)) != Some(1) {
                 let key = localnet::sysctl_key(&device);
@@ -369,7 +371,7 @@ fn missing(owner: &Owner, settings: &Settings, wanted: &PortMaps) -> Result<Vec<
 
 /// What is missing of what [`route_localnet`] made first.
 fn missing_guard(owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
-    if must_route_localnet(wanted) && nftables::is_usable() {
+    if must_route_localnet(wanted) && netfilter::has_nf_tables() {
         localnet::missing_guard(owner, &links_to(wanted)?)
     } else {
         Ok(Vec::new())

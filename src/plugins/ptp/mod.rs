@@ -29,11 +29,13 @@ use crate::journal::step;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::{addr, route};
-use crate::netfilter::{self, Owner, Purpose};
+use crate::netfilter::Purpose;
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
 use crate::plugins::outlook::{self, Sample};
+use crate::plugins::owner_of;
+use crate::plugins::rule_check;
 use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{masquerade, preview as words};
@@ -127,7 +129,7 @@ impl Plugin for Ptp {
         } else {
             Vec::new()
         };
-        netfilter::agree(differences, &Owner::of(call), missing)
+        rule_check::agree(differences, &owner_of(call), missing)
     }
 
     fn status(&self, call: &Call) -> Result<()> {

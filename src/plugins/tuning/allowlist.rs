@@ -113,7 +113,7 @@ impl Allowlist {
                 "Sysctl {key} is not allowed. Only the following sysctls are allowed: [{}]",
                 rules
                     .iter()
-                    .map(|rule| rule.regex.as_str())
+                    .map(|rule| rule.text.as_str())
                     .collect::<Vec<_>>()
                     .join(" ")
             ),

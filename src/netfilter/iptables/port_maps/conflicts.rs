@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{DNAT, KIND, Rules, dports};
 use crate::netfilter::iptables::owned::{is_private, parse_comment};
+use crate::netfilter::iptables::port_maps::{DNAT, KIND, Rules, dports};
 use crate::netfilter::iptables::rule::{Rule, Script, Table};
-use crate::netfilter::{disputed, taken_over};
+use crate::netfilter::model::{disputed, taken_over};
 
 impl Rules {
     /// Says which of the ports other entries of `table` have too. Entries name ports only:
@@ -171,10 +171,10 @@ impl<'a> Mappings<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{after, mapping, rules, wanted};
     use super::*;
     use crate::netfilter::iptables::golden;
-    use crate::netfilter::{PortMaps, Protocol};
+    use crate::netfilter::iptables::port_maps::tests::{after, mapping, rules, wanted};
+    use crate::netfilter::model::{PortMaps, Protocol};
 
     #[test]
     fn only_mappings_that_meet_are_conflicts() {

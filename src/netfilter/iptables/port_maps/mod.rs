@@ -9,13 +9,18 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use ipnet::IpNet;
 
-use super::owned::{self, Kind, comment, is_owned, is_private, parse_comment, remove_chain};
-use super::rule::{Rule, Script, Table};
-use super::tool::Family;
 use crate::cni::error::{Code, coded, detailed};
-use crate::netfilter::nftables::claims::{Claims, Taken, seen_comment};
-use crate::netfilter::nftables::{self, Addition, PrivateChain};
-use crate::netfilter::{Known, Mapping, Mark, Owner, PortMaps, Protocol};
+use crate::netfilter::iptables::native::addition::Addition;
+use crate::netfilter::iptables::native::port_reservations::{Claims, Taken, seen_comment};
+use crate::netfilter::iptables::native::private_chain::PrivateChain;
+use crate::netfilter::iptables::owned;
+use crate::netfilter::iptables::owned::{
+    Kind, comment, is_owned, is_private, parse_comment, remove_chain,
+};
+use crate::netfilter::iptables::rule::{Rule, Script, Table};
+use crate::netfilter::iptables::tool::Family;
+use crate::netfilter::known::Known;
+use crate::netfilter::model::{Mapping, Mark, Owner, PortMaps, Protocol};
 
 /// Private chains hold mappings.
 pub const KIND: Kind = Kind {
@@ -126,6 +131,7 @@ impl Rules {
         self.jumps.iter().chain(&self.mappings).chain(&self.entries)
     }
 
+    /// The rules that mark packets for masquerading.
     pub fn marks(&self) -> impl Iterator<Item = &Rule> {
         self.marks.iter()
     }
@@ -339,8 +345,8 @@ pub fn taken(table: &Table) -> Vec<Taken> {
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn shown(family: nftables::Family) -> Result<Option<Vec<Taken>>> {
-    let rules = nftables::entries(family, DNAT)?;
+pub fn shown(family: crate::netfilter::Family) -> Result<Option<Vec<Taken>>> {
+    let rules = crate::netfilter::iptables::native::addition::entries(family, DNAT)?;
     let table = |rules| Table {
         chains: BTreeSet::new(),
         rules,
@@ -496,8 +502,9 @@ fn entry_rules(chain: &str, comment: &str, conditions: &[String], wanted: &PortM
 
 #[cfg(test)]
 mod tests {
-    use super::super::golden::{self, assert_golden};
     use super::*;
+    use crate::netfilter::iptables::golden;
+    use crate::netfilter::iptables::golden::assert_golden;
     use crate::netfilter::test_node;
 
     fn owner(id: &str) -> Owner {
