@@ -4,34 +4,25 @@
 //! The kernel works a request off while it is being sent, so its answers are there when
 //! sending returns: nothing here ever waits.
 
-use std::cell::Cell;
-use std::num::NonZeroI32;
-use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use netlink_packet_core::{
-    DecodeError, DefaultNla, ErrorMessage, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR,
-    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable, NlasIterator,
+    DecodeError, DefaultNla, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkHeader, NetlinkPayload, NetlinkSerializable, NlasIterator,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem,
 };
-use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::net::netlink::{Refused, errno, refused};
+use crate::net::netlink::transport::{Overflow, Transport};
+use crate::net::netlink::{Refused, refused};
 use crate::netfilter::nfnetlink::attributes::Attributes;
 use crate::netfilter::nfnetlink::deferred_close;
-
-/// The kernel fills at most this much at once.
-const RECEIVE: usize = 32 * 1024;
 
 /// How often a dump that raced with a change is repeated before it is an error.
 const DUMP_TRIES: u32 = 100;
@@ -50,10 +41,8 @@ const HEADER: usize = 4;
 const GENERATION: u16 = 1;
 
 /// A socket in the namespace that the calling thread was in when it was opened.
-pub struct Socket {
-    socket: Arc<netlink_sys::Socket>,
-    sequence: Cell<u32>,
-}
+#[derive(Debug)]
+pub struct Socket(Transport);
 
 /// Which message of a batch the kernel refused, counted from 0, and why. `None` is the
 /// batch as a whole.
@@ -199,7 +188,7 @@ impl Socket {
     /// When the kernel has no netfilter.
     pub fn open() -> Result<Self> {
         let opened = Self::open_to_close()?;
-        deferred_close::keep(&opened.socket);
+        deferred_close::keep(opened.0.socket());
         Ok(opened)
     }
 
@@ -209,21 +198,7 @@ impl Socket {
     /// # Errors
     /// As [`Socket::open`].
     pub fn open_to_close() -> Result<Self> {
-        let open = || {
-            let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            socket.set_non_blocking(true)?;
-            Ok::<_, std::io::Error>(socket)
-        };
-        let socket = open().context("open a netfilter socket")?;
-        // Explanations are a comfort: kernels before 4.12 do without.
-        drop(socket.set_ext_ack(true));
-        drop(socket.set_cap_ack(true));
-        Ok(Self {
-            socket: Arc::new(socket),
-            sequence: Cell::new(0),
-        })
+        Ok(Self(Transport::open(NETLINK_NETFILTER)?))
     }
 
     /// As [`Socket::open`]; `None` where the kernel has no netfilter.
@@ -242,8 +217,8 @@ impl Socket {
     /// # Errors
     /// [`Refused`] when the kernel refuses.
     pub fn request(&self, message: NetfilterMessage) -> Result<Vec<Vec<u8>>> {
-        let (found, _) = self.ask(message, NLM_F_ACK)?;
-        Ok(found)
+        let answer = self.0.ask::<_, Answer>(message, NLM_F_ACK)?;
+        Ok(attributes_of(answer.found))
     }
 
     /// Asks for every object that `message` describes: the attributes of each. A dump
@@ -252,38 +227,8 @@ impl Socket {
     /// # Errors
     /// [`Refused`], or when changes never stop.
     pub fn dump(&self, message: &NetfilterMessage) -> Result<Vec<Vec<u8>>> {
-        for _ in 0..DUMP_TRIES {
-            match self.ask(message.clone(), NLM_F_DUMP) {
-                Ok((found, flags)) if flags & NLM_F_DUMP_INTR == 0 => return Ok(found),
-                Err(error) if errno(&error) != Some(Errno::EINTR) => return Err(error),
-                _ => {}
-            }
-        }
-        Err(anyhow!("they kept changing, {DUMP_TRIES} times")).context("list netfilter objects")
-    }
-
-    /// All answers to one message, and the flags that any of them carried.
-    fn ask(&self, message: NetfilterMessage, flags: u16) -> Result<(Vec<Vec<u8>>, u16)> {
-        let sequence = self.send(vec![(message, flags)])?;
-        let mut found = Vec::new();
-        let mut flags = 0;
-        let end = self.receive(|answer| {
-            if answer.header.sequence_number != sequence {
-                return None;
-            }
-            flags |= answer.header.flags;
-            match answer.payload {
-                NetlinkPayload::InnerMessage(answer) => {
-                    found.push(answer.attributes);
-                    None
-                }
-                NetlinkPayload::Done(done) => Some(ended(done.code)),
-                NetlinkPayload::Error(error) => Some(acknowledged(&error)),
-                _ => None,
-            }
-        })?;
-        end.context("netfilter did not answer")??;
-        Ok((found, flags))
+        let found = self.0.dump::<_, Answer>(message, DUMP_TRIES)?;
+        Ok(attributes_of(found))
     }
 
     /// Hands the kernel several changes of `subsystem` that happen all or not at all; not at
@@ -330,12 +275,12 @@ impl Socket {
         let last = batch.last;
         batch.control(&ControlMessage::BatchEnd);
         let mut bytes = batch.messages.finish();
-        let first = self.sequence.get().wrapping_add(1);
+        let mut first = None;
         let mut start = 0;
         while let Some(length) = bytes.get(start..start + FLAGS - 2) {
             let length = u32::from_ne_bytes(length.try_into()?);
-            let sequence = self.sequence.get().wrapping_add(1);
-            self.sequence.set(sequence);
+            let sequence = self.0.next_sequence();
+            first.get_or_insert(sequence);
             put(&mut bytes, start + SEQUENCE, &sequence.to_ne_bytes());
             if start == last
                 && let Some([low, high]) = bytes.get_mut(start + FLAGS..start + FLAGS + 2)
@@ -346,13 +291,13 @@ impl Socket {
             start += usize::try_from(length)?.max(NETLINK_HEADER);
         }
         self.send_bytes(&bytes)?;
-        self.committed(first, batch.count)
+        self.committed(first.unwrap_or_default(), batch.count)
     }
 
     /// What the kernel said to a batch of so many changes, whose `first` message is its beginning.
     fn committed(&self, first: u32, count: u32) -> Result<std::result::Result<(), BatchRefused>> {
         let mut failure = None;
-        let end = self.receive(|answer| {
+        let end = self.0.receive::<Answer, _>(Overflow::ReadOn, |answer| {
             let place = answer.header.sequence_number.wrapping_sub(first);
             let NetlinkPayload::Error(error) = answer.payload else {
                 return None;
@@ -360,7 +305,8 @@ impl Socket {
             if place > count {
                 return None;
             }
-            if let Err(cause) = acknowledged(&error) {
+            if error.code.is_some() {
+                let cause = refused(error.raw_code(), &error.header);
                 let message = place.checked_sub(1).and_then(|n| usize::try_from(n).ok());
                 failure.get_or_insert(BatchRefused { message, cause });
             }
@@ -378,8 +324,7 @@ impl Socket {
     /// # Errors
     /// When it may not be heard.
     pub fn join(&self, group: u32) -> Result<()> {
-        let joined = self.socket.add_membership(group);
-        joined.with_context(|| format!("join netfilter's group {group}"))
+        self.0.subscribe(group)
     }
 
     /// What has been told since, waiting for some at most `patience`.
@@ -387,14 +332,9 @@ impl Socket {
     /// # Errors
     /// When it cannot be read.
     pub fn notices(&self, patience: Duration) -> Result<Vec<Notice>> {
-        let mut wanted = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        match poll(&mut wanted, patience) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error).context("wait for netfilter"),
-        }
+        self.0.wait(patience)?;
         let mut heard = Vec::new();
-        self.receive(|message| {
+        self.0.receive(Overflow::ReadOn, |message| {
             let kind = message.header.message_type;
             if let NetlinkPayload::InnerMessage(Answer { family, attributes }) = message.payload {
                 heard.push(Notice {
@@ -410,28 +350,19 @@ impl Socket {
 
     /// Sends messages in one piece; answers the sequence number of the first.
     fn send(&self, messages: Vec<(NetfilterMessage, u16)>) -> Result<u32> {
-        let first = self.sequence.get().wrapping_add(1);
         let mut bytes = Vec::new();
+        let mut first = None;
         for (message, flags) in messages {
-            let sequence = self.sequence.get().wrapping_add(1);
-            self.sequence.set(sequence);
-            let mut message = NetlinkMessage::from(message);
-            message.header.flags = NLM_F_REQUEST | flags;
-            message.header.sequence_number = sequence;
-            message.finalize();
-            let start = bytes.len();
-            bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
-            message.serialize(bytes.get_mut(start..).unwrap_or_default());
+            let sequence = self.0.write(&mut bytes, message, flags);
+            first.get_or_insert(sequence);
         }
         self.send_bytes(&bytes)?;
-        Ok(first)
+        Ok(first.unwrap_or_default())
     }
 
     fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
         self.make_room(bytes.len());
-        let sent = self.socket.send(bytes, 0);
-        sent.with_context(|| format!("send {} bytes to netfilter", bytes.len()))?;
-        Ok(())
+        self.0.send(bytes)
     }
 
     /// Makes the send buffer hold a message of `bytes`: a batch cannot be split.
@@ -444,74 +375,22 @@ impl Socket {
         // The kernel doubles either value for its own book-keeping. The first is not
         // limited but needs privileges on the host, not in a user namespace only; where
         // the second is not enough either, sending says so.
-        if setsockopt(&self.socket, sockopt::SndBufForce, &bytes).is_err() {
-            setsockopt(&self.socket, sockopt::SndBuf, &bytes).ok();
-        }
-    }
-
-    /// Hands every answer to `take` until that says what came of it; `None` when there
-    /// is no more to read.
-    fn receive<T>(
-        &self,
-        mut take: impl FnMut(NetlinkMessage<Answer>) -> Option<T>,
-    ) -> Result<Option<T>> {
-        let mut buffer = Vec::with_capacity(RECEIVE);
-        loop {
-            buffer.clear();
-            match self
-                .socket
-                .recv(&mut buffer, 0)
-                .map_err(|error| errno_of(&error))
-            {
-                Ok(_) => {}
-                // Many refusals at once overflow the receive buffer; the first are in it.
-                Err(Errno::ENOBUFS | Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(error) => return Err(error).context("read the answer of netfilter"),
-            }
-            let mut rest = buffer.as_slice();
-            while !rest.is_empty() {
-                let message: NetlinkMessage<Answer> =
-                    NetlinkMessage::deserialize(rest).context("read the answer of netfilter")?;
-                let length = usize::try_from(message.header.length)?.next_multiple_of(4);
-                if let Some(end) = take(message) {
-                    return Ok(Some(end));
-                }
-                rest = rest.get(length..).unwrap_or_default();
-            }
+        if setsockopt(self.0.socket(), sockopt::SndBufForce, &bytes).is_err() {
+            setsockopt(self.0.socket(), sockopt::SndBuf, &bytes).ok();
         }
     }
 }
 
-impl std::fmt::Debug for Socket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Socket")
-    }
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+/// The attributes of each answer.
+fn attributes_of(found: Vec<Answer>) -> Vec<Vec<u8>> {
+    found.into_iter().map(|answer| answer.attributes).collect()
 }
 
 fn has_no_netfilter(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| errno_of(error) == Errno::EPROTONOSUPPORT)
-}
-
-/// What an acknowledgement says.
-fn acknowledged(error: &ErrorMessage) -> std::result::Result<(), Refused> {
-    match error.code {
-        None => Ok(()),
-        Some(_) => Err(refused(error.raw_code(), &error.header)),
-    }
-}
-
-/// What the end of a dump says.
-fn ended(code: i32) -> std::result::Result<(), Refused> {
-    let mut error = ErrorMessage::default();
-    error.code = NonZeroI32::new(code);
-    acknowledged(&error)
+        .and_then(std::io::Error::raw_os_error)
+        .is_some_and(|errno| Errno::from_raw(errno) == Errno::EPROTONOSUPPORT)
 }
 
 /// The attributes in `bytes`: kind, without the flags, and value. Ends at the first that
