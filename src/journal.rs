@@ -1,8 +1,8 @@
 //! What each call of a plugin did and how long its steps took: a line of JSON in a file,
 //! when somebody asked for it.
 //!
-//! Either with the variable `CNIBOX_LOG`, which names the file, or by creating
-//! [`SWITCH`], for a runtime that is not to be restarted. The file is not followed if it
+//! Either the caller names the file, or an operator creates [`SWITCH`], for a runtime that is
+//! not to be restarted. The file is not followed if it
 //! is a symlink, must be our own user's, and becomes readable by nobody else. From
 //! [`ROTATED_AT`] bytes on it becomes `FILE.1`, in place of an earlier one. A line goes
 //! there in one write(2). What cannot be logged is not: no call fails by it.
@@ -21,16 +21,10 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cni::error::ErrorObject;
-use crate::cni::invocation::Environment;
-use crate::cni::json;
 use crate::{fsutil, text};
 
 /// While this file exists, calls are logged there.
 const SWITCH: &str = "/run/cni/cnibox.log";
-
-/// The variable that names another file, and that is created if need be.
-pub const VARIABLE: &str = "CNIBOX_LOG";
 
 /// Bytes from which on the next line begins a new file.
 const ROTATED_AT: u64 = 4 * 1024 * 1024;
@@ -88,7 +82,26 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<ErrorObject>,
+    error: Option<Value>,
+}
+
+/// What one call was about, and what came of it.
+#[derive(Debug)]
+pub struct Outcome<'a> {
+    /// The plugin.
+    pub applet: &'a str,
+    /// The command, as the caller wrote it.
+    pub command: &'a str,
+    /// The network's name; empty where it is not known.
+    pub network: &'a str,
+    /// The container's id.
+    pub container: &'a str,
+    /// The interface's name.
+    pub interface: &'a str,
+    /// The path of the container's network namespace.
+    pub netns: &'a str,
+    /// What was printed, or the error as it was printed.
+    pub printed: Result<&'a [u8], Value>,
 }
 
 /// Does `work`, and remembers how long it took if anybody wants to know.
@@ -128,8 +141,8 @@ pub struct Journal {
 
 impl Journal {
     /// Begins to record the steps of a call; `None` when nobody asked for it.
-    pub fn begin(env: &Environment) -> Option<Self> {
-        let journal = Self::open(env)?;
+    pub fn begin(file: Option<&str>) -> Option<Self> {
+        let journal = Self::open(file)?;
         if let Ok(mut recorder) = STEPS.lock() {
             *recorder = Some(Recorder {
                 began: Instant::now(),
@@ -140,9 +153,9 @@ impl Journal {
         Some(journal)
     }
 
-    /// The file that the environment names, or the one that the switch is.
-    pub fn open(env: &Environment) -> Option<Self> {
-        match env.get(VARIABLE).filter(|path| !path.is_empty()) {
+    /// The `file` that the caller names, created if need be, or else [`SWITCH`] if it exists.
+    pub fn open(file: Option<&str>) -> Option<Self> {
+        match file.filter(|path| !path.is_empty()) {
             Some(path) => Self::open_file(Path::new(path), true),
             None => Self::open_file(Path::new(SWITCH), false),
         }
@@ -170,37 +183,35 @@ impl Journal {
         })
     }
 
-    /// Writes the line of a call: `outcome` is what was printed, or the error.
-    pub fn finish(
-        self,
-        applet: &str,
-        network: &str,
-        env: &Environment,
-        outcome: Result<&[u8], &anyhow::Error>,
-    ) {
+    /// Writes the line of a call.
+    pub fn finish(self, outcome: Outcome<'_>) {
         IS_ON.store(false, Ordering::Relaxed);
         let recorder = STEPS.lock().ok().and_then(|mut steps| steps.take());
         let Some(Recorder { began, steps }) = recorder else {
             return;
         };
-        let variable = |name: &str| env.get(name).map(String::as_str).unwrap_or_default();
+        let (result, error) = match outcome.printed {
+            Ok(printed) => (
+                Some(serde_json::from_slice(printed).unwrap_or_default()),
+                None,
+            ),
+            Err(error) => (None, Some(error)),
+        };
         let line = Line {
             time: humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
-            applet,
-            command: variable("CNI_COMMAND"),
-            network,
-            container: variable("CNI_CONTAINERID"),
-            interface: variable("CNI_IFNAME"),
-            netns: variable("CNI_NETNS"),
+            applet: outcome.applet,
+            command: outcome.command,
+            network: outcome.network,
+            container: outcome.container,
+            interface: outcome.interface,
+            netns: outcome.netns,
             pid: std::process::id(),
             ms: milliseconds(began.elapsed()),
             steps,
-            result: outcome
-                .ok()
-                .map(|printed| serde_json::from_slice(printed).unwrap_or_default()),
-            error: outcome.err().map(ErrorObject::from_error),
+            result,
+            error,
         };
-        if let Ok(line) = json::compact(&line) {
+        if let Ok(line) = serde_json::to_vec(&line) {
             // Somebody may read it with `cat`.
             let mut line = text::json(line);
             line.push(b'\n');
@@ -248,8 +259,7 @@ mod tests {
     use super::*;
 
     fn open(path: &Path) -> Option<Journal> {
-        let env = [(VARIABLE.to_owned(), path.to_str().unwrap().to_owned())];
-        Journal::open(&Environment::from(env))
+        Journal::open(path.to_str())
     }
 
     #[test]
@@ -301,19 +311,19 @@ mod tests {
         assert_eq!(step("unheard", || 1), 1);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let env = [
-            (VARIABLE, path.to_str().unwrap()),
-            ("CNI_COMMAND", "ADD"),
-            ("CNI_ARGS", "SECRET=1"),
-        ];
-        let env = env.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let env = Environment::from(env);
-        let journal = Journal::begin(&env).unwrap();
+        let journal = Journal::begin(path.to_str()).unwrap();
         step("outer", || step("inner", || ()));
         step("last", || ());
-        journal.finish("a", "n", &env, Ok(b"{\n \"x\": 1}"));
+        journal.finish(Outcome {
+            applet: "a",
+            command: "ADD",
+            network: "n",
+            container: "",
+            interface: "",
+            netns: "",
+            printed: Ok(b"{\n \"x\": 1}"),
+        });
         let text = fs::read_to_string(path).unwrap();
-        assert!(!text.contains("SECRET"));
         assert_eq!(text.lines().count(), 1);
         let line: Value = serde_json::from_str(&text).unwrap();
         let steps = line["steps"].as_array().unwrap();

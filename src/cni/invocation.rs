@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::error::{Code, Coded, coded, detailed};
-use crate::journal;
+
+/// Names the file of the journal.
+pub const LOG_VARIABLE: &str = "CNIBOX_LOG";
 
 /// The environment as a value, so that the protocol can be tested without a process.
 pub type Environment = BTreeMap<String, String>;
@@ -25,7 +27,7 @@ pub fn environment() -> Environment {
             "CNI_COMMAND",
             "CNI_ARGS",
             "CNI_NETNS_OVERRIDE",
-            journal::VARIABLE,
+            LOG_VARIABLE,
         ])
         .filter_map(|name| {
             let value = std::env::var_os(name)?;

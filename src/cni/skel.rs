@@ -17,12 +17,12 @@ use serde_json::Value;
 use super::collector::{Collector, Run};
 use super::config::{Config, Document, without_bom};
 use super::error::{Code, ErrorObject, coded};
-use super::invocation::{Command, Environment, Invocation, unknown_command};
+use super::invocation::{Command, Environment, Invocation, LOG_VARIABLE, unknown_command};
 use super::json::{self, Object, Problem};
 use super::preview::Preview;
 use super::result::CniResult;
 use super::version::Version;
-use crate::journal::Journal;
+use crate::journal::{Journal, Outcome};
 use crate::undo::Undo;
 use crate::{fsutil, log};
 
@@ -267,7 +267,7 @@ pub fn main(
         about(name, plugin);
         return ExitCode::SUCCESS;
     };
-    let journal = Journal::begin(env);
+    let journal = Journal::begin(env.get(LOG_VARIABLE).map(String::as_str));
     let mut session = Session {
         plugin,
         applets,
@@ -280,7 +280,18 @@ pub fn main(
         session.report(error);
     }
     if let Some(journal) = journal {
-        journal.finish(name, &session.network, env, served.as_deref());
+        let variable = |name: &str| env.get(name).map_or("", String::as_str);
+        journal.finish(Outcome {
+            applet: name,
+            command: variable("CNI_COMMAND"),
+            network: &session.network,
+            container: variable("CNI_CONTAINERID"),
+            interface: variable("CNI_IFNAME"),
+            netns: variable("CNI_NETNS"),
+            printed: served.as_deref().map_err(|error| {
+                serde_json::to_value(ErrorObject::from_error(error)).unwrap_or_default()
+            }),
+        });
     }
     match served {
         Ok(_) => ExitCode::SUCCESS,

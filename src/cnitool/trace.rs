@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::output;
-use crate::cni::invocation::environment;
+use crate::cni::invocation::{LOG_VARIABLE, environment};
 use crate::fsutil;
 use crate::journal::{Journal, Steps};
 use crate::runtime::chain::{Observer, PluginCall};
@@ -51,7 +51,7 @@ impl StepsFile {
     fn take(&self) -> Vec<Steps> {
         let told = fsutil::read(&self.file).ok().flatten().unwrap_or_default();
         drop(fs::remove_file(&self.file));
-        if let Some(journal) = Journal::open(&environment())
+        if let Some(journal) = Journal::open(environment().get(LOG_VARIABLE).map(String::as_str))
             && !told.is_empty()
         {
             journal.append(&told);

@@ -13,11 +13,10 @@ use super::parameters::Parameters;
 use super::request::{self, Additions};
 use crate::cni::delegate::read_result;
 use crate::cni::error::{Code, coded, detailed};
-use crate::cni::invocation::{Attachment, Command, check_file_name};
+use crate::cni::invocation::{Attachment, Command, LOG_VARIABLE, check_file_name};
 use crate::cni::result::CniResult;
 use crate::cni::version::Version;
 use crate::cni::{exec, json};
-use crate::journal;
 use crate::net::link;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
@@ -508,7 +507,7 @@ impl Chain<'_> {
             ("CNI_PATH", self.runtime.path.as_str()),
         ];
         let journal = self.runtime.observer.journal().and_then(Path::to_str);
-        env.extend(journal.map(|file| (journal::VARIABLE, file)));
+        env.extend(journal.map(|file| (LOG_VARIABLE, file)));
         let call = PluginCall {
             command,
             plugin: &step.plugin.plugin,
