@@ -32,7 +32,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sani
 FUZZ_HOST  := $(ARCH)-unknown-linux-gnu
 FUZZ       := $(TARGET_DIR)/fuzz
 
-.PHONY: build demo test test-host test-deb test-e2e test-vm bench bench-check fuzz fuzz-short fuzz-build lint install docs deb image clean toolchain demo-packages test-packages e2e-packages vm-packages nextest deny cargo-deb
+.PHONY: build demo test test-unit test-host test-deb test-e2e test-vm bench bench-check fuzz fuzz-short fuzz-build lint install docs deb image clean toolchain demo-packages test-packages e2e-packages vm-packages nextest deny cargo-deb
 
 ## The static release binary, its size printed and checked.
 build: toolchain
@@ -47,6 +47,10 @@ demo: demo-packages build
 ## Everything: unit tests, and the release binary in private namespaces, as a package, with real
 ## runtimes, and on Debian's kernel. Needs root.
 test: test-host test-deb test-e2e test-vm
+
+## What needs neither root nor the kernel's network stack.
+test-unit: nextest
+	$(CARGO) nextest run --locked --profile unit
 
 ## On this kernel. Tests that need a feature it may lack say so and are skipped. Most wait for the
 ## kernel more than they compute: two of them for each processor.

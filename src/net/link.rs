@@ -577,7 +577,7 @@ pub fn delete(netlink: &Netlink, index: u32) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+mod kernel_tests {
     use super::*;
 
     #[test]

@@ -306,7 +306,7 @@ pub fn fuzz(answer: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+mod kernel_tests {
     #![expect(
         clippy::disallowed_methods,
         reason = "tests make namespaces and ask programs that are not ours"

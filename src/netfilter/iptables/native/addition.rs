@@ -210,7 +210,7 @@ fn is_led_to(socket: &Socket, table: &Table, rule: &Rule) -> Result<bool> {
 }
 
 #[cfg(test)]
-mod tests {
+mod kernel_tests {
     use std::fmt::Write;
 
     use super::*;
