@@ -27,7 +27,7 @@ pub fn sha512_words(text: &str) -> [u32; 2] {
 mod tests {
     use super::*;
 
-    /// The vectors of behaviour 13.1.
+    /// The vectors of docs/compatibility.md#13.1.
     #[test]
     fn vectors() {
         assert_eq!(sha512_hex("net1cont1", 24), "01d424cb2a9303e21c6e971c");

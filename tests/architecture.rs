@@ -224,7 +224,9 @@ fn modules() -> BTreeMap<String, PathBuf> {
 /// the end or are modules of their own.
 fn product(text: &str) -> String {
     let start = |name: &str| text.find(&format!("#[cfg(test)]\nmod {name} {{"));
-    let end = start("tests").or(start("kernel_tests")).unwrap_or(text.len());
+    let end = start("tests")
+        .or(start("kernel_tests"))
+        .unwrap_or(text.len());
     let lines = text[..end].lines();
     let code = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
     lines.map(code).collect::<Vec<_>>().join("\n")

@@ -104,7 +104,7 @@ fn version(word: &str) -> Option<[u64; 3]> {
 
 /// Nomad runs every file of the directory without an argument and takes the first word that is a
 /// version; nerdctl reads the line that starts with the plugin's name, on stderr only. Both
-/// want the run to succeed (field report R-12).
+/// want the run to succeed (docs/requirements.md#r-12).
 #[test]
 fn runtimes_that_ask_which_version_a_plugin_has_find_out() {
     let dir = tempfile::tempdir().unwrap();

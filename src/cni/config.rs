@@ -131,7 +131,7 @@ impl Document {
     }
 
     /// Lets `command` through if the configuration's version has it and the plugin
-    /// speaks that version (behaviour 1.5).
+    /// speaks that version (docs/compatibility.md#1.5).
     ///
     /// # Errors
     /// Code 1, or 6 when the version is none.

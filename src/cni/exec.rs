@@ -1,5 +1,5 @@
 //! Finding a plugin's executable and running it as a runtime does (specification
-//! section 2; look-up and error rules: behaviour 3.5).
+//! section 2; look-up and error rules: docs/compatibility.md#3.5).
 //!
 //! Only this and the iptables backend start processes.
 

@@ -1,5 +1,5 @@
 //! The environment of one call, parsed and checked (specification section 2,
-//! "Parameters"; the order of the checks is behaviour 1.3).
+//! "Parameters"; the order of the checks is docs/compatibility.md#1.3).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

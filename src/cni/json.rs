@@ -1,4 +1,4 @@
-//! The JSON dialect of CNI, both ways (behaviour 0.3).
+//! The JSON dialect of CNI, both ways (docs/compatibility.md#0.3).
 //!
 //! Clients are used to a decoder that matches keys without regard to case, lets the
 //! last of several win, ignores unknown keys and `null`, and coerces nothing; and to

@@ -149,7 +149,7 @@ pub fn same_family(a: IpAddr, b: IpAddr) -> bool {
     a.is_ipv4() == b.is_ipv4()
 }
 
-// ---- Wire forms. Field order is the order on the wire (behaviour 2.1). ----
+// ---- Wire forms. Field order is the order on the wire (docs/compatibility.md#2.1). ----
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,
@@ -596,7 +596,7 @@ mod tests {
         String::from_utf8(json::pretty(&wire).unwrap()).unwrap()
     }
 
-    /// The examples of behaviour 2.1, byte for byte.
+    /// The examples of docs/compatibility.md#2.1, byte for byte.
     const V020: &str = r#"{
     "cniVersion": "0.2.0",
     "ip4": {

@@ -1,6 +1,6 @@
 //! One CNI call: environment and stdin in, one JSON document out.
 //!
-//! Order of processing: behaviour 1.3; except that what the reference checks after the
+//! Order of processing: docs/compatibility.md#1.3; except that what the reference checks after the
 //! work (is the container's namespace our own?) is checked before it.
 
 use std::io::{Read, StdinLock, Write};
@@ -300,7 +300,7 @@ pub fn main(
 }
 
 /// What is printed when nobody asks for anything; the first two lines are parsed by
-/// runtimes (field report R-12).
+/// runtimes (docs/requirements.md#r-12).
 fn about(name: &str, plugin: &dyn Plugin) {
     let versions: Vec<&str> = plugin.versions().iter().map(|v| v.as_str()).collect();
     let text = format!(

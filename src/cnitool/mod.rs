@@ -1,5 +1,5 @@
 //! `cnitool`: a runtime for the command line. Takes the reference's environment, ids,
-//! cache and output (behaviour 3.9), and tells more when something is missing.
+//! cache and output (docs/compatibility.md#3.9), and tells more when something is missing.
 
 mod commands;
 mod doctor;

@@ -1,4 +1,4 @@
-//! Source NAT for what an attachment sends out of its network (`ipMasq`, behaviour 5.8).
+//! Source NAT for what an attachment sends out of its network (`ipMasq`, docs/compatibility.md#5.8).
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;

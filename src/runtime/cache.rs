@@ -1,4 +1,4 @@
-//! The result cache (behaviour 3.7): one file for each attachment, in the format of
+//! The result cache (docs/compatibility.md#3.7): one file for each attachment, in the format of
 //! libcni, so that either can DEL and CHECK what the other has added.
 //!
 //! The name of a file is ambiguous (`a-b` + `c` and `a` + `b-c` are one), so an entry

@@ -1,5 +1,5 @@
 //! The directory of network configurations (`NETCONFPATH`): which files count, in which
-//! order, and which network a name means (behaviour 3.1 and 3.2).
+//! order, and which network a name means (docs/compatibility.md#3.1 and docs/compatibility.md#3.2).
 //!
 //! A file that cannot be read disables its own network and no other.
 

@@ -1,4 +1,4 @@
-//! Garbage collection: which attachments of a network are stale (behaviour 3.8).
+//! Garbage collection: which attachments of a network are stale (docs/compatibility.md#3.8).
 
 use std::path::{Path, PathBuf};
 

@@ -233,7 +233,7 @@ impl Network {
 }
 
 /// The highest version that the list offers and we speak; what it says literally when
-/// there is none (behaviour 3.1).
+/// there is none (docs/compatibility.md#3.1).
 ///
 /// # Errors
 /// Code 6 for what is no version.

@@ -2,7 +2,7 @@
 //! request configuration from plugin configuration").
 //!
 //! Everything the operator wrote is passed on digit for digit, except the keys that are
-//! the runtime's to set: stale ones of those would be believed (behaviour 12.3, 42).
+//! the runtime's to set: stale ones of those would be believed (docs/compatibility.md#defect-42).
 
 use anyhow::Result;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
 //! Making the packet filter rules of live attachments again, after somebody else has
-//! flushed them (field report R-59).
+//! flushed them (docs/requirements.md#r-59).
 //!
 //! The cache says what each attachment was made with; its plugins, as far as they are
 //! ours, are called in this process with what CHECK would get. Rules only: links,

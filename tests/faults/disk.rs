@@ -42,7 +42,7 @@ fn mount_state(lab: &Lab, options: &str) {
     }
 }
 
-/// Invariant: on a disk that fills up, ADD fails with code 5 and leaves nothing, those
+/// docs/requirements.md#r-04. Invariant: on a disk that fills up, ADD fails with code 5 and leaves nothing, those
 /// who have an address keep it, and DEL of all succeeds and leaves nothing, though there is
 /// still no room.
 #[test]
@@ -152,7 +152,7 @@ fn damages(whole: &[u8]) -> Vec<Vec<u8>> {
     damages
 }
 
-/// Invariant: with any one file of ours cut to 0, 1 or n-1 bytes, zeroed, or
+/// docs/requirements.md#r-09 and docs/requirements.md#r-20. Invariant: with any one file of ours cut to 0, 1 or n-1 bytes, zeroed, or
 /// holding something else, CHECK answers, ADD of another container succeeds with an address
 /// that nobody alive has, DEL of all succeeds, and after a GC nothing is left.
 #[test]

@@ -113,7 +113,7 @@ fn adds_and_dels_of_two_networks_on_one_new_bridge() {
     row.note(lab.state().is_as(&before));
 }
 
-/// Invariant: on a fresh node 16 ADDs at once of masqueraded containers with port
+/// docs/requirements.md#r-07. Invariant: on a fresh node 16 ADDs at once of masqueraded containers with port
 /// mappings all succeed and work; after as many DELs at once the node has the links,
 /// leases, rules and files that one quiet ADD and DEL leave.
 fn fresh_nodes(backend: &'static str) {
@@ -219,7 +219,7 @@ impl Drop for Churn {
     }
 }
 
-/// Invariant: among 600 links, while others come and go all the time, no ADD and no
+/// docs/requirements.md#r-08. Invariant: among 600 links, while others come and go all the time, no ADD and no
 /// DEL fails, though the kernel marks its lists as inconsistent, and nothing is left.
 #[test]
 fn links_that_come_and_go() {

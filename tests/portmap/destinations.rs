@@ -1,4 +1,4 @@
-//! Which addresses a mapping answers at, and which it leaves alone (field reports ).
+//! Which addresses a mapping answers at, and which it leaves alone (docs/requirements.md#r-53, docs/requirements.md#r-57).
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Flows that have no end, and outlive the mapping they came through (field report R-55).
+//! Flows that have no end, and outlive the mapping they came through (docs/requirements.md#r-55).
 
 use serde_json::json;
 

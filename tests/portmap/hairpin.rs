@@ -1,6 +1,6 @@
 //! Containers that call a mapped port of their own host, their own or a neighbour's, with
 //! the bridge's frames going through the packet filter or not, and hairpin mode on or off
-//! (field report R-56).
+//! (docs/requirements.md#r-56).
 
 use serde_json::{Value, json};
 

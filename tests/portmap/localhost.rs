@@ -1,4 +1,4 @@
-//! Mapped ports on 127.0.0.1, and who must not get there (field report R-54).
+//! Mapped ports on 127.0.0.1, and who must not get there (docs/requirements.md#r-54).
 
 use std::process::{Child, Command};
 

@@ -1,4 +1,4 @@
-//! Who marks what is to be masqueraded, and with which bit (field report R-61).
+//! Who marks what is to be masqueraded, and with which bit (docs/requirements.md#r-61).
 
 use serde_json::{Value, json};
 
@@ -124,7 +124,7 @@ fn any_bit_is_the_mark_and_only_one() {
             assert!(!rules.contains("meta mark"), "{rules}");
         } else {
             for rules in [save("iptables"), save("ip6tables")] {
-                // Two would both be set on every packet (register 27).
+                // Two would both be set on every packet (docs/compatibility.md#defect-27).
                 assert_eq!(rules.matches("--set-xmark").count(), 1, "{rules}");
                 assert!(rules.contains("--set-xmark 0x1/0x1"), "{rules}");
                 assert_eq!(rules.matches("-j MASQUERADE").count(), 3, "{rules}");

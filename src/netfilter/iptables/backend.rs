@@ -140,7 +140,7 @@ impl Iptables {
 
     /// The tools for removing what has to do with `chains`, or with any container's where
     /// these cannot be named: those of both variants, as the plain names may have led to
-    /// the other one when the rules were made (field-reports R-60). Only variants that
+    /// the other one when the rules were made (docs/requirements.md#r-60). Only variants that
     /// have something: the kernel says which, and mostly nothing has to be run.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! What may pass to and from the containers, one family (behaviour 9.2). The rules do not
+//! What may pass to and from the containers, one family (docs/compatibility.md#9.2). The rules do not
 //! say whose they are: an address is all that can be told.
 
 use std::net::IpAddr;

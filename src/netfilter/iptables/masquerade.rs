@@ -1,4 +1,4 @@
-//! Source NAT rules of one container in one network, one family (behaviour 5.8).
+//! Source NAT rules of one container in one network, one family (docs/compatibility.md#5.8).
 
 use ipnet::IpNet;
 
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(v4.repair(&Table::default()), v4.add());
     }
 
-    /// What the reference leaves for two addresses (register 22).
+    /// What the reference leaves for two addresses (docs/compatibility.md#defect-22).
     #[test]
     fn an_exemption_behind_the_masquerade_moves_in_front() {
         let (both, _) = rules(Family::V4, &["10.9.0.2/24", "10.8.0.2/16"]);

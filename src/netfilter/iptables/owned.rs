@@ -187,7 +187,7 @@ mod tests {
     use super::*;
     use crate::netfilter::iptables::masquerade::KIND;
 
-    /// The vectors of behaviour 13.1.
+    /// The vectors of docs/compatibility.md#13.1.
     #[test]
     fn names() {
         for (prefix, network, id, chain) in [
@@ -273,7 +273,7 @@ COMMIT
         );
     }
 
-    /// Names whose concatenations are equal share a chain (register 22).
+    /// Names whose concatenations are equal share a chain (docs/compatibility.md#defect-22).
     #[test]
     fn a_chain_that_somebody_else_uses_stays() {
         let table = Table::parse(TWO_OWNERS);

@@ -23,7 +23,7 @@ const TAG: u8 = 0xc1;
 /// `NFTNL_UDATA_COMMENT_MAXLEN`: nft refuses more.
 const COMMENT_MAX: usize = 128;
 
-/// `H(network)-H(ifname:container id)`: one attachment in 33 bytes (behaviour 5.8).
+/// `H(network)-H(ifname:container id)`: one attachment in 33 bytes (docs/compatibility.md#5.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tag {
     network: [u32; 2],
@@ -99,7 +99,7 @@ impl fmt::Display for Tag {
     }
 }
 
-/// The comment of an owner's masquerade rules (behaviour 5.8).
+/// The comment of an owner's masquerade rules (docs/compatibility.md#5.8).
 pub fn masquerade_comment(owner: &Owner) -> String {
     cut(&format!("{}{SEPARATOR}{}", Tag::of(owner), details(owner)))
 }
@@ -148,12 +148,12 @@ pub fn owner_in_words(comment: &str) -> String {
     }
 }
 
-/// The comment of a container's port mappings: its bare id (behaviour 7.4).
+/// The comment of a container's port mappings: its bare id (docs/compatibility.md#7.4).
 pub fn port_map_comment(owner: &Owner) -> String {
     cut(&owner.attachment.container_id)
 }
 
-/// The comment of an attachment's spoof check (behaviour 5.7).
+/// The comment of an attachment's spoof check (docs/compatibility.md#5.7).
 pub fn spoof_check_comment(owner: &Owner) -> String {
     cut(&format!("macspoofchk-{}", spoof_check_id(owner)))
 }
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
     use crate::netfilter::test_node::owner;
 
-    /// The vectors of behaviour 13.1.
+    /// The vectors of docs/compatibility.md#13.1.
     #[test]
     fn masquerade_comment_is_the_references() {
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Source NAT for what leaves a network (layout: behaviour 5.8).
+//! Source NAT for what leaves a network (layout: docs/compatibility.md#5.8).
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};

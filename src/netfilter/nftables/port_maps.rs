@@ -1,4 +1,4 @@
-//! Ports of the host that lead into containers (layout: behaviour 7.4).
+//! Ports of the host that lead into containers (layout: docs/compatibility.md#7.4).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};

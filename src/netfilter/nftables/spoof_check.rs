@@ -1,4 +1,4 @@
-//! Frames from a container must carry its own address (layout: behaviour 5.7).
+//! Frames from a container must carry its own address (layout: docs/compatibility.md#5.7).
 
 use anyhow::Result;
 

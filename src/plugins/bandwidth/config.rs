@@ -1,4 +1,4 @@
-//! Limits: as written, and as meant (behaviour 9.3).
+//! Limits: as written, and as meant (docs/compatibility.md#9.3).
 
 use std::fmt;
 

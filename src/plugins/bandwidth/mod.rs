@@ -1,4 +1,4 @@
-//! `bandwidth`: limits how fast a container receives and sends (behaviour 9.3).
+//! `bandwidth`: limits how fast a container receives and sends (docs/compatibility.md#9.3).
 //!
 //! What it receives is limited where the host's end of its veth pair sends. Receiving
 //! cannot be limited: what the host's end receives is led to an `ifb` link, and limited

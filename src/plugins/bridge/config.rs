@@ -19,7 +19,7 @@ use crate::netfilter::BackendName;
 use crate::plugins::layer3::mtu_problem;
 use crate::plugins::masquerade::backend_problem;
 
-/// Every key of the reference's bridge v1.9.1 (behaviour 5.1).
+/// Every key of the reference's bridge v1.9.1 (docs/compatibility.md#5.1).
 #[derive(Debug, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 #[expect(

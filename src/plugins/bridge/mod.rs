@@ -1,6 +1,6 @@
 //! `bridge`: connects a container to a Linux bridge with a veth pair.
 //!
-//! Behaviour: the reference's bridge v1.9.1 (behaviour 5). Addresses come from the IPAM
+//! Behaviour: the reference's bridge v1.9.1 (docs/compatibility.md#5). Addresses come from the IPAM
 //! plugin named in the configuration; without one the attachment is layer 2 only.
 
 mod apply;

@@ -1,5 +1,5 @@
 //! What ADD will do, decided without touching anything: which addresses and routes the
-//! container gets, and which addresses its gateway (behaviour 5.5).
+//! container gets, and which addresses its gateway (docs/compatibility.md#5.5).
 
 use std::net::IpAddr;
 

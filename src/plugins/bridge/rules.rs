@@ -1,5 +1,5 @@
 //! The packet filter's part of an attachment: masquerading and the check that the
-//! container sends from its own hardware address (behaviour 5.7, 5.8).
+//! container sends from its own hardware address (docs/compatibility.md#5.7, docs/compatibility.md#5.8).
 
 use anyhow::{Context, Result};
 

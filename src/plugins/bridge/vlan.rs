@@ -1,4 +1,4 @@
-//! VLANs on a bridge (behaviour 5.6): what a container's port is a member of, and whether
+//! VLANs on a bridge (docs/compatibility.md#5.6): what a container's port is a member of, and whether
 //! anybody keeps the VLANs apart.
 
 use anyhow::{Context, Result};
@@ -59,7 +59,7 @@ pub fn join(
 }
 
 /// Refuses what would silently do nothing: VLANs on a kernel that cannot keep them apart,
-/// or on a bridge that does not. The reference takes both (defect 38).
+/// or on a bridge that does not. The reference takes both (docs/compatibility.md#defect-38).
 ///
 /// `bridge` is `None` before there is one.
 ///

@@ -1,4 +1,4 @@
-//! The interface that is the gateway of a VLAN (behaviour 5.6).
+//! The interface that is the gateway of a VLAN (docs/compatibility.md#5.6).
 //!
 //! `<bridge>.<vlan>` is one end of a veth pair on the host whose other end is a port of the
 //! bridge and member of that VLAN alone. All containers of the VLAN share it: the first ADD
@@ -142,7 +142,7 @@ fn port_of(host: &Netlink, gateway: &Link) -> Result<Option<Link>> {
 }
 
 /// Removes the gateways of the network's VLANs that have no other member left: the reference
-/// leaves them for ever (defect 15). Members are all ports, whoever made them.
+/// leaves them for ever (docs/compatibility.md#defect-15). Members are all ports, whoever made them.
 ///
 /// # Errors
 /// When one is there and stays.

@@ -1,4 +1,4 @@
-//! What may pass: as written, and as meant (behaviour 9.2).
+//! What may pass: as written, and as meant (docs/compatibility.md#9.2).
 
 use anyhow::Result;
 use serde::Deserialize;

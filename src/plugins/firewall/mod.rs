@@ -1,5 +1,5 @@
 //! `firewall`: lets a container's packets through the host's packet filter, and keeps
-//! others away from its bridge (behaviour 9.2).
+//! others away from its bridge (docs/compatibility.md#9.2).
 //!
 //! Chained after the plugin that made the interface: the addresses, and the bridge in
 //! front of all interfaces, come from its result.

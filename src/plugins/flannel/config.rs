@@ -1,5 +1,5 @@
-//! The configuration of `flannel` (behaviour 10.1), and what it becomes with the daemon's
-//! file: the configuration of the delegate (behaviour 10.3).
+//! The configuration of `flannel` (docs/compatibility.md#10.1), and what it becomes with the daemon's
+//! file: the configuration of the delegate (docs/compatibility.md#10.3).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

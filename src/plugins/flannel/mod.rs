@@ -1,5 +1,5 @@
 //! `flannel`: runs another plugin, as a rule `bridge`, with the subnet that the flannel
-//! daemon has got for this node (behaviour 10).
+//! daemon has got for this node (docs/compatibility.md#10).
 
 mod config;
 #[cfg(any(test, fuzzing))]

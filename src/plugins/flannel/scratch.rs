@@ -1,5 +1,5 @@
 //! What DEL gives to the delegate: the configuration that ADD gave it, in a file of the
-//! reference's format and name (behaviour 10.4), so that either implementation can undo the
+//! reference's format and name (docs/compatibility.md#10.4), so that either implementation can undo the
 //! other's ADD. By the time of DEL the daemon may have got another subnet.
 //!
 //! The reference names the file after the container alone: a second attachment takes the

@@ -1,5 +1,5 @@
 //! The file in which the flannel daemon says what this node's share of the cluster network
-//! is (behaviour 10.2).
+//! is (docs/compatibility.md#10.2).
 
 use std::io::ErrorKind;
 use std::path::Path;

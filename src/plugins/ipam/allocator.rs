@@ -1,4 +1,4 @@
-//! The order in which addresses are tried (behaviour 6.3). Pure: which are taken or are
+//! The order in which addresses are tried (docs/compatibility.md#6.3). Pure: which are taken or are
 //! gateways is the caller's business.
 
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! Leases and the boots of the node in which they were written (field-reports R-21).
+//! Leases and the boots of the node in which they were written (docs/requirements.md#r-21).
 //!
 //! A network namespace does not outlive the node, but leases do. One that was written in an
 //! earlier boot is somebody's only if its container was started again since, which writes

@@ -1,4 +1,4 @@
-//! The configuration of host-local (behaviour 6.1): as written, and as it is meant.
+//! The configuration of host-local (docs/compatibility.md#6.1): as written, and as it is meant.
 //!
 //! Reading never stops at the first mistake: ADD reports it and names the others, and
 //! `cnitool validate` lists them all.
@@ -282,7 +282,7 @@ fn without_length(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Gives `document` its meaning, in the order of behaviour 6.2. The settings are complete
+/// Gives `document` its meaning, in the order of docs/compatibility.md#6.2. The settings are complete
 /// only when no problem was found.
 fn resolve(
     document: &Document,

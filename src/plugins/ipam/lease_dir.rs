@@ -1,4 +1,4 @@
-//! The directory in which the leases of one network are recorded (behaviour 6.4).
+//! The directory in which the leases of one network are recorded (docs/compatibility.md#6.4).
 //!
 //! Names, modes and contents are a contract: the reference plugin may work in the same
 //! directory at the same time. Whoever changes something here holds the lock.

@@ -1,4 +1,4 @@
-//! What stands in a lease file: whose the address is (behaviour 6.4).
+//! What stands in a lease file: whose the address is (docs/compatibility.md#6.4).
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! One range of addresses: as written, and as it is meant (behaviour 6.1 and 6.2).
+//! One range of addresses: as written, and as it is meant (docs/compatibility.md#6.1 and docs/compatibility.md#6.2).
 
 use std::fmt;
 use std::net::IpAddr;

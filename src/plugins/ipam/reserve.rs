@@ -1,4 +1,4 @@
-//! ADD: one address from each range set, all or none (behaviour 6.3).
+//! ADD: one address from each range set, all or none (docs/compatibility.md#6.3).
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! `loopback`: sets up `lo` in the container (behaviour 9.1).
+//! `loopback`: sets up `lo` in the container (docs/compatibility.md#9.1).
 //!
 //! There is nothing to configure, and `CNI_IFNAME` does not matter: it is always `lo`.
 //! Runtimes run it for every container, so it does no more than it must.

@@ -1,4 +1,4 @@
-//! Port mappings: as written, and as meant (behaviour 7.1).
+//! Port mappings: as written, and as meant (docs/compatibility.md#7.1).
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Whether the container can call its own mapped ports (field report R-56).
+//! Whether the container can call its own mapped ports (docs/requirements.md#r-56).
 //!
 //! Where frames on bridges go through iptables (sysctl `net.bridge.bridge-nf-call-iptables`,
 //! which also takes them through nftables), such a call is translated on the bridge and has

@@ -1,4 +1,4 @@
-//! `portmap`: ports of the host that lead into the container (behaviour 7).
+//! `portmap`: ports of the host that lead into the container (docs/compatibility.md#7).
 //!
 //! Chained after the plugin that made the interface; the mappings come from the runtime
 //! (`runtimeConfig.portMappings`). Without any, nothing is looked at or touched.

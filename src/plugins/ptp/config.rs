@@ -12,7 +12,7 @@ use crate::netfilter::BackendName;
 use crate::plugins::layer3::mtu_problem;
 use crate::plugins::masquerade::backend_problem;
 
-/// Every key of the reference's ptp v1.9.1 (behaviour 9.5).
+/// Every key of the reference's ptp v1.9.1 (docs/compatibility.md#9.5).
 #[derive(Debug, Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 struct Wire {

@@ -1,6 +1,6 @@
 //! `ptp`: connects a container to the host with a veth pair and nothing else.
 //!
-//! Behaviour: the reference's ptp v1.9.1 (behaviour 9.5). The host's end is the gateway;
+//! Behaviour: the reference's ptp v1.9.1 (docs/compatibility.md#9.5). The host's end is the gateway;
 //! the host routes between containers and to the world.
 
 mod config;

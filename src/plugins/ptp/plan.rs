@@ -1,4 +1,4 @@
-//! What ADD will do, decided without touching anything (behaviour 9.5).
+//! What ADD will do, decided without touching anything (docs/compatibility.md#9.5).
 //!
 //! A veth pair is no point-to-point link to the kernel: the container is made to send
 //! everything, also to its own subnet, to the gateway, which is the host's end.

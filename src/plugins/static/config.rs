@@ -1,4 +1,4 @@
-//! The configuration of `static` (behaviour 9.4): as written, and as it is meant.
+//! The configuration of `static` (docs/compatibility.md#9.4): as written, and as it is meant.
 
 use std::net::IpAddr;
 

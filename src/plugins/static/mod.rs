@@ -1,4 +1,4 @@
-//! `static`: an IPAM plugin that hands out the addresses it is told (behaviour 9.4).
+//! `static`: an IPAM plugin that hands out the addresses it is told (docs/compatibility.md#9.4).
 //!
 //! It keeps no record: whoever writes the configuration sees to it that nobody else has
 //! the address.

@@ -1,7 +1,7 @@
 //! Which sysctls the node's administrator lets network configurations set.
 //!
 //! A file with one regular expression a line, in Go's syntax as the reference reads it,
-//! matched anywhere in the key as it is written in the configuration (behaviour 8.2). Blank lines mean nothing, and there are
+//! matched anywhere in the key as it is written in the configuration (docs/compatibility.md#8.2). Blank lines mean nothing, and there are
 //! no comments. Without the file everything is allowed; a file without any expression
 //! allows nothing.
 

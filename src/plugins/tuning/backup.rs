@@ -1,5 +1,5 @@
 //! What DEL restores: the link as it was before ADD, in a file of the reference's
-//! format (behaviour 8.2), so that either implementation can undo the other's ADD. It also
+//! format (docs/compatibility.md#8.2), so that either implementation can undo the other's ADD. It also
 //! names the network, which the reference passes over: networks share the directory, and
 //! GC must know whose a file is. And it names the link: a file that outlived its link says
 //! nothing about the next one of that name.

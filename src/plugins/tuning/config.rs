@@ -1,4 +1,4 @@
-//! The tuning plugin's configuration: as written, and as meant (behaviour 8.1).
+//! The tuning plugin's configuration: as written, and as meant (docs/compatibility.md#8.1).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! Keys that stand twice in one JSON object.
 //!
-//! The dialect lets the last of several win (behaviour 0.3), except for sysctls: there
+//! The dialect lets the last of several win (docs/compatibility.md#0.3), except for sysctls: there
 //! two values for one key are more likely a mistake, and which one holds matters. Once a
 //! document is a [`serde_json::Value`] nothing is left to see, hence a look at its text.
 

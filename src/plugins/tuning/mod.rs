@@ -1,7 +1,7 @@
 //! `tuning`: sets sysctls of the container's network, and hardware address, MTU, queue
 //! length, promiscuous and all-multicast mode of an interface that plugins before it made.
 //!
-//! Behaviour: the reference's tuning v1.9.1 (behaviour 8). DEL gives the interface back
+//! Behaviour: the reference's tuning v1.9.1 (docs/compatibility.md#8). DEL gives the interface back
 //! what it had. Sysctls stay: they go with the namespace.
 
 mod allowlist;

@@ -1,7 +1,7 @@
 //! Which file a sysctl of the configuration is, and what may stand in it.
 //!
 //! Only files below `/proc/sys/net` are reached: those belong to the network namespace
-//! that the plugin is in, everything else is the host's (field report R-70).
+//! that the plugin is in, everything else is the host's (docs/requirements.md#r-70).
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Port mappings of one container in one network, one family (behaviour 7.3).
+//! Port mappings of one container in one network, one family (docs/compatibility.md#7.3).
 
 mod conflicts;
 
@@ -198,7 +198,7 @@ impl Rules {
         }
         for rule in &self.marks {
             // Another mark, of another configuration: two at once would both be set on
-            // every packet and masqueraded (register 27).
+            // every packet and masqueraded (docs/compatibility.md#defect-27).
             let is_other = |found: &&Rule| *found != rule && has_shape(found, rule);
             for found in table.rules.iter().filter(is_other) {
                 script.delete(found);

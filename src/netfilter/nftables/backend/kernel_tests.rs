@@ -531,7 +531,7 @@ fn attachments_of_one_container_are_told_apart() {
     assert!(!ruleset().contains("c1"), "{}", ruleset());
 }
 
-/// The text of behaviour 7.4 and 5.8, as the reference's v1.9.1 has nft add it.
+/// The text of docs/compatibility.md#7.4 and docs/compatibility.md#5.8, as the reference's v1.9.1 has nft add it.
 const REFERENCE: &str = r#"
     table ip cni_hostport {
         comment "CNI portmap plugin"

@@ -38,7 +38,7 @@ fn port_maps_come_and_go_without_a_trace() {
     });
 }
 
-/// Their chain has one name: the interface is not part of it (register 22).
+/// Their chain has one name: the interface is not part of it (docs/compatibility.md#defect-22).
 #[test]
 fn two_attachments_of_a_container_to_one_network() {
     on_both_variants(|node| {

@@ -41,7 +41,7 @@ fn one_of_two_containers_goes() {
     });
 }
 
-/// Chains are named after a hash of both names, with nothing in between (register 22).
+/// Chains are named after a hash of both names, with nothing in between (docs/compatibility.md#defect-22).
 #[test]
 fn two_owners_whose_names_make_one_word() {
     on_both_variants(|node| {
