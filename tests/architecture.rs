@@ -22,12 +22,18 @@ struct Room {
 
 /// From the top down.
 const ROOMS: &[Room] = &[
-    room("", &["cli", "applets", "fuzz", "netfilter", "log", "cni"]),
+    room(
+        "",
+        &["cli", "applets", "alias", "netfilter", "log", "cni", "text"],
+    ),
     room("main", &[""]),
+    room("alias", &["applets", "cli", "cni"]),
     room("docs", &["", "cli"]),
     room(
         "cli",
-        &["applets", "cnitool", "runtime", "cni", "fsutil", "log"],
+        &[
+            "applets", "cnitool", "runtime", "cni", "fsutil", "log", "text",
+        ],
     ),
     room(
         "fuzz",
@@ -54,7 +60,13 @@ const ROOMS: &[Room] = &[
             "fsutil",
             "log",
             "hash",
+            "shell",
+            "text",
         ],
+    ),
+    room(
+        "survey",
+        &["runtime", "netfilter", "cni", "net", "fsutil", "shell"],
     ),
     room(
         "plugins",
@@ -67,6 +79,8 @@ const ROOMS: &[Room] = &[
             "fsutil",
             "log",
             "hash",
+            "shell",
+            "text",
         ],
     ),
     room(
@@ -80,6 +94,8 @@ const ROOMS: &[Room] = &[
             "fsutil",
             "log",
             "hash",
+            "shell",
+            "text",
         ],
     ),
     room(
@@ -96,6 +112,8 @@ const ROOMS: &[Room] = &[
             "fsutil",
             "log",
             "hash",
+            "shell",
+            "text",
         ],
     ),
     // Packets through rules, for doctor only: nothing else uses it.
@@ -122,6 +140,8 @@ const ROOMS: &[Room] = &[
             "fsutil",
             "log",
             "hash",
+            "shell",
+            "text",
         ],
     ),
     room(
@@ -145,6 +165,8 @@ const ROOMS: &[Room] = &[
             "net",
             "fsutil",
             "log",
+            "shell",
+            "text",
         ],
     ),
     room("netfilter/firewalld", &["cni"]),
@@ -155,13 +177,101 @@ const ROOMS: &[Room] = &[
     ),
     room("netfilter/nfnetlink", &["net"]),
     // The protocol, no kernel; the kernel, no protocol.
-    room("cni", &["undo", "journal", "fsutil", "log"]),
-    room("net", &["fsutil", "log"]),
+    room("cni", &["undo", "journal", "fsutil", "log", "text"]),
+    room("net", &["fsutil", "log", "shell", "text"]),
     room("undo", &["log"]),
-    room("journal", &["fsutil"]),
+    room("journal", &["fsutil", "text"]),
     room("fsutil", &["log"]),
-    room("log", &[]),
+    room("log", &["text"]),
+    room("shell", &["text"]),
+    room("text", &[]),
     room("hash", &[]),
+];
+
+/// Arrows that are still to go.
+const LEFT_ARROWS: &[(&str, &str)] = &[
+    ("alias", ""),
+    ("cli", ""),
+    ("cnitool", "applets"),
+    ("cnitool", "netfilter/simulate"),
+    ("cnitool", "plugins"),
+    ("cnitool", "survey"),
+    ("net", "cni"),
+    ("netfilter/nf_tables", "shell"),
+    ("plugins", "netfilter/firewalld"),
+    ("plugins", "netfilter/iptables"),
+    ("plugins", "netfilter/nftables"),
+    ("plugins", "runtime"),
+    ("survey", "plugins"),
+];
+
+/// Files that are still in a circle.
+const LEFT_CIRCLES: &[&str] = &[
+    "",
+    "applets",
+    "cli",
+    "cni/config",
+    "cni/fields",
+    "cni/json",
+    "cni/result",
+    "cnitool",
+    "cnitool/commands",
+    "cnitool/doctor",
+    "cnitool/doctor/facts",
+    "cnitool/doctor/host",
+    "cnitool/doctor/port",
+    "cnitool/doctor/sysctls",
+    "cnitool/doctor/uplink",
+    "cnitool/exec",
+    "cnitool/exec/command",
+    "cnitool/see",
+    "cnitool/see/ps",
+    "cnitool/see/show",
+    "cnitool/validate",
+    "cnitool/validate/document",
+    "cnitool/validate/plugin",
+    "cnitool/validate/together",
+    "net/link_sysctl",
+    "net/sysctl",
+    "net/traffic",
+    "net/traffic/selection",
+    "netfilter",
+    "netfilter/choice",
+    "netfilter/iptables",
+    "netfilter/iptables/backend",
+    "netfilter/iptables/firewall",
+    "netfilter/iptables/masquerade",
+    "netfilter/iptables/native/addition",
+    "netfilter/iptables/port_maps",
+    "netfilter/iptables/rule",
+    "netfilter/iptables/tool",
+    "netfilter/nf_tables/among",
+    "netfilter/nf_tables/decode",
+    "netfilter/nf_tables/encode",
+    "netfilter/nf_tables/ruleset",
+    "netfilter/nf_tables/set",
+    "netfilter/nf_tables/transaction",
+    "netfilter/nftables",
+    "netfilter/nftables/backend",
+    "netfilter/nftables/localnet",
+    "netfilter/nftables/was_off",
+    "netfilter/simulate/judge",
+    "netfilter/simulate/legacy",
+    "netfilter/simulate/sets",
+    "netfilter/simulate/walk",
+    "netfilter/usable",
+    "plugins/bridge/apply",
+    "plugins/bridge/base",
+    "plugins/bridge/config",
+    "plugins/bridge/vlan",
+    "plugins/bridge/vlan_gateway",
+    "plugins/ipam",
+    "plugins/ipam/status",
+    "plugins/outlook",
+    "plugins/tuning/backup",
+    "plugins/tuning/config",
+    "runtime/chain",
+    "runtime/gc",
 ];
 
 const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
@@ -367,7 +477,11 @@ fn arrows() -> (BTreeMap<String, PathBuf>, Vec<Arrow>) {
                 }
                 let is_of_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
                 let path = text[at..].split(|c| !is_of_path(c)).next().unwrap();
-                add(at, path.trim_end_matches(':'));
+                // `crate::{…}` is of a `use`, which has been read.
+                let path = path.trim_end_matches(':');
+                if !["crate", "super"].contains(&path) {
+                    add(at, path);
+                }
             }
         }
     }
@@ -379,9 +493,14 @@ fn folders_use_what_is_below_them() {
     let (files, arrows) = arrows();
     assert!(arrows.len() > 500, "only {} arrows were read", arrows.len());
     let mut wrong = BTreeSet::new();
+    let mut found = BTreeSet::new();
     for arrow in arrows {
         let (from, to) = (room_of(&arrow.from), room_of(&arrow.to));
-        if from.name != to.name && !from.uses.contains(&to.name) {
+        if from.name == to.name || from.uses.contains(&to.name) {
+            continue;
+        }
+        found.insert((from.name, to.name));
+        if !LEFT_ARROWS.contains(&(from.name, to.name)) {
             wrong.insert(format!(
                 "{}:{}: `{}` may not use `{}` ({}); it may use: {}",
                 files[&arrow.from].display(),
@@ -400,6 +519,26 @@ fn folders_use_what_is_below_them() {
         wrong.len(),
         wrong.join("\n")
     );
+    for arrow in LEFT_ARROWS {
+        assert!(
+            found.contains(arrow),
+            "{arrow:?} is gone: take it off the list"
+        );
+    }
+}
+
+/// The files that each file reaches over arrows, itself included if it is in a circle.
+fn reached<'a>(uses: &BTreeMap<&'a str, BTreeSet<&'a str>>, from: &'a str) -> BTreeSet<&'a str> {
+    let mut found = BTreeSet::new();
+    let mut next: Vec<&str> = vec![from];
+    while let Some(file) = next.pop() {
+        for used in uses.get(file).into_iter().flatten() {
+            if found.insert(*used) {
+                next.push(used);
+            }
+        }
+    }
+    found
 }
 
 #[test]
@@ -409,38 +548,39 @@ fn files_are_in_no_circle() {
     for arrow in &arrows {
         uses.entry(&arrow.from).or_default().insert(&arrow.to);
     }
-    // What uses nothing that is left is in no circle; neither is what nothing left uses.
-    let mut left: BTreeSet<&str> = files.keys().map(String::as_str).collect();
-    loop {
-        let leads = |from: &&str, to: &&str| {
-            left.contains(to) && uses.get(from).is_some_and(|used| used.contains(to))
-        };
-        let is_free = |file: &&str| {
-            !left.iter().any(|other| leads(file, other))
-                || !left.iter().any(|other| leads(other, file))
-        };
-        let free: Vec<&str> = left.iter().copied().filter(is_free).collect();
-        if free.is_empty() {
-            break;
-        }
-        left.retain(|file| !free.contains(file));
-    }
-    let inside: BTreeSet<String> = arrows
-        .iter()
-        .filter(|arrow| left.contains(&*arrow.from) && left.contains(&*arrow.to))
-        .map(|arrow| {
-            let Arrow {
-                from, line, path, ..
-            } = arrow;
-            format!("{}:{line}: {path}, in a circle", files[from].display())
-        })
+    let reach: BTreeMap<&str, BTreeSet<&str>> = files
+        .keys()
+        .map(|file| (file.as_str(), reached(&uses, file)))
         .collect();
+    let mut inside = BTreeSet::new();
+    let mut found = BTreeSet::new();
+    for arrow in &arrows {
+        let Arrow {
+            from,
+            line,
+            to,
+            path,
+        } = arrow;
+        if !reach[to.as_str()].contains(from.as_str()) {
+            continue;
+        }
+        found.insert(from.as_str());
+        if !LEFT_CIRCLES.contains(&from.as_str()) {
+            inside.insert(format!("{}:{line}: {path}", files[from].display()));
+        }
+    }
     let inside: Vec<_> = inside.into_iter().collect();
     assert!(
         inside.is_empty(),
-        "circles of files:\n{}",
+        "in circles of files:\n{}",
         inside.join("\n")
     );
+    for file in LEFT_CIRCLES {
+        assert!(
+            found.contains(file),
+            "{file} is in no circle any more: take it off the list"
+        );
+    }
 }
 
 #[test]

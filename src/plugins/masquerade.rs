@@ -11,7 +11,7 @@ use crate::cni::skel::Call;
 use crate::journal::step;
 use crate::netfilter::iptables::Iptables;
 use crate::netfilter::{self, Backend, BackendName, Known, Masquerade, Owner, Purpose, way_out};
-use crate::plugins::owner_of;
+use crate::plugins::owner::owner_of;
 use crate::undo::Undo;
 
 /// What is wrong with `word` as `ipMasqBackend`; empty leaves the choice open.

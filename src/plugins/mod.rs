@@ -12,6 +12,7 @@ mod layer3;
 pub mod loopback;
 mod masquerade;
 mod outlook;
+mod owner;
 pub mod portmap;
 mod preview;
 pub mod ptp;
@@ -20,14 +21,3 @@ mod shared;
 pub mod r#static;
 pub mod tuning;
 mod veth;
-
-use crate::cni::skel::Call;
-use crate::netfilter::Owner;
-
-/// The attachment that `call` is about, as the owner of its packet filter rules.
-pub fn owner_of(call: &Call) -> Owner {
-    Owner {
-        network: call.config.network.clone(),
-        attachment: call.invocation.attachment.clone(),
-    }
-}

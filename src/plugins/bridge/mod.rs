@@ -39,7 +39,7 @@ use crate::net::bridge_vlan::Vlans;
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 use crate::netfilter::nftables::Nftables;
-use crate::plugins::owner_of;
+use crate::plugins::owner::owner_of;
 use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{container_end, host_end, masquerade};

@@ -15,7 +15,7 @@ use crate::net::link;
 use crate::net::netlink::Netlink;
 use crate::netfilter::nftables::Nftables;
 use crate::plugins::host_end::Identity;
-use crate::plugins::owner_of;
+use crate::plugins::owner::owner_of;
 use crate::plugins::{masquerade, preview as words};
 
 /// Describes an ADD in the order in which it happens.

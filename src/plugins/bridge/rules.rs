@@ -14,7 +14,7 @@ use crate::netfilter::nftables::Nftables;
 use crate::netfilter::{Known, Owner};
 use crate::plugins::container_end::Existing;
 use crate::plugins::masquerade;
-use crate::plugins::owner_of;
+use crate::plugins::owner::owner_of;
 use crate::undo::Undo;
 
 /// Lets nothing but the container's own hardware address through its port. The rules are

@@ -27,7 +27,7 @@ use crate::net::section;
 use crate::netfilter::firewalld::Firewalld;
 use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner, Purpose, way_out};
 use crate::plugins::outlook;
-use crate::plugins::owner_of;
+use crate::plugins::owner::owner_of;
 use crate::plugins::rule_check;
 use crate::shell::shell;
 use crate::undo::Undo;

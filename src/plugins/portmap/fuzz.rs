@@ -6,7 +6,7 @@ use super::config::Settings;
 use super::wanted;
 use crate::cni::skel::Call;
 use crate::netfilter::{Mark, iptables};
-use crate::plugins::owner_of;
+use crate::plugins::owner::owner_of;
 
 /// The settings of `call` keep their limits, and what `iptables-restore` would read is
 /// nothing but lines of ours.

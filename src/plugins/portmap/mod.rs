@@ -25,7 +25,7 @@ use crate::net::netlink::Netlink;
 use crate::net::{link, route, section, sysctl};
 use crate::netfilter::nftables::localnet;
 use crate::netfilter::{self, BackendName, Known, Owner, PortMaps, Purpose, conntrack, way_out};
-use crate::plugins::owner_of;
+use crate::plugins::owner::owner_of;
 use crate::plugins::rule_check;
 use crate::plugins::{outlook, veth};
 use crate::shell::shell;

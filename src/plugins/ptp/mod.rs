@@ -34,7 +34,7 @@ use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
 use crate::plugins::outlook::{self, Sample};
-use crate::plugins::owner_of;
+use crate::plugins::owner::owner_of;
 use crate::plugins::rule_check;
 use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
