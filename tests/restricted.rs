@@ -34,11 +34,13 @@ fn a_read_only_proc_sys() {
     node.sh("! echo 0 2>/dev/null > /proc/sys/net/ipv4/ip_forward");
     // What must be changed and cannot is named, and nothing is left.
     let (code, message, details) = call.run("ADD", &network()).error();
-    assert_eq!(
-        (code, message.as_str()),
-        (5, "let the host forward packets")
-    );
-    for part in ["/proc/sys/net/ipv4/ip_forward", "it is \"0\"", "read-only"] {
+    assert_eq!((code, message.as_str()), (5, "failed to enable forwarding"));
+    for part in [
+        "let the host forward packets",
+        "/proc/sys/net/ipv4/ip_forward",
+        "it is \"0\"",
+        "read-only",
+    ] {
         assert!(details.contains(part), "{details}");
     }
     assert!(!node.succeeds("ip -n c1 link show dev eth0 2>/dev/null"));

@@ -8,7 +8,7 @@ use super::base::Base;
 use super::config::Settings;
 use super::plan::{self, Plan};
 use super::vlan;
-use crate::cni::error::{Code, detailed};
+use crate::cni::error::{Code, coded, detailed};
 use crate::cni::skel::Call;
 use crate::log;
 use crate::net::addr;
@@ -86,7 +86,9 @@ pub fn ensure_gateways(
     if !changes.add.is_empty() {
         pin_mac(host, gateway)?;
     }
-    shared.forward(host, wanted.iter().map(IpNet::addr))
+    shared
+        .forward(host, wanted.iter().map(IpNet::addr))
+        .with_context(|| coded(Code::Io, "failed to enable forwarding"))
 }
 
 /// A bridge whose address was never set takes that of its lowest port, and changes it as

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::cni::collector::Collector;
 use crate::cni::delegate;
-use crate::cni::error::{agree, not_available};
+use crate::cni::error::{Code, agree, coded, not_available};
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
@@ -73,7 +73,9 @@ impl Plugin for Ptp {
         step("lead the host to the container", || {
             lead_to_container(&sides.host, &pair.host_end, &plan)
         })?;
-        shared.forward(&sides.host, plan.ips.iter().map(|ip| ip.address.addr()))?;
+        shared
+            .forward(&sides.host, plan.ips.iter().map(|ip| ip.address.addr()))
+            .with_context(|| coded(Code::Io, "Could not enable IP forwarding"))?;
         if settings.masquerade {
             masquerade::add(call, settings.backend, &plan.ips, undo)?;
         }
@@ -108,6 +110,9 @@ impl Plugin for Ptp {
     fn check(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         delegate::run(call, &settings.ipam, Command::Check)?;
+        if call.config.prev_result()?.is_none() {
+            return Err(coded(Code::Config, "ptp: Required prevResult missing").into());
+        }
         let (result, interface) = container_end::own_result(call)?;
         let sides = Sides::open(call)?;
         let ifname = &call.invocation.attachment.ifname;
