@@ -211,7 +211,7 @@ fn directories_of_others_are_not_used() {
     assert!(elsewhere.join("10.9.0.2").exists());
     call.run("DEL", &network()).silent();
     // The index is nobody else's to make: done without.
-    fs::remove_dir_all(INDEX).unwrap();
+    assert!(!Path::new(INDEX).exists(), "it goes with the last lease");
     for owner in [0, 1000] {
         let theirs = node.dir.path().join("theirs");
         fs::create_dir(&theirs).unwrap();
@@ -293,8 +293,8 @@ fn state_is_nobody_elses_to_read_or_write() {
             }
         }
         // Two leases, two cursors and the lock; the index and its mark; a backup; a result; the
-        // lock of who changes attachments.
-        assert_eq!(files, 10, "{:?} {:?}", tree("/var/lib"), tree("/run/cni"));
+        // locks of attachments and of what they share.
+        assert_eq!(files, 11, "{:?} {:?}", tree("/var/lib"), tree("/run/cni"));
         assert!(Path::new("/run/cni/tuning").is_dir());
     }
 }
@@ -324,7 +324,9 @@ fn files_are_created_under_names_nobody_guesses() {
                 aside.push(name.to_owned());
             } else {
                 assert!(line.contains("O_NOFOLLOW"), "{line}");
-                assert!(["lock", "complete"].contains(&name), "{line}");
+                // The last one is in /run/cni, where only root can write.
+                let is_known = ["lock", "complete"].contains(&name);
+                assert!(is_known || name.starts_with("cnibox-shared-"), "{line}");
             }
         }
     }

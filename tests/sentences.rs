@@ -745,7 +745,7 @@ fn of_bandwidth() {
             json!({"ingressRate": -5}),
             (
                 6,
-                "failed to parse network configuration: ingressRate: expected an integer, found the number -5",
+                "failed to parse network configuration: ingressRate: expected an integer from 0 to 18446744073709551615, found the number -5",
                 "",
             ),
         )
