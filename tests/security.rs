@@ -1,4 +1,4 @@
-//! The rows of README's "Security": what whoever controls a container, a configuration's
+//! The rows of docs/security.md: what whoever controls a container, a configuration's
 //! names, or a directory in which anybody may write, cannot make the plugins do.
 
 #![expect(
@@ -530,12 +530,12 @@ fn nobody_believes_a_containers_router_advertisements() {
     assert_eq!(everybody.map(state), before);
 }
 
-/// README's table names tests that are there.
+/// Each row of docs/security.md names tests that exist.
 #[test]
 fn every_row_has_its_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let section = readme.split("\n## Security\n").nth(1).unwrap();
+    let document = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let section = document.split("\n## What cannot be done\n").nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();
     let rows: Vec<&str> = section
         .lines()
