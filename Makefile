@@ -79,7 +79,7 @@ test-deb: deb
 	sh tests/deb.sh $(PACKAGE)
 
 ## cnibox beside the reference plugins (BENCH_PEER=DIR: others than Debian's) and the floor, in ten
-## minutes at most; BENCH_ARGS=--quick in one, --publish for README.md. Writes $(TARGET_DIR)/bench/. Needs root.
+## minutes at most; BENCH_ARGS=--quick in one, --publish for docs/performance.md. Writes $(TARGET_DIR)/bench/. Needs root.
 bench: test-packages build
 	CNIBOX=$(abspath $(BINARY)) $(CARGO) bench --locked --profile dev --bench cni -- $(BENCH_ARGS)
 

@@ -1,4 +1,5 @@
-//! All figures, the goals, and how both are printed: as Markdown, which README takes over.
+//! All figures, the goals, and how both are printed: as Markdown, which docs/performance.md
+//! contains too.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter};
@@ -266,25 +267,25 @@ impl Report {
         dir
     }
 
-    /// Puts the plot in `dir` and the figures where README and `tests/bench/` have them.
+    /// Puts the figures into `docs/performance.md`, and the plot in `dir` into `tests/bench/`.
     ///
     /// # Panics
-    /// When README has no place for them.
+    /// When the document has no place for them.
     pub fn publish(&self, dir: &Path) {
         const START: &str = "<!-- make bench BENCH_ARGS=--publish -->\n";
         const END: &str = "<!-- end of figures -->";
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let plot = root.join("tests/bench/cost.svg");
         fs::copy(dir.join("cost.svg"), plot).expect("copy the plot");
-        let readme = root.join("README.md");
-        let text = fs::read_to_string(&readme).expect("read README.md");
+        let document = root.join("docs/performance.md");
+        let text = fs::read_to_string(&document).expect("read docs/performance.md");
         let (before, rest) = text.split_once(START).expect("where figures start");
         let (_, after) = rest.split_once(END).expect("where figures end");
         let text = format!("{before}{START}{}{END}{after}", self.figures());
-        fs::write(readme, text).expect("write README.md");
+        fs::write(document, text).expect("write docs/performance.md");
     }
 
-    /// The table of README: what everybody takes, beside what, measured on what.
+    /// The table of docs/performance.md: what each contender takes, and what it was measured on.
     fn figures(&self) -> String {
         let cells = |of: &dyn Fn(Contender) -> Option<f64>| {
             let cell =
