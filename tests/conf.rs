@@ -1,4 +1,4 @@
-//! The configurations in `conf/`, run with cnitool as the README tells.
+//! The configurations in `conf/`, run with cnitool as docs/cnitool.md describes.
 
 #![expect(
     clippy::unwrap_used,
