@@ -238,3 +238,48 @@ fn named_tests_exist() {
     assert!(count > 5, "{count} names were read");
     assert!(wrong.is_empty(), "no such tests:\n{}", wrong.join("\n"));
 }
+
+/// README is for the first day: what a person needs after that has a document of its own.
+#[test]
+fn readme_is_short() {
+    let text = read(&root().join("README.md"));
+    let count = text.lines().count();
+    assert!(count <= 150, "README.md has {count} lines; at most 150");
+    let too_long = |(_, line): &(usize, &str)| line.chars().count() > 160;
+    let wrong: Vec<usize> = text
+        .lines()
+        .enumerate()
+        .filter(too_long)
+        .map(|(number, _)| number + 1)
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "README.md: lines of more than 160 characters: {wrong:?}"
+    );
+}
+
+/// Files and directories of the repository that documents name in code, such as
+/// `src/applets.rs`. `NAME` stands for a plugin: `bridge` has all that a plugin can have.
+#[test]
+fn named_paths_exist() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for document in documents() {
+        for (at, name) in read(&document).split('`').enumerate() {
+            let roots = ["src/", "tests/", "conf/", "docs/", "fuzz/", "symlinks/"];
+            let is_path = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+            let starts = |dir: &&str| name.starts_with(*dir);
+            if at % 2 == 0 || !roots.iter().any(starts) || !name.chars().all(is_path) {
+                continue;
+            }
+            count += 1;
+            // A link of `symlinks/` leads to a file that an installation has.
+            let path = root().join(name.replace("NAME", "bridge"));
+            if path.symlink_metadata().is_err() {
+                wrong.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert!(count > 50, "{count} paths were read");
+    assert!(wrong.is_empty(), "no such paths:\n{}", wrong.join("\n"));
+}
