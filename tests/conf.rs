@@ -237,3 +237,44 @@ fn a_mapped_port_leads_into_the_container() {
     let rules = node.sh("nft list ruleset");
     assert!(!rules.contains("10.91."), "{rules}");
 }
+
+/// The blocks of JSON in a Markdown text.
+fn json_blocks(text: &str) -> Vec<&str> {
+    let blocks = text.split("```json\n").skip(1);
+    blocks
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect()
+}
+
+#[test]
+fn the_manuals_examples_are_valid() {
+    let node = Node::new();
+    let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/plugins");
+    let pages = fs::read_dir(pages).unwrap();
+    let mut pages: Vec<PathBuf> = pages.map(|entry| entry.unwrap().path()).collect();
+    pages.sort();
+    assert!(pages.len() > 10, "{pages:?}");
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        let examples = json_blocks(&text);
+        assert_eq!(
+            examples.is_empty(),
+            page.ends_with("README.md"),
+            "{}",
+            page.display()
+        );
+        let plugin = page.file_stem().unwrap().to_str().unwrap();
+        for example in examples {
+            assert!(
+                example.contains(&format!("\"type\": \"{plugin}\"")),
+                "{example}"
+            );
+            // Each alone: networks of different pages may overlap.
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("example.conflist");
+            fs::write(&file, example).unwrap();
+            let valid = node.cnitool(dir.path(), &["validate", file.to_str().unwrap()]);
+            assert_eq!(valid.stdout, format!("{}: ok\n", file.display()));
+        }
+    }
+}

@@ -403,6 +403,7 @@ pub fn parse_cidr(text: &str) -> Option<ipnet::IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cni::documented::assert_documented;
     use crate::cni::error::ErrorObject;
 
     fn negotiate(text: &str, command: Command) -> Result<Config> {
@@ -572,5 +573,10 @@ mod tests {
         ] {
             assert_eq!(parse_ip(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn the_manual_lists_the_keys_of_every_plugin() {
+        assert_documented::<Shared>("README");
     }
 }

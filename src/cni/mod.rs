@@ -8,6 +8,8 @@ pub mod args;
 pub mod collector;
 pub mod config;
 pub mod delegate;
+#[cfg(test)]
+pub mod documented;
 pub mod error;
 pub mod exec;
 pub mod fields;

@@ -340,6 +340,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cni::documented::assert_documented;
     use crate::cni::error::ErrorObject;
 
     fn resolve(mut config: Value) -> Result<Settings> {
@@ -467,5 +468,10 @@ mod tests {
         let found = validate("plugins[0]", &json!({"ingresRate": 5, "ingressRate": 8000}));
         let paths: Vec<&str> = found.iter().map(|p| p.path.as_str()).collect();
         assert_eq!(paths, ["plugins[0].ingresRate", "plugins[0].ingressBurst"]);
+    }
+
+    #[test]
+    fn the_manual_lists_every_key() {
+        assert_documented::<Wire>("bandwidth");
     }
 }

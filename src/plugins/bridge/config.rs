@@ -383,6 +383,7 @@ fn not_a_mac(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cni::documented::assert_documented;
     use crate::cni::error::ErrorObject;
     use serde_json::json;
 
@@ -591,5 +592,10 @@ mod tests {
                 "plugins[0].hairpinMode"
             ]
         );
+    }
+
+    #[test]
+    fn the_manual_lists_every_key() {
+        assert_documented::<Wire>("bridge");
     }
 }

@@ -185,6 +185,7 @@ fn or(text: &str, default: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cni::documented::assert_documented;
     use serde_json::json;
 
     fn problems(document: &Value) -> Vec<String> {
@@ -243,5 +244,10 @@ mod tests {
                 "{found:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_manual_lists_every_key() {
+        assert_documented::<Wire>("firewall");
     }
 }

@@ -277,6 +277,7 @@ fn set_default(object: &mut Object, key: &str, value: impl Into<Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cni::documented::assert_documented;
     use crate::cni::error::ErrorObject;
 
     fn env() -> SubnetEnv {
@@ -388,5 +389,10 @@ mod tests {
         let paths: Vec<&str> = found.iter().map(|problem| problem.path.as_str()).collect();
         assert_eq!(paths, ["plugins[0].datadirs"]);
         assert!(found.iter().all(|problem| problem.is_unknown_key));
+    }
+
+    #[test]
+    fn the_manual_lists_every_key() {
+        assert_documented::<Wire>("flannel");
     }
 }

@@ -387,6 +387,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cni::documented::assert_documented;
     use crate::cni::error::ErrorObject;
 
     fn config(version: Version, document: Value) -> Config {
@@ -633,5 +634,10 @@ mod tests {
             paths(around),
             ["plugins[0].args", "plugins[0].runtimeConfig"]
         );
+    }
+
+    #[test]
+    fn the_manual_lists_every_key() {
+        assert_documented::<Document>("host-local");
     }
 }

@@ -24,6 +24,10 @@ use crate::undo::Undo;
 #[derive(Debug)]
 pub struct Loopback;
 
+/// The plugin has no keys of its own.
+#[derive(Deserialize)]
+struct Wire {}
+
 impl Plugin for Loopback {
     fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
         let path = call.invocation.netns.as_deref().unwrap_or_default();
@@ -92,9 +96,6 @@ impl Plugin for Loopback {
     }
 
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
-        /// It has no keys of its own.
-        #[derive(Deserialize)]
-        struct Wire {}
         json::problems::<Wire>(root, document)
     }
 }
@@ -156,6 +157,7 @@ fn result(lo: Link, sandbox: &str, addresses: &[Address]) -> CniResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cni::documented::assert_documented;
 
     fn addresses(nets: &[&str]) -> Vec<Address> {
         let address = |net: &&str| Address {
@@ -193,5 +195,10 @@ mod tests {
         let found = Loopback.validate("plugins[0]", &serde_json::json!({"mtu": 1500}));
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].path, "plugins[0].mtu");
+    }
+
+    #[test]
+    fn the_manual_lists_no_keys() {
+        assert_documented::<Wire>("loopback");
     }
 }

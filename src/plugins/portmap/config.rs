@@ -323,6 +323,7 @@ impl WireMapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cni::documented::assert_documented;
     use serde_json::json;
 
     fn settings(value: &Value) -> Result<Settings, Vec<Problem>> {
@@ -487,5 +488,10 @@ mod tests {
         ] {
             assert!(misunderstood(&right).is_empty(), "{right}");
         }
+    }
+
+    #[test]
+    fn the_manual_lists_every_key() {
+        assert_documented::<Wire>("portmap");
     }
 }

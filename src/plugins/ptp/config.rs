@@ -93,6 +93,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cni::documented::assert_documented;
     use crate::cni::error::ErrorObject;
 
     fn resolve(mut config: Value) -> Result<Settings> {
@@ -160,5 +161,10 @@ mod tests {
             found,
             ["plugins[0].ipMask", "plugins[0].ipam", "plugins[0].mtu"]
         );
+    }
+
+    #[test]
+    fn the_manual_lists_every_key() {
+        assert_documented::<Wire>("ptp");
     }
 }

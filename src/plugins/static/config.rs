@@ -344,6 +344,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cni::documented::assert_documented;
     use crate::cni::error::ErrorObject;
 
     fn call(version: &str, mut config: Value, cni_args: &str) -> Call {
@@ -534,5 +535,10 @@ mod tests {
                 "plugins[0].ipam.addresses"
             ]
         );
+    }
+
+    #[test]
+    fn the_manual_lists_every_key() {
+        assert_documented::<Document>("static");
     }
 }

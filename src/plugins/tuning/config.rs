@@ -251,6 +251,7 @@ impl Wire {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cni::documented::assert_documented;
     use serde_json::json;
 
     use crate::cni::error::ErrorObject;
@@ -413,5 +414,10 @@ mod tests {
         );
         assert_eq!(problems[1].path, "mac");
         assert!(problems[1].message.starts_with("\"y\" is not"));
+    }
+
+    #[test]
+    fn the_manual_lists_every_key() {
+        assert_documented::<Wire>("tuning");
     }
 }
