@@ -53,6 +53,7 @@ const ROOMS: &[Room] = &[
         &[
             "runtime",
             "netfilter",
+            "netfilter/simulate",
             "cni",
             "net",
             "undo",
@@ -173,7 +174,14 @@ const ROOMS: &[Room] = &[
     // The client of the kernel's nf_tables, for every backend.
     room(
         "netfilter/nf_tables",
-        &["netfilter", "netfilter/nfnetlink", "cni", "net", "hash"],
+        &[
+            "netfilter",
+            "netfilter/nfnetlink",
+            "cni",
+            "net",
+            "hash",
+            "shell",
+        ],
     ),
     room("netfilter/nfnetlink", &["net"]),
     // The protocol, no kernel; the kernel, no protocol.
@@ -193,11 +201,9 @@ const LEFT_ARROWS: &[(&str, &str)] = &[
     ("alias", ""),
     ("cli", ""),
     ("cnitool", "applets"),
-    ("cnitool", "netfilter/simulate"),
     ("cnitool", "plugins"),
     ("cnitool", "survey"),
     ("net", "cni"),
-    ("netfilter/nf_tables", "shell"),
     ("plugins", "netfilter/firewalld"),
     ("plugins", "netfilter/iptables"),
     ("plugins", "netfilter/nftables"),
@@ -245,12 +251,6 @@ const LEFT_CIRCLES: &[&str] = &[
     "netfilter/iptables/port_maps",
     "netfilter/iptables/rule",
     "netfilter/iptables/tool",
-    "netfilter/nf_tables/among",
-    "netfilter/nf_tables/decode",
-    "netfilter/nf_tables/encode",
-    "netfilter/nf_tables/ruleset",
-    "netfilter/nf_tables/set",
-    "netfilter/nf_tables/transaction",
     "netfilter/nftables",
     "netfilter/nftables/backend",
     "netfilter/nftables/localnet",

@@ -13,10 +13,10 @@
 //! that overlaps with the ADD of the port's next owner) costs at most a warning.
 
 use crate::netfilter::model::Owner;
+use crate::netfilter::nf_tables::change::Change;
 use crate::netfilter::nf_tables::identity::{Tag, attachment_comment};
 use crate::netfilter::nf_tables::ruleset::{Family, Table};
 use crate::netfilter::nf_tables::set::{Elements, Key, Keys, Set};
-use crate::netfilter::nf_tables::transaction::Change;
 
 /// The table has no chains: no packet comes here.
 pub const TABLE: Table = Table {
@@ -68,8 +68,8 @@ pub fn settle(
         if wanted.is_empty() {
             return Vec::new();
         }
-        let mut changes = set.make().to_vec();
-        changes.extend(set.create(wanted.clone()));
+        let mut changes = Change::make_set(set).to_vec();
+        changes.extend(Change::create_elements(set, wanted.clone()));
         return changes;
     };
     // Those in `a` that are not, or not the same, in `b`.
@@ -83,7 +83,7 @@ pub fn settle(
             .collect()
     };
     let gone: Vec<Key> = only_in(there, wanted).into_keys().collect();
-    let mut changes = set.delete(&gone);
-    changes.extend(set.create(only_in(wanted, there)));
+    let mut changes = Change::delete_elements(set, &gone);
+    changes.extend(Change::create_elements(set, only_in(wanted, there)));
     changes
 }

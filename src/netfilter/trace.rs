@@ -20,13 +20,14 @@ use netlink_packet_netfilter::{NetfilterMessage, NetfilterSubsystem};
 use crate::netfilter::iptables;
 use crate::netfilter::listing::Claim;
 use crate::netfilter::model::Protocol;
+use crate::netfilter::nf_tables::among::End;
 use crate::netfilter::nf_tables::encode::{Encoder, TRANSPORT_HEADER};
+use crate::netfilter::nf_tables::found::Found;
 use crate::netfilter::nf_tables::identity::Tag;
+use crate::netfilter::nf_tables::message::{expressions, is_absent, rule_place, text, with_family};
 use crate::netfilter::nf_tables::query::base_chains;
-use crate::netfilter::nf_tables::ruleset::{End, Family, Statement, Table, family_of};
-use crate::netfilter::nf_tables::transaction::{
-    Found, expressions, is_absent, rule_place, text, with_family,
-};
+use crate::netfilter::nf_tables::rule::Statement;
+use crate::netfilter::nf_tables::ruleset::{Family, Table, family_of};
 use crate::netfilter::nfnetlink::socket::{Notice, Socket, attribute, attributes};
 
 /// Our tables' name.

@@ -9,6 +9,7 @@ use netlink_packet_netfilter::nftables::MetaKey;
 
 use crate::net::mac::Mac;
 use crate::netfilter::model::Protocol;
+use crate::netfilter::nf_tables::among::End;
 use crate::netfilter::nf_tables::among::{Among, Field, NAME_START, Values};
 use crate::netfilter::nf_tables::encode::{
     ACCEPT, AT_LEAST, AT_MOST, CT_STATE, CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, DROP,
@@ -16,8 +17,9 @@ use crate::netfilter::nf_tables::encode::{
     JUMP, LINK_HEADER, LOCAL, LOOKUP_FLAGS, LOOKUP_REGISTER, LOOKUP_RESULT, LOOKUP_SET,
     NETWORK_HEADER, RETURN, SOURCE_PORT, TRANSPORT_HEADER, address_place,
 };
-use crate::netfilter::nf_tables::ruleset::{End, Family, Statement};
-use crate::netfilter::nf_tables::transaction::text;
+use crate::netfilter::nf_tables::message::text;
+use crate::netfilter::nf_tables::rule::Statement;
+use crate::netfilter::nf_tables::ruleset::Family;
 use crate::netfilter::nfnetlink::socket::{attribute, attributes, number};
 
 /// What the rule with these expressions (the value of `NFTA_RULE_EXPRESSIONS`), in a

@@ -6,8 +6,9 @@ use netlink_packet_netfilter::nftables::{
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
+use crate::netfilter::nf_tables::found::rules;
+use crate::netfilter::nf_tables::message::{is_absent, text, with_family};
 use crate::netfilter::nf_tables::ruleset::{Family, Table};
-use crate::netfilter::nf_tables::transaction::{is_absent, rules, text, with_family};
 use crate::netfilter::nfnetlink::socket::{Socket, attribute, number};
 
 /// Where a chain's attributes have its names.

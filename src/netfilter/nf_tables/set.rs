@@ -17,8 +17,8 @@ use crate::netfilter::memo;
 use crate::netfilter::model::Protocol;
 use crate::netfilter::nf_tables::identity;
 use crate::netfilter::nf_tables::identity::Tag;
+use crate::netfilter::nf_tables::message::{is_absent, with_family};
 use crate::netfilter::nf_tables::ruleset::Table;
-use crate::netfilter::nf_tables::transaction::{Change, is_absent, with_family};
 use crate::netfilter::nfnetlink::socket::{Socket, attribute, attributes, number};
 
 /// A set: a table's memory of what belongs together.
@@ -198,28 +198,6 @@ impl Set {
             SetAttribute::UserData(identity::set_user_data(self.comment)),
         ];
         NfTablesMessage::NewSet(SetMessage { attributes })
-    }
-
-    /// What creates elements that must not be there yet.
-    pub fn create(&self, elements: Elements) -> Vec<Change> {
-        let elements: Vec<_> = elements.into_iter().collect();
-        let pieces = elements.chunks(PER_MESSAGE);
-        pieces
-            .map(|piece| Change::CreateElements(*self, piece.to_vec()))
-            .collect()
-    }
-
-    /// What deletes elements that are there.
-    pub fn delete(&self, keys: &[Key]) -> Vec<Change> {
-        let pieces = keys.chunks(PER_MESSAGE);
-        pieces
-            .map(|piece| Change::DeleteElements(*self, piece.to_vec()))
-            .collect()
-    }
-
-    /// What makes the set itself.
-    pub fn make(&self) -> [Change; 2] {
-        [Change::AddTable(self.table), Change::AddSet(*self)]
     }
 
     /// What removes the set.

@@ -18,11 +18,14 @@ use crate::netfilter::backend::Backend;
 use crate::netfilter::conntrack;
 use crate::netfilter::known::Known;
 use crate::netfilter::model::{Firewall, Masquerade, Owner, PortMaps};
+use crate::netfilter::nf_tables::change::Change;
+use crate::netfilter::nf_tables::found::{Found, listed, rules};
 use crate::netfilter::nf_tables::identity::Tag;
 use crate::netfilter::nf_tables::query::{generation, look_up_chain};
-use crate::netfilter::nf_tables::ruleset::{self, Family, Statement, Table};
+use crate::netfilter::nf_tables::rule::Statement;
+use crate::netfilter::nf_tables::ruleset::{self, Family, Table};
 use crate::netfilter::nf_tables::set::Set;
-use crate::netfilter::nf_tables::transaction::{Change, Found, apply, listed, rules, try_apply};
+use crate::netfilter::nf_tables::transaction::{apply, try_apply};
 use crate::netfilter::nfnetlink::socket::Socket;
 use crate::netfilter::nftables::shared::{command, in_chain, is_in_order, look};
 use crate::netfilter::nftables::{

@@ -12,8 +12,10 @@ use ipnet::IpNet;
 
 use crate::cni::error::{Code, detailed};
 use crate::netfilter::model::Protocol;
+use crate::netfilter::nf_tables::among::End;
 use crate::netfilter::nf_tables::among::{Among, Field, Interval, Values};
-use crate::netfilter::nf_tables::ruleset::{End, Family, Statement, family_of};
+use crate::netfilter::nf_tables::rule::Statement;
+use crate::netfilter::nf_tables::ruleset::{Family, family_of};
 
 /// Tells operators what [`parse`] takes.
 pub const UNDERSTOOD: &str = "understood are: ip saddr|daddr (ip6 in conditionsV6), \
@@ -86,9 +88,9 @@ fn statement(family: Family, words: &mut Words<'_>) -> Option<Statement> {
         let mut members = vec![interval(field, words.next()?)?];
         loop {
             match words.next()? {
-                "}" => return Some(Among::choice(field, is, members)),
+                "}" => return Some(Statement::one_of(field, is, members)),
                 "," if words.next_if_eq(&"}").is_some() => {
-                    return Some(Among::choice(field, is, members));
+                    return Some(Statement::one_of(field, is, members));
                 }
                 "," => members.push(interval(field, words.next()?)?),
                 _ => return None,
@@ -111,7 +113,7 @@ fn statement(family: Family, words: &mut Words<'_>) -> Option<Statement> {
             let of = Values::Range(interval);
             Statement::Among(Among { field, is, of })
         }
-        _ => Among::one(field, is, first),
+        _ => Statement::equal(field, is, first),
     })
 }
 

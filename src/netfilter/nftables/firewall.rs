@@ -24,15 +24,18 @@ use anyhow::Result;
 
 use crate::netfilter::memo;
 use crate::netfilter::model::{Firewall, Ingress, Isolation, Owner};
+use crate::netfilter::nf_tables::among::End;
+use crate::netfilter::nf_tables::change::Change;
+use crate::netfilter::nf_tables::found::{Found, listed, rules};
 use crate::netfilter::nf_tables::identity;
 use crate::netfilter::nf_tables::identity::{Tag, masquerade_comment};
 use crate::netfilter::nf_tables::query::{
     BaseChain, Place, base_chains, chain_use, has_keeper, tables_with_chain,
 };
+use crate::netfilter::nf_tables::rule::{Rule, Statement};
 use crate::netfilter::nf_tables::ruleset;
-use crate::netfilter::nf_tables::ruleset::{Chain, End, Family, Hook, Rule, Statement, Table};
+use crate::netfilter::nf_tables::ruleset::{Chain, Family, Hook, Table};
 use crate::netfilter::nf_tables::set::{Elements, Key, Keys, Set};
-use crate::netfilter::nf_tables::transaction::{Change, Found, listed, rules};
 use crate::netfilter::nfnetlink::socket::Socket;
 use crate::netfilter::nftables::shared::{
     Shared, command, ensure_shared, in_chain, look, missing_shared,
@@ -487,7 +490,7 @@ fn unwanted_elements(
 fn stray(
     socket: &Socket,
     is_gone: impl Fn(&str) -> bool,
-) -> Result<Vec<(String, crate::netfilter::nf_tables::transaction::Handle)>> {
+) -> Result<Vec<(String, crate::netfilter::nf_tables::rule::Handle)>> {
     let mut stray = Vec::new();
     for chain in [STAGE_1, STAGE_2] {
         for found in rules(socket, &TABLE, Some(chain))? {
@@ -518,7 +521,7 @@ pub fn remove(
     let mut changes = Vec::new();
     for (set, elements) in unwanted_elements(socket, unwanted)? {
         let keys: Vec<Key> = elements.into_keys().collect();
-        changes.extend(set.delete(&keys));
+        changes.extend(Change::delete_elements(&set, &keys));
     }
     let stray = stray(socket, is_gone)?.into_iter();
     changes.extend(stray.map(|(_, handle)| Change::DeleteRule(TABLE, handle)));

@@ -7,9 +7,9 @@
 
 use ipnet::Ipv4Net;
 
-use crate::netfilter::nf_tables::ruleset::{
-    Chain, End, Family, Hook, Place, Rule, Statement, Table,
-};
+use crate::netfilter::nf_tables::among::End;
+use crate::netfilter::nf_tables::rule::{Rule, Statement};
+use crate::netfilter::nf_tables::ruleset::{Chain, Family, Hook, Place, Table};
 use crate::netfilter::nf_tables::set::{Keys, Set};
 use crate::netfilter::nftables::shared::Shared;
 

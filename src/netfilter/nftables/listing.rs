@@ -4,11 +4,12 @@ use anyhow::Result;
 
 use crate::netfilter::listing::{Claim, OwnedRule, Purpose};
 use crate::netfilter::model::BackendName;
-use crate::netfilter::nf_tables::among::resolve;
+use crate::netfilter::nf_tables::anonymous_set::resolve;
+use crate::netfilter::nf_tables::found::{Found, rules};
 use crate::netfilter::nf_tables::identity::{Tag, parse_details};
-use crate::netfilter::nf_tables::ruleset::{Rule, Statement, Table};
+use crate::netfilter::nf_tables::rule::{Rule, Statement};
+use crate::netfilter::nf_tables::ruleset::Table;
 use crate::netfilter::nf_tables::set::Key;
-use crate::netfilter::nf_tables::transaction::{Found, rules};
 use crate::netfilter::nfnetlink::socket::Socket;
 use crate::netfilter::nftables::{firewall, masquerade, port_maps, spoof_check};
 use crate::shell::{ShellCommand, shell};

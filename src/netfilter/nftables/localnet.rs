@@ -27,9 +27,11 @@ use crate::net::link_sysctl::LinkSysctl;
 use crate::net::netlink::Netlink;
 use crate::net::{link, section, sysctl};
 use crate::netfilter::model::Owner;
+use crate::netfilter::nf_tables::change::Change;
+use crate::netfilter::nf_tables::found::listed;
 use crate::netfilter::nf_tables::identity::{Tag, attachment_comment};
 use crate::netfilter::nf_tables::set::{Elements, Key};
-use crate::netfilter::nf_tables::transaction::{Change, apply, listed, try_apply};
+use crate::netfilter::nf_tables::transaction::{apply, try_apply};
 use crate::netfilter::nfnetlink::socket::Socket;
 use crate::netfilter::nftables::guard::{TABLE, USERS, shared};
 use crate::netfilter::nftables::shared::{ensure_shared, is_in_order, look, missing_shared};
@@ -77,7 +79,7 @@ fn ensure(socket: &Socket, users: &Elements) -> Result<()> {
     let shared = shared();
     if USERS.is_there(socket)?
         && is_in_order(socket, TABLE, &shared)?
-        && try_apply(socket, &USERS.create(users.clone()))?
+        && try_apply(socket, &Change::create_elements(&USERS, users.clone()))?
     {
         return Ok(());
     }
@@ -102,7 +104,7 @@ pub(super) fn without(socket: &Socket, unwanted: impl Fn(Tag) -> bool) -> Result
     let gone: Vec<Key> = keys
         .filter(|key| matches!(key, Key::Device(_, tag) if unwanted(*tag)))
         .collect();
-    Ok(USERS.delete(&gone))
+    Ok(Change::delete_elements(&USERS, &gone))
 }
 
 /// The owner's attachment needs it no longer. A link that is `in_use` all the same stays
@@ -217,7 +219,11 @@ pub fn missing_guard(owner: &Owner, devices: &[String]) -> Result<Vec<String>> {
     if let Some(there) = USERS.listed(&socket)?.as_ref() {
         users.retain(|key, _| !there.contains_key(key));
     }
-    missing.extend(USERS.create(users).iter().map(Change::command));
+    missing.extend(
+        Change::create_elements(&USERS, users)
+            .iter()
+            .map(Change::command),
+    );
     Ok(missing)
 }
 

@@ -6,13 +6,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::netfilter::model::{Masquerade, Owner};
+use crate::netfilter::nf_tables::among::End;
+use crate::netfilter::nf_tables::change::Change;
+use crate::netfilter::nf_tables::found::Found;
 use crate::netfilter::nf_tables::identity;
 use crate::netfilter::nf_tables::identity::{Tag, attachment_comment_from, masquerade_comment};
-use crate::netfilter::nf_tables::ruleset::{
-    Chain, End, Family, Hook, Place, Rule, Statement, Table,
-};
+use crate::netfilter::nf_tables::rule::{Rule, Statement};
+use crate::netfilter::nf_tables::ruleset::{Chain, Family, Hook, Place, Table};
 use crate::netfilter::nf_tables::set::{Elements, Key};
-use crate::netfilter::nf_tables::transaction::{Change, Found};
 use crate::netfilter::nftables::shared::{
     Shared, Snapshot, command, ensure_shared, in_chain, missing_shared,
 };
@@ -102,7 +103,8 @@ pub fn tag(found: &Found) -> Option<Tag> {
 
 /// What makes `wanted` exist for an owner that has no rules yet; refused otherwise.
 pub fn first(owner: &Owner, wanted: &Masquerade) -> Vec<Change> {
-    let mut changes = MASQUERADED.create(Elements::from([registry::attachment(owner)]));
+    let mut changes =
+        Change::create_elements(&MASQUERADED, Elements::from([registry::attachment(owner)]));
     changes.extend(insertions(owner, wanted));
     changes
 }

@@ -8,14 +8,15 @@ use ipnet::IpNet;
 
 use crate::netfilter::known::Known;
 use crate::netfilter::model::{Mapping, Owner, PortMaps, Protocol, disputed, taken_over};
+use crate::netfilter::nf_tables::among::End;
 use crate::netfilter::nf_tables::among::{Among, Field, Values};
+use crate::netfilter::nf_tables::change::Change;
+use crate::netfilter::nf_tables::found::{Found, rules};
 use crate::netfilter::nf_tables::identity::{Tag, owner_in_words, port_map_comment};
 use crate::netfilter::nf_tables::query::{chain_use, look_up_chain};
-use crate::netfilter::nf_tables::ruleset::{
-    Chain, End, Family, Hook, Place, Rule, Statement, Table, family_of,
-};
+use crate::netfilter::nf_tables::rule::{Rule, Statement};
+use crate::netfilter::nf_tables::ruleset::{Chain, Family, Hook, Place, Table, family_of};
 use crate::netfilter::nf_tables::set::{Elements, Key};
-use crate::netfilter::nf_tables::transaction::{Change, Found, rules};
 use crate::netfilter::nfnetlink::socket::Socket;
 use crate::netfilter::nftables::shared::{
     Shared, Snapshot, command, ensure_shared, in_chain, is_in_order, look, missing_shared,
@@ -300,8 +301,9 @@ pub fn first(owner: &Owner, plans: &[Plan], socket: &Socket) -> Result<Option<Ve
             return Ok(None);
         }
     }
-    let mut changes = MAPPED.create(Elements::from([registry::attachment(owner)]));
-    changes.extend(HOST_PORTS.create(ports));
+    let mut changes =
+        Change::create_elements(&MAPPED, Elements::from([registry::attachment(owner)]));
+    changes.extend(Change::create_elements(&HOST_PORTS, ports));
     changes.extend(plans.iter().flat_map(Plan::insertions));
     Ok(Some(changes))
 }

@@ -2,9 +2,11 @@
 
 use anyhow::Result;
 
+use crate::netfilter::nf_tables::change::Change;
+use crate::netfilter::nf_tables::found::{Found, rules};
 use crate::netfilter::nf_tables::query::{chain_use, look_up_chain};
-use crate::netfilter::nf_tables::ruleset::{Chain, Rule, Statement, Table};
-use crate::netfilter::nf_tables::transaction::{Change, Found, rules};
+use crate::netfilter::nf_tables::rule::{Rule, Statement};
+use crate::netfilter::nf_tables::ruleset::{Chain, Table};
 use crate::netfilter::nfnetlink::socket::Socket;
 use crate::shell::ShellCommand;
 

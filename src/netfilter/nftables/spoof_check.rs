@@ -6,11 +6,12 @@ use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::Attachment;
 use crate::net::mac::Mac;
 use crate::netfilter::model::Owner;
+use crate::netfilter::nf_tables::among::End;
+use crate::netfilter::nf_tables::change::Change;
+use crate::netfilter::nf_tables::found::Found;
 use crate::netfilter::nf_tables::identity::{Tag, spoof_check_comment, spoof_check_id};
-use crate::netfilter::nf_tables::ruleset::{
-    Chain, End, Family, Hook, Place, Rule, Statement, Table,
-};
-use crate::netfilter::nf_tables::transaction::{Change, Found};
+use crate::netfilter::nf_tables::rule::{Rule, Statement};
+use crate::netfilter::nf_tables::ruleset::{Chain, Family, Hook, Place, Table};
 
 /// Names that other implementations know; ebtables uses them as well.
 pub const TABLE: Table = Table::named(Family::Bridge, "nat");

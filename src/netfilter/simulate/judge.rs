@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::netfilter::nf_tables::encode::{
     CT_STATE, FIB_FLAGS, FIB_RESULT, LOCAL, NETWORK_HEADER, TRANSPORT_HEADER, octets,
 };
-use crate::netfilter::nf_tables::transaction::text;
+use crate::netfilter::nf_tables::message::text;
 use crate::netfilter::nfnetlink::socket::{attribute, attributes, number};
 use crate::netfilter::simulate::sets::{Held, Set};
 use crate::netfilter::simulate::walk::{Packet, Target, Verdict};

@@ -5,8 +5,8 @@ use netlink_packet_netfilter::nftables::{
     NfTablesMessage, SetElementList, SetElementMessage, SetMessage,
 };
 
+use crate::netfilter::nf_tables::message::text;
 use crate::netfilter::nf_tables::ruleset::Family;
-use crate::netfilter::nf_tables::transaction::text;
 use crate::netfilter::nfnetlink::socket::{Socket, attribute, attributes, number};
 use crate::netfilter::simulate::walk::dump;
 

@@ -11,9 +11,9 @@ use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage, RuleMess
 use crate::net::link::Link;
 use crate::netfilter::iptables::rule::Rule;
 use crate::netfilter::model::Protocol;
+use crate::netfilter::nf_tables::message::{is_absent, text, with_family};
 use crate::netfilter::nf_tables::nft_command::Names;
 use crate::netfilter::nf_tables::ruleset::Family;
-use crate::netfilter::nf_tables::transaction::{is_absent, text, with_family};
 use crate::netfilter::nfnetlink::socket::{Socket, attribute, attributes, number};
 use crate::netfilter::nftables::{masquerade, port_maps};
 use crate::netfilter::simulate::judge::judge;

@@ -14,10 +14,12 @@ use crate::netfilter::iptables::native::xtables::{
     Style, encode, expressions, is_same, listed_ports,
 };
 use crate::netfilter::iptables::rule::Rule;
+use crate::netfilter::nf_tables::change::Change;
 use crate::netfilter::nf_tables::encode::{IPV4, IPV6};
+use crate::netfilter::nf_tables::found::rules;
 use crate::netfilter::nf_tables::query::chain_use;
 use crate::netfilter::nf_tables::ruleset::{Family, Table};
-use crate::netfilter::nf_tables::transaction::{Change, FIRST_SET, rules};
+use crate::netfilter::nf_tables::transaction::FIRST_SET;
 use crate::netfilter::nfnetlink::socket::{Batch, Socket};
 
 /// The chain that has a rule for each container.

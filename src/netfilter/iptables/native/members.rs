@@ -12,8 +12,11 @@ use netlink_packet_netfilter::NetfilterSubsystem;
 use crate::netfilter::iptables::native::addition::add_rule;
 use crate::netfilter::iptables::native::xtables::{Style, expressions, is_same};
 use crate::netfilter::iptables::rule::Rule;
-use crate::netfilter::nf_tables::ruleset::{Family, Statement, Table};
-use crate::netfilter::nf_tables::transaction::{Change, Found, rules, try_apply};
+use crate::netfilter::nf_tables::change::Change;
+use crate::netfilter::nf_tables::found::{Found, rules};
+use crate::netfilter::nf_tables::rule::Statement;
+use crate::netfilter::nf_tables::ruleset::{Family, Table};
+use crate::netfilter::nf_tables::transaction::try_apply;
 use crate::netfilter::nfnetlink::socket::{Batch, Socket};
 
 /// Rules in `table` of one family, of which both ages of the tools make the same.

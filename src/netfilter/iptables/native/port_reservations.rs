@@ -13,10 +13,11 @@ use anyhow::Result;
 use crate::cni::invocation::Attachment;
 use crate::log;
 use crate::netfilter::model::{Owner, Protocol};
+use crate::netfilter::nf_tables::change::Change;
 use crate::netfilter::nf_tables::identity::{attachment_comment, cut};
 use crate::netfilter::nf_tables::ruleset::Family;
 use crate::netfilter::nf_tables::set::{Elements, Key, Keys, Set};
-use crate::netfilter::nf_tables::transaction::{Change, apply};
+use crate::netfilter::nf_tables::transaction::apply;
 use crate::netfilter::nfnetlink::socket::Socket;
 use crate::netfilter::registry::{TABLE, settle};
 
@@ -80,7 +81,7 @@ impl<'a> Claims<'a> {
     /// What makes the claims, along with the rules: refused where somebody has one of the
     /// ports, and where there is no set yet.
     pub(super) fn creation(&self) -> Vec<Change> {
-        self.set.create(self.elements.clone())
+        Change::create_elements(&self.set, self.elements.clone())
     }
 
     /// Makes the claims after the rules have been made, whoever had the ports. A new set has

@@ -9,9 +9,13 @@ use std::net::IpAddr;
 use anyhow::Result;
 use ipnet::IpNet;
 
+use crate::netfilter::nf_tables::among::End;
+use crate::netfilter::nf_tables::change::Change;
 use crate::netfilter::nf_tables::decode::xt_destination;
-use crate::netfilter::nf_tables::ruleset::{Chain, End, Family, Statement, Table};
-use crate::netfilter::nf_tables::transaction::{Change, Found, rules, try_apply};
+use crate::netfilter::nf_tables::found::{Found, rules};
+use crate::netfilter::nf_tables::rule::Statement;
+use crate::netfilter::nf_tables::ruleset::{Chain, Family, Table};
+use crate::netfilter::nf_tables::transaction::try_apply;
 use crate::netfilter::nfnetlink::socket::Socket;
 
 /// The chain, in the table `nat` of its family, and the way into it.

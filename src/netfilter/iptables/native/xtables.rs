@@ -14,11 +14,13 @@ use netlink_packet_core::NlasIterator;
 use netlink_packet_netfilter::nftables::MetaKey;
 
 use crate::netfilter::model::Protocol;
+use crate::netfilter::nf_tables::among::End;
 use crate::netfilter::nf_tables::encode::{
     DESTINATION_PORT, Encoder, NETWORK_HEADER, TRANSPORT_HEADER, address_place, octets,
 };
-use crate::netfilter::nf_tables::ruleset::{End, Family, Statement};
-use crate::netfilter::nf_tables::transaction::EXPRESSIONS;
+use crate::netfilter::nf_tables::message::EXPRESSIONS;
+use crate::netfilter::nf_tables::rule::Statement;
+use crate::netfilter::nf_tables::ruleset::Family;
 use crate::netfilter::nfnetlink::attributes::Attributes;
 use crate::netfilter::nfnetlink::socket::{attribute, attributes};
 
