@@ -22,7 +22,6 @@ mod netfilter;
 mod plugins;
 mod runtime;
 mod shell;
-mod survey;
 mod text;
 mod undo;
 

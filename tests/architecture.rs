@@ -66,10 +66,6 @@ const ROOMS: &[Room] = &[
         ],
     ),
     room(
-        "survey",
-        &["runtime", "netfilter", "cni", "net", "fsutil", "shell"],
-    ),
-    room(
         "plugins",
         &[
             "netfilter",
@@ -202,13 +198,11 @@ const LEFT_ARROWS: &[(&str, &str)] = &[
     ("cli", ""),
     ("cnitool", "applets"),
     ("cnitool", "plugins"),
-    ("cnitool", "survey"),
     ("net", "cni"),
     ("plugins", "netfilter/firewalld"),
     ("plugins", "netfilter/iptables"),
     ("plugins", "netfilter/nftables"),
     ("plugins", "runtime"),
-    ("survey", "plugins"),
 ];
 
 /// Files that are still in a circle.

@@ -6,6 +6,7 @@ mod doctor;
 mod dry_run;
 mod exec;
 mod gc;
+mod inventory;
 mod list;
 pub mod output;
 mod packet;

@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use super::facts::{Facts, Inside, has_gateway_here, outside};
 use super::{Finding, attach_again, ip, name, set_sysctl_inside, sysctls};
 use crate::cni::result::Route;
+use crate::cnitool::inventory::Namespace;
+use crate::cnitool::inventory::attachment::{State, View};
+use crate::cnitool::inventory::stack::Stack;
 use crate::net::link::Link;
 use crate::net::route::MAIN_TABLE;
 use crate::runtime::cache;
 use crate::runtime::network::plugin_member;
 use crate::shell::{ShellScript, shell};
-use crate::survey::Namespace;
-use crate::survey::attachment::{State, View};
-use crate::survey::stack::Stack;
 
 /// Bytes.
 const LEAST_OF_IPV6: u32 = 1280;

@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::sysctls;
+use crate::cnitool::inventory::Survey;
+use crate::cnitool::inventory::attachment::View;
 use crate::fsutil;
 use crate::net::addr::{self, Neighbour};
 use crate::net::link::Link;
@@ -22,8 +24,6 @@ use crate::netfilter::simulate::walk::Firewall;
 use crate::netfilter::{Mapping, Protocol, conntrack};
 use crate::runtime::cache;
 use crate::runtime::network::plugin_member;
-use crate::survey::Survey;
-use crate::survey::attachment::View;
 
 /// Addresses that stand for the world outside: those that nobody has (RFC 5737, RFC 3849), and
 /// others far from them.

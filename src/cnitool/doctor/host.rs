@@ -8,11 +8,11 @@ use nix::errno::Errno;
 
 use super::facts::{Facts, has_gateway_here, input, outside};
 use super::{Finding, attach_again, name, port, sysctls, uplink};
+use crate::cnitool::inventory::attachment::{State, View};
 use crate::net::link::Link;
 use crate::net::link_sysctl::LinkSysctl;
 use crate::net::route::{Forwarded, MAIN_TABLE};
 use crate::shell::shell;
-use crate::survey::attachment::{State, View};
 
 /// What is wrong there.
 pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {

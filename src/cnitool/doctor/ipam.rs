@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use super::facts::Facts;
 use super::{Finding, name};
+use crate::cnitool::inventory::attachment::{State, View};
+use crate::cnitool::inventory::is_host_local;
 use crate::plugins::ipam::pool::{Holder, Pool};
 use crate::shell::shell;
-use crate::survey::attachment::{State, View};
-use crate::survey::is_host_local;
 
 /// What is wrong with the leases of an attachment.
 pub fn check_view(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {

@@ -2,10 +2,10 @@
 
 use super::facts::{Facts, input};
 use super::{Finding, ip, name};
+use crate::cnitool::inventory::attachment::View;
 use crate::net::link::Link;
 use crate::net::traffic::Discipline;
 use crate::shell::{ShellCommand, shell};
-use crate::survey::attachment::View;
 
 /// Bytes per second; a limit below is no use to anybody.
 const NEXT_TO_NOTHING: u64 = 1000;

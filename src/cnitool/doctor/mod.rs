@@ -32,9 +32,9 @@ use self::facts::Facts;
 use super::see::{is_meant, look, print_json, short};
 use super::table::{Line, Tone};
 use super::{Options, output};
+use crate::cnitool::inventory::attachment::{self, View};
 use crate::runtime::network::plugin_member;
 use crate::shell::{ShellCommand, shell};
-use crate::survey::attachment::{self, View};
 
 /// The exit status for "could not look".
 const COULD_NOT_LOOK: u8 = 2;

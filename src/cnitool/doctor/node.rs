@@ -15,13 +15,13 @@ use crate::cni::invocation::{Command, Environment};
 use crate::cni::skel::Call;
 use crate::cni::version::Version;
 use crate::cni::{delegate, json};
+use crate::cnitool::inventory::attachment::bridge_name;
 use crate::cnitool::validate::neighbours;
 use crate::runtime::directory::Broken;
 use crate::runtime::network::{Network, PluginConfiguration, ipam, plugin_member, plugin_type};
 use crate::runtime::request::{self, Additions};
 use crate::runtime::{cache, chain};
 use crate::shell::shell;
-use crate::survey::attachment::bridge_name;
 
 /// What is wrong with it; `what` is the network or container that is meant.
 pub fn check(facts: &Facts<'_>, what: Option<&str>) -> Vec<Finding> {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::facts::{Facts, OUTSIDE, has_gateway_here, input};
 use super::{Finding, Severity, inside, is_kept_apart, name, restore};
+use crate::cnitool::inventory::attachment::{Port, View};
 use crate::net::link::Link;
 use crate::net::route::Forwarded;
 use crate::netfilter::listing::Purpose;
@@ -14,7 +15,6 @@ use crate::netfilter::simulate::walk::{
 };
 use crate::netfilter::{BackendName, Mapping, Protocol};
 use crate::shell::{ShellCommand, ShellScript, shell};
-use crate::survey::attachment::{Port, View};
 
 /// What becomes of the packets of an attachment. Those of the outside are of two places far
 /// apart: what is meant for one of them only is no fault.

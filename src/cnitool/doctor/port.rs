@@ -3,13 +3,13 @@
 use super::facts::Facts;
 use super::{Finding, name};
 use crate::cni::json::Object;
+use crate::cnitool::inventory;
+use crate::cnitool::inventory::attachment::{View, bridge_name};
 use crate::net::bridge_vlan::{Membership, Vlans};
 use crate::net::link::Link;
 use crate::plugins::bridge;
 use crate::runtime::network::{PluginConfiguration, plugin_member};
 use crate::shell::{ShellCommand, shell};
-use crate::survey;
-use crate::survey::attachment::{View, bridge_name};
 
 /// What is wrong with the port `end`.
 pub fn check(facts: &Facts<'_>, view: &View<'_>, end: &Link) -> Vec<Finding> {
@@ -133,7 +133,7 @@ fn vlans(
     plugin: &PluginConfiguration,
 ) -> Vec<Finding> {
     let record = view.record();
-    let config = record.map(|record| survey::config(&record.network, plugin, &Object::new()));
+    let config = record.map(|record| inventory::config(&record.network, plugin, &Object::new()));
     let Some(Ok(asked)) = config.map(|config| bridge::vlans(&config)) else {
         return Vec::new();
     };

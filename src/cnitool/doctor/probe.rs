@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 
 use super::facts::{Facts, has_gateway_here, input, listeners, outside};
 use super::{Finding, Severity, inside, is_kept_apart, name, restore};
+use crate::cnitool::inventory::attachment::{Port, State, View};
 use crate::cnitool::packet::destination::Destination;
 use crate::cnitool::packet::send::{Answer, send};
 use crate::net::addr::{self, Neighbour};
@@ -28,7 +29,6 @@ use crate::netfilter::Protocol;
 use crate::netfilter::listing::Purpose;
 use crate::runtime::network::plugin_member;
 use crate::shell::{ShellCommand, shell};
-use crate::survey::attachment::{Port, State, View};
 
 /// How many are on their way at once.
 const WORKERS: usize = 64;

@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use super::facts::{Facts, Listener};
 use super::{Finding, name, packets, restore};
+use crate::cnitool::inventory::attachment::{State, View, unmapped};
 use crate::netfilter::listing::Purpose;
 use crate::netfilter::{Mapping, Protocol};
 use crate::runtime::network::plugin_member;
 use crate::shell::shell;
-use crate::survey::attachment::{State, View, unmapped};
 
 /// What is wrong with the rules of an attachment.
 pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {

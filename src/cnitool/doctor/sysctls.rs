@@ -8,11 +8,11 @@ use ipnet::IpNet;
 use super::facts::{Facts, Inside, has_gateway_here, input};
 use super::host::is_above;
 use super::{Finding, attach_again, name, set_sysctl};
+use crate::cnitool::inventory::attachment::View;
+use crate::cnitool::inventory::stack::Stack;
 use crate::net::link::Link;
 use crate::net::link_sysctl::LinkSysctl;
 use crate::shell::{ShellCommand, shell};
-use crate::survey::attachment::View;
-use crate::survey::stack::Stack;
 
 /// Sysctls of a link that the checks look at, and of `all` and `default`.
 pub fn keys(link: &str) -> [String; 5] {

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use super::facts::{Facts, has_gateway_here, outside};
 use super::host::is_above;
 use super::{Finding, set_sysctl};
+use crate::cnitool::inventory::attachment::View;
 use crate::net::link::Link;
 use crate::net::link_sysctl::LinkSysctl;
 use crate::shell::shell;
-use crate::survey::attachment::View;
 
 /// What is wrong with it, if the container's way out leads through the host.
 pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {

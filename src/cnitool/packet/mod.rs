@@ -17,11 +17,11 @@ use self::path::{End, Path, Stage, Step};
 use self::send::Answer;
 use super::table::{Line, Tone};
 use super::{Options, output, see};
+use crate::cnitool::inventory::Survey;
+use crate::cnitool::inventory::attachment::{self, View};
 use crate::net::netns::Netns;
 use crate::netfilter::trace::{Tracer, Wanted};
 use crate::shell::shell;
-use crate::survey::Survey;
-use crate::survey::attachment::{self, View};
 
 /// Examples, the meaning of the exit status, and the shape of the JSON.
 pub const HELP: &str = "\

@@ -14,6 +14,7 @@ use super::{Selection, attachment, ipam, ports, ps, show};
 use crate::cni::invocation::Attachment;
 use crate::cni::result::CniResult;
 use crate::cni::version::Version;
+use crate::cnitool::inventory::{Memory, Namespace, Stack, Survey};
 use crate::cnitool::table::Line;
 use crate::net::addr::Address;
 use crate::net::bridge_vlan::{Membership, Vlans};
@@ -27,7 +28,6 @@ use crate::runtime::directory::Directory;
 use crate::runtime::network::Network;
 use crate::runtime::parameters::Parameters;
 use crate::shell::ShellCommand;
-use crate::survey::{Memory, Namespace, Stack, Survey};
 
 const NETWORK: &str = r#"{"name": "front", "cniVersion": "1.0.0", "plugins": [
     {"type": "bridge", "bridge": "br1", "ipMasq": true, "ipam": {"type": "host-local"}},

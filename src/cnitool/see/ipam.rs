@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::{Selection, age, count, is_meant, moment, or_dash, short};
+use crate::cnitool::inventory::Survey;
+use crate::cnitool::inventory::attachment::{State, View};
 use crate::cnitool::table::{self, Cell, Line, Tone};
 use crate::plugins::ipam::pool::{Holder, Record, Set};
-use crate::survey::Survey;
-use crate::survey::attachment::{State, View};
 
 /// What `ipam --json` prints.
 #[derive(Serialize)]

@@ -26,10 +26,10 @@ use serde::{Serialize, Serializer};
 
 use super::{Options, commands, output};
 use crate::cni::json;
+use crate::cnitool::inventory::Survey;
+use crate::cnitool::inventory::attachment::{self, View};
 use crate::netfilter::Mapping;
 use crate::runtime::cache::{self, Cache};
-use crate::survey::Survey;
-use crate::survey::attachment::{self, View};
 
 /// What can be looked at.
 #[derive(Subcommand)]

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::{or_dash, short};
+use crate::cnitool::inventory::Survey;
+use crate::cnitool::inventory::attachment::{self, State, View};
 use crate::cnitool::table::{self, Cell, Line, Tone};
 use crate::netfilter::Mapping;
-use crate::survey::Survey;
-use crate::survey::attachment::{self, State, View};
 
 /// What `ports --json` prints.
 #[derive(Serialize)]

@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{address, age, moment, or_dash, port, short};
+use crate::cnitool::inventory::Survey;
+use crate::cnitool::inventory::attachment::{State, View};
 use crate::cnitool::table::{self, Cell, Line, Tone};
-use crate::survey::Survey;
-use crate::survey::attachment::{State, View};
 
 /// What `ps --json` prints.
 #[derive(Serialize)]

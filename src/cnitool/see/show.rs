@@ -7,14 +7,14 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{address, age, is_meant, port, ps};
+use crate::cnitool::inventory::attachment::{State, View};
+use crate::cnitool::inventory::{Stack, Survey};
 use crate::cnitool::table::{Line, Tone};
 use crate::net::bridge_vlan::Vlans;
 use crate::net::link::Link;
 use crate::net::route::Route;
 use crate::netfilter::listing::Purpose;
 use crate::shell::{ShellCommand, shell};
-use crate::survey::attachment::{State, View};
-use crate::survey::{Stack, Survey};
 
 /// What `show --json` prints.
 #[derive(Serialize)]

@@ -14,9 +14,9 @@ use serde::Serialize;
 
 use super::show::vlans_in_words;
 use super::{address, ps, short};
+use crate::cnitool::inventory::Survey;
+use crate::cnitool::inventory::attachment::{State, View, bridge_name};
 use crate::cnitool::table::Line;
-use crate::survey::Survey;
-use crate::survey::attachment::{State, View, bridge_name};
 
 /// The forms that there are.
 #[derive(Debug, Clone, Copy, ValueEnum)]
