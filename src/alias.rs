@@ -10,28 +10,31 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use crate::applets::{self, Applet, Entry};
+use crate::cli;
 use crate::cni::config::without_bom;
 use crate::cni::invocation::{self, Command};
 use crate::cni::version::Version;
 use crate::cni::{json, skel};
-use crate::{Stdout, cli};
 
-/// Runs the applet that is meant by `called`, a name that none has. In this order: the one
+/// Runs an applet under the name that it was called by.
+pub type Run = fn(&Applet, &str, Vec<OsString>, &mut dyn skel::Input) -> ExitCode;
+
+/// Runs, with `run`, the applet that is meant by `called`, a name that none has. In this order: the one
 /// that the configuration names as its `type`, the one whose name is at the end of `called`
 /// after a `-`, the one that symlinks lead through.
-pub fn run(called: &str, args: Vec<OsString>) -> ExitCode {
+pub fn run(called: &str, args: Vec<OsString>, run: Run) -> ExitCode {
     let by_name =
         applets::called(called).or_else(|| args.first().and_then(|path| linked(path.as_ref())));
     let mut stdin = std::io::stdin().lock();
     if !cli::is_called_as_plugin() {
         return match by_name {
-            Some(applet) => crate::run(applet, called, args, &mut stdin),
+            Some(applet) => run(applet, called, args, &mut stdin),
             None => cli::unknown_applet(called),
         };
     }
     if is_asked_for_versions() {
         return match by_name {
-            Some(applet) => crate::run(applet, called, args, &mut stdin),
+            Some(applet) => run(applet, called, args, &mut stdin),
             None => answer_versions(&stdin),
         };
     }
@@ -39,7 +42,7 @@ pub fn run(called: &str, args: Vec<OsString>) -> ExitCode {
     // What cannot be read is for the plugin to tell: it finds nothing more to read.
     drop(stdin.read_to_end(&mut config));
     match by_type(called, &config).or(by_name) {
-        Some(applet) => crate::run(applet, called, args, &mut config.as_slice()),
+        Some(applet) => run(applet, called, args, &mut config.as_slice()),
         None => cli::unknown_applet(called),
     }
 }
@@ -54,8 +57,8 @@ fn is_asked_for_versions() -> bool {
 /// VERSION: the versions that most of them speak. A call with one that it does not speak
 /// is refused later.
 fn answer_versions(stdin: &dyn skel::Input) -> ExitCode {
-    let answered =
-        skel::versions(stdin, &Version::ALL).and_then(|answer| Ok(Stdout.write_all(&answer)?));
+    let answered = skel::versions(stdin, &Version::ALL)
+        .and_then(|answer| Ok(skel::Stdout.write_all(&answer)?));
     match answered {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,

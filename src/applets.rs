@@ -1,14 +1,17 @@
 //! The one table of applets. A new applet is one folder under `plugins/` and one row.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
-use crate::cni::skel::Plugin;
+use crate::cni::invocation::Attachment;
+use crate::cni::skel::{Plugin, Services};
 use crate::cnitool;
 use crate::plugins::{
     bandwidth::Bandwidth, bridge::Bridge, firewall::Firewall, flannel::Flannel, ipam::Ipam,
     loopback::Loopback, portmap::Portmap, ptp::Ptp, r#static::Static, tuning::Tuning,
 };
+use crate::runtime::cache::{self, Cache};
 
 /// What a link in `/opt/cni/bin` can be called, and what it then is.
 pub struct Applet {
@@ -26,8 +29,8 @@ pub struct Applet {
 pub enum Entry {
     /// A CNI plugin: environment and stdin, see `cni::skel`.
     Plugin(&'static dyn Plugin),
-    /// A command line: all arguments, its own name first.
-    Tool(fn(Vec<OsString>) -> ExitCode),
+    /// A command line: all arguments, its own name first, and our own plugins.
+    Tool(fn(Vec<OsString>, Services) -> ExitCode),
 }
 
 /// Every applet, in the order in which they are listed.
@@ -100,6 +103,18 @@ pub static APPLETS: &[Applet] = &[
     },
 ];
 
+/// What plugins and tools may ask of the others in this binary.
+pub const SERVICES: Services = Services {
+    plugin,
+    plugin_called,
+    remembered_netns,
+};
+
+/// The namespace that the result cache of libcni has for an attachment.
+fn remembered_netns(network: &str, attachment: &Attachment) -> Option<String> {
+    Cache::new(Path::new(cache::DEFAULT)).netns(network, attachment)
+}
+
 /// The applet called exactly `name`.
 pub fn find(name: &str) -> Option<&'static Applet> {
     APPLETS
@@ -143,7 +158,6 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::path::Path;
 
     use proptest::prelude::*;
     use serde_json::Value;

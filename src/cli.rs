@@ -13,7 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::applets::{self, APPLETS, Applet};
 use crate::cni::error::{Code, ErrorObject};
 use crate::cni::version::Version;
-use crate::cni::{invocation, json};
+use crate::cni::{invocation, json, skel};
 use crate::cnitool::output;
 use crate::cnitool::table::Line;
 use crate::runtime::cache::{self, Cache};
@@ -127,7 +127,7 @@ pub fn unknown_applet(name: &str) -> ExitCode {
             ..ErrorObject::default()
         };
         if let Ok(bytes) = json::pretty(&object) {
-            drop(crate::Stdout.write_all(&bytes));
+            drop(skel::Stdout.write_all(&bytes));
         }
     }
     let name = text::escape(name);
@@ -313,7 +313,7 @@ fn restore(args: &RestoreArgs) -> Result<ExitCode> {
     };
     let (mut complete, mut failed) = (0, 0);
     let mut lines = Vec::new();
-    restore::restore(&attachments, scope, applets::plugin, |entry, outcome| {
+    restore::restore(&attachments, scope, applets::SERVICES, |entry, outcome| {
         let network = &entry.network;
         let whose = format!("network {network}, {}", gc::describe(&entry.parameters));
         match outcome {

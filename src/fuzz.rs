@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::applets::{APPLETS, Entry};
+use crate::applets::{self, APPLETS, Entry};
 use crate::cni::config::{Config, Document, parse_ip};
 use crate::cni::error::ErrorObject;
 use crate::cni::invocation::{Command, Environment, Invocation};
@@ -247,7 +247,11 @@ fn conflist(data: &[u8]) {
     } else {
         Network::parse_single(file, raw)
     };
-    let is_valid = cnitool::fuzz(file, raw);
+    let inspected = cnitool::problems(file, raw, applets::plugin);
+    let is_valid = inspected.is_some_and(|(document, problems, is_valid)| {
+        assert_places(&document, &problems);
+        is_valid
+    });
     let Some(network) = accepted(network.inspect_err(|error| {
         assert!(!is_valid, "valid, but: {error:#}");
     })) else {

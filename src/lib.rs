@@ -33,7 +33,7 @@ use std::process::ExitCode;
 use applets::{Applet, Entry};
 pub use cli::{completions, manual};
 use cni::error::{Code, ErrorObject};
-use cni::skel::Input;
+use cni::skel::{self, Input};
 
 /// musl's allocator gives memory back to the kernel at every turn and has it mapped and
 /// zeroed again; a process of some milliseconds keeps what it has.
@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
     if called != cli::NAME {
         return match applets::find(&called) {
             Some(applet) => run(applet, &called, args, &mut std::io::stdin().lock()),
-            None => alias::run(&called, args),
+            None => alias::run(&called, args, run),
         };
     }
     let wanted = args.get(1).map(|arg| arg.to_string_lossy().into_owned());
@@ -73,36 +73,18 @@ pub fn main() -> ExitCode {
 /// Runs `applet` under the `name` it was called by.
 fn run(applet: &Applet, name: &str, args: Vec<OsString>, stdin: &mut dyn Input) -> ExitCode {
     let status = match applet.entry {
-        Entry::Plugin(plugin) => cni::skel::main(
+        Entry::Plugin(plugin) => skel::main(
             name,
             plugin,
-            applets::plugin_called,
+            applets::SERVICES,
             &cni::invocation::environment(),
             stdin,
-            &mut Stdout,
+            &mut skel::Stdout,
         ),
-        Entry::Tool(tool) => tool(args),
+        Entry::Tool(tool) => tool(args, applets::SERVICES),
     };
     netfilter::deferred_close::leave();
     status
-}
-
-/// Standard output without a buffer: std's holds back what stands after the last line
-/// break, and would print it in front of the error that says it could not be written.
-struct Stdout;
-
-impl Write for Stdout {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the door of the protocol"
-    )]
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        Ok(nix::unistd::write(std::io::stdout(), bytes)?)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// A bug must reach the operator as the one JSON document a runtime expects. The
@@ -119,7 +101,7 @@ fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
         ..ErrorObject::default()
     };
     if let Ok(bytes) = cni::json::pretty(&object) {
-        drop(Stdout.write_all(&bytes));
+        drop(skel::Stdout.write_all(&bytes));
     }
     log::warn(&panic.to_string());
     std::process::exit(1);

@@ -178,10 +178,12 @@ enum Located {
 
 fn locate(call: &Call, plugin: &str) -> Result<Located> {
     let executable = exec::find(plugin, &call.invocation.path)?;
-    Ok(match own(plugin, &executable, call.applets) {
-        Some(ours) => Located::Here(ours),
-        None => Located::Elsewhere(executable),
-    })
+    Ok(
+        match own(plugin, &executable, call.services.plugin_called) {
+            Some(ours) => Located::Here(ours),
+            None => Located::Elsewhere(executable),
+        },
+    )
 }
 
 /// The plugin that `executable` is under the name `plugin`, if it is this very program.

@@ -17,7 +17,9 @@ use serde_json::Value;
 use super::collector::{Collector, Run};
 use super::config::{Config, Document, without_bom};
 use super::error::{Code, ErrorObject, coded};
-use super::invocation::{Command, Environment, Invocation, LOG_VARIABLE, unknown_command};
+use super::invocation::{
+    Attachment, Command, Environment, Invocation, LOG_VARIABLE, unknown_command,
+};
 use super::json::{self, Object, Problem};
 use super::preview::Preview;
 use super::result::CniResult;
@@ -140,8 +142,48 @@ impl Delegation {
     }
 }
 
-/// Finds an applet by the name of its link, for delegates that are ourselves.
+/// Finds one of our own plugins by a name.
 pub type Applets = fn(&str) -> Option<&'static dyn Plugin>;
+
+/// Returns the path of the namespace that the runtime's cache records for an attachment to the
+/// network of this name: empty if the runtime gave none, `None` if the cache has no readable
+/// entry.
+pub type RememberedNetns = fn(&str, &Attachment) -> Option<String>;
+
+/// What a plugin may ask beyond its call. The plugins themselves know neither each other nor
+/// the runtime.
+#[derive(Debug, Clone, Copy)]
+pub struct Services {
+    /// Our own plugin of exactly this name.
+    pub plugin: Applets,
+    /// Our own plugin that a file of this name runs, as in `buildkit-cni-host-local`: where
+    /// `CNI_PATH` leads back to this binary, a delegate needs no process.
+    pub plugin_called: Applets,
+    /// The namespace that the runtime's cache records.
+    pub remembered_netns: RememberedNetns,
+}
+
+impl Services {
+    /// The same services, with plugins found by their exact names only: for callers that do
+    /// not check that the file is this binary.
+    #[must_use]
+    pub fn exact(self) -> Self {
+        Self {
+            plugin_called: self.plugin,
+            ..self
+        }
+    }
+
+    /// Services that know of nothing.
+    #[cfg(any(test, fuzzing))]
+    pub fn none() -> Self {
+        Self {
+            plugin: |_| None,
+            plugin_called: |_| None,
+            remembered_netns: |_, _| None,
+        }
+    }
+}
 
 /// One call of one plugin.
 #[derive(Debug, Clone)]
@@ -150,9 +192,8 @@ pub struct Call {
     pub invocation: Invocation,
     /// What came on stdin, its version already agreed on.
     pub config: Config,
-    /// Our own plugins by name: where `CNI_PATH` leads back to this binary, a delegate
-    /// needs no process.
-    pub applets: Applets,
+    /// Whom the plugin may ask.
+    pub services: Services,
     /// How many of our own plugins have delegated to get here.
     pub depth: u8,
 }
@@ -166,7 +207,7 @@ impl Call {
     pub fn to_look(
         command: Command,
         plugin: &dyn Plugin,
-        applets: Applets,
+        services: Services,
         env: &Environment,
         config: Vec<u8>,
     ) -> Result<Self> {
@@ -176,7 +217,7 @@ impl Call {
         Ok(Self {
             invocation,
             config,
-            applets,
+            services,
             depth: 0,
         })
     }
@@ -215,7 +256,7 @@ impl Call {
             invocation: Invocation::parse(Command::Add, &Environment::from(env))?,
             config: Document::parse(config.as_bytes().to_vec())?
                 .negotiate(Command::Add, &Version::ALL)?,
-            applets: |_| None,
+            services: Services::none(),
             depth: 0,
         })
     }
@@ -254,11 +295,29 @@ impl Input for StdinLock<'_> {
     }
 }
 
+/// Standard output without a buffer: std's holds back what stands after the last line
+/// break, and would print it in front of the error that says it could not be written.
+pub struct Stdout;
+
+impl Write for Stdout {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the door of the protocol"
+    )]
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(nix::unistd::write(std::io::stdout(), bytes)?)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Serves one call: the whole life of a plugin process.
 pub fn main(
     name: &str,
     plugin: &'static dyn Plugin,
-    applets: Applets,
+    services: Services,
     env: &Environment,
     stdin: &mut dyn Input,
     stdout: &mut dyn Write,
@@ -270,7 +329,7 @@ pub fn main(
     let journal = Journal::begin(env.get(LOG_VARIABLE).map(String::as_str));
     let mut session = Session {
         plugin,
-        applets,
+        services,
         stdout,
         cni_version: String::new(),
         network: String::new(),
@@ -315,7 +374,7 @@ fn about(name: &str, plugin: &dyn Plugin) {
 
 struct Session<'a> {
     plugin: &'static dyn Plugin,
-    applets: Applets,
+    services: Services,
     stdout: &'a mut dyn Write,
     /// As the caller wrote it, for the error object.
     cni_version: String,
@@ -350,7 +409,7 @@ impl Session<'_> {
         let call = Call {
             invocation,
             config,
-            applets: self.applets,
+            services: self.services,
             depth: 0,
         };
         self.network.clone_from(&call.config.network);
@@ -508,7 +567,14 @@ mod tests {
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect();
         let mut stdout = Vec::new();
-        main("nothing", &Nothing, |_| None, &env, &mut stdin, &mut stdout);
+        main(
+            "nothing",
+            &Nothing,
+            Services::none(),
+            &env,
+            &mut stdin,
+            &mut stdout,
+        );
         String::from_utf8(stdout).unwrap()
     }
 
@@ -638,7 +704,14 @@ mod tests {
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect();
         let mut stdin: &[u8] = br#"{"name":"n","cniVersion":"1.1.0"}"#;
-        let code = main("marks", &Marks, |_| None, &env, &mut stdin, &mut Closed);
+        let code = main(
+            "marks",
+            &Marks,
+            Services::none(),
+            &env,
+            &mut stdin,
+            &mut Closed,
+        );
         assert_eq!(code, ExitCode::FAILURE);
         assert!(UNDONE.load(std::sync::atomic::Ordering::Relaxed));
     }

@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::dry_run::Own;
 use super::trace::Trace;
-use super::{AddArgs, CheckArgs, DelArgs, Options, StatusArgs, Target, dry_run, output, see};
+use super::{AddArgs, CheckArgs, DelArgs, Options, StatusArgs, Target, dry_run, output};
 use crate::cni::error::{Code, ErrorObject, coded};
 use crate::cni::invocation::Attachment;
 use crate::cni::json::{self, Object};
 use crate::cni::result::CniResult;
+use crate::cni::skel::Services;
 use crate::cni::version::Version;
 use crate::fsutil::Lock;
 use crate::runtime::cache::{self, Cache};
@@ -24,7 +26,7 @@ use crate::runtime::quiet;
 ///
 /// # Errors
 /// The failing plugin's.
-pub fn add(options: &Options, args: &AddArgs) -> Result<ExitCode> {
+pub fn add(options: &Options, services: Services, args: &AddArgs) -> Result<ExitCode> {
     let parameters = parameters(options, &args.target)?;
     let on_failure = if args.no_rollback {
         OnFailure::Leave
@@ -33,7 +35,7 @@ pub fn add(options: &Options, args: &AddArgs) -> Result<ExitCode> {
     };
     on_chain(options, &args.target.network, |chain| {
         if args.dry_run {
-            return dry_run::add(chain, options.path(), &parameters);
+            return dry_run::add(chain, own(options, services), &parameters);
         }
         let _lock = keep_collectors_out();
         let print =
@@ -63,11 +65,11 @@ pub fn check(options: &Options, args: &CheckArgs) -> Result<ExitCode> {
 ///
 /// # Errors
 /// The first plugin's that fails, in reverse order.
-pub fn del(options: &Options, args: &DelArgs) -> Result<ExitCode> {
+pub fn del(options: &Options, services: Services, args: &DelArgs) -> Result<ExitCode> {
     let parameters = parameters(options, &args.target)?;
     on_chain(options, &args.target.network, |chain| {
         if args.dry_run {
-            return dry_run::del(chain, options.path(), &parameters);
+            return dry_run::del(chain, own(options, services), &parameters);
         }
         let _lock = keep_collectors_out();
         chain.del(&parameters)
@@ -83,6 +85,13 @@ fn keep_collectors_out() -> Option<Lock> {
         .ok()
 }
 
+fn own(options: &Options, services: Services) -> Own<'_> {
+    Own {
+        services,
+        path: options.path(),
+    }
+}
+
 /// `cnitool status`.
 ///
 /// # Errors
@@ -95,7 +104,7 @@ pub fn status(options: &Options, args: &StatusArgs) -> Result<ExitCode> {
             return asked;
         }
         is_ready = asked.is_ok();
-        see::print_json(&Status {
+        output::json(&Status {
             network: &args.whole.network,
             ready: is_ready,
             asked: chain.version() >= Version::V1_1_0,

@@ -10,29 +10,48 @@ use anyhow::{Context, Result};
 
 use super::output;
 use super::table::Line;
-use crate::applets;
 use crate::cni::collector::{Collector, Run};
 use crate::cni::invocation::{Attachment, Command, Environment};
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
-use crate::cni::skel::{Call, Plugin};
+use crate::cni::skel::{Call, Plugin, Services};
 use crate::cni::version::Version;
 use crate::cni::{delegate, json};
 use crate::net::netlink::Netlink;
-use crate::net::netns::Netns;
+use crate::net::netns::{self, Netns};
 use crate::net::{addr, link};
 use crate::runtime::chain::{Chain, Step};
 use crate::runtime::gc;
 use crate::runtime::parameters::Parameters;
 
+/// How our own plugins are asked in this process.
+#[derive(Clone, Copy)]
+pub struct Own<'a> {
+    /// Finds them, and what they may ask in turn.
+    pub services: Services,
+    /// `CNI_PATH` for them.
+    pub path: &'a str,
+}
+
+impl Own<'_> {
+    /// The plugin of `step`, if it is one of ours.
+    pub fn plugin(&self, step: &Step<'_>) -> Option<&'static dyn Plugin> {
+        delegate::own(
+            &step.plugin.plugin,
+            &step.executable,
+            self.services.plugin_called,
+        )
+    }
+}
+
 /// Prints what an ADD would make, plugin after plugin.
 ///
 /// # Errors
 /// Those of ADD that can be foreseen; what comes before is printed.
-pub fn add(chain: &Chain<'_>, path: &str, parameters: &Parameters) -> Result<()> {
+pub fn add(chain: &Chain<'_>, own: Own<'_>, parameters: &Parameters) -> Result<()> {
     let steps = chain.steps_of_add(parameters)?;
     let mut lines = vec![gc::describe(parameters).into()];
-    let done = add_each(chain, &steps, path, parameters, &mut lines);
+    let done = add_each(chain, &steps, own, parameters, &mut lines);
     if done.is_ok() {
         let file = chain.cache_file(parameters);
         lines.push(format!("would keep the result in {}", file.display()).into());
@@ -44,7 +63,7 @@ pub fn add(chain: &Chain<'_>, path: &str, parameters: &Parameters) -> Result<()>
 fn add_each(
     chain: &Chain<'_>,
     steps: &[Step<'_>],
-    path: &str,
+    own: Own<'_>,
     parameters: &Parameters,
     lines: &mut Vec<Line>,
 ) -> Result<()> {
@@ -54,7 +73,7 @@ fn add_each(
     for step in steps {
         lines.push(headline(step, Command::Add));
         let mut preview = Preview::default();
-        let plugin = own(step);
+        let plugin = own.plugin(step);
         let told = match (plugin, &result, unknown) {
             (None, ..) => {
                 preview.unknown("it");
@@ -74,7 +93,7 @@ fn add_each(
                     chain,
                     step,
                     plugin,
-                    path,
+                    own,
                     parameters,
                     result.as_ref(),
                     &mut preview,
@@ -96,7 +115,7 @@ fn ask(
     chain: &Chain<'_>,
     step: &Step<'_>,
     plugin: &dyn Plugin,
-    path: &str,
+    own: Own<'_>,
     parameters: &Parameters,
     result: Option<&CniResult>,
     preview: &mut Preview,
@@ -112,11 +131,11 @@ fn ask(
         ("CNI_NETNS", parameters.netns.as_str()),
         ("CNI_IFNAME", parameters.attachment.ifname.as_str()),
         ("CNI_ARGS", args.as_str()),
-        ("CNI_PATH", path),
+        ("CNI_PATH", own.path),
     ];
     let env = env.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let env = Environment::from(env);
-    let call = Call::to_look(Command::Add, plugin, applets::plugin_called, &env, config)?;
+    let call = Call::to_look(Command::Add, plugin, own.services, &env, config)?;
     plugin.preview(&call, preview)
 }
 
@@ -125,7 +144,7 @@ fn ask(
 ///
 /// # Errors
 /// When a plugin cannot tell.
-pub fn del(chain: &Chain<'_>, path: &str, parameters: &Parameters) -> Result<()> {
+pub fn del(chain: &Chain<'_>, own: Own<'_>, parameters: &Parameters) -> Result<()> {
     let mut lines = vec![gc::describe(parameters).into()];
     lines.extend(existing_link(parameters)?.map(Line::from));
     let requests = |valid: &[Attachment]| chain.gc_requests(valid);
@@ -135,15 +154,15 @@ pub fn del(chain: &Chain<'_>, path: &str, parameters: &Parameters) -> Result<()>
         match requests {
             (Ok((step, none)), Ok((_, this))) => {
                 lines.push(headline(&step, Command::Del));
-                let Some(plugin) = own(&step) else {
+                let Some(plugin) = own.plugin(&step) else {
                     lines.push(line((
                         Subject::Note,
                         "it does not tell beforehand what it does".into(),
                     )));
                     continue;
                 };
-                let kept: BTreeSet<String> = stale(plugin, path, &this)?.into_iter().collect();
-                let mut gone = stale(plugin, path, &none)?;
+                let kept: BTreeSet<String> = stale(plugin, own, &this)?.into_iter().collect();
+                let mut gone = stale(plugin, own, &none)?;
                 gone.retain(|what| !kept.contains(what));
                 lines.extend(gone.into_iter().map(|what| format!("  {what}").into()));
             }
@@ -161,12 +180,12 @@ pub fn del(chain: &Chain<'_>, path: &str, parameters: &Parameters) -> Result<()>
 
 /// What a GC with this configuration would do, in the words of a dry run. Versions before
 /// 1.1.0 have no GC, but plugins know how.
-fn stale(plugin: &dyn Plugin, path: &str, config: &[u8]) -> Result<Vec<String>> {
+fn stale(plugin: &dyn Plugin, own: Own<'_>, config: &[u8]) -> Result<Vec<String>> {
     let mut config = json::parse_object("the request of GC", config)?;
     config.insert("cniVersion".into(), Version::NEWEST.as_str().into());
-    let env = Environment::from([("CNI_PATH".to_owned(), path.to_owned())]);
+    let env = Environment::from([("CNI_PATH".to_owned(), own.path.to_owned())]);
     let config = json::compact(&config)?;
-    let call = Call::to_look(Command::Gc, plugin, applets::plugin_called, &env, config)?;
+    let call = Call::to_look(Command::Gc, plugin, own.services, &env, config)?;
     let mut collector = Collector::new(Run::Dry);
     plugin.gc(&call, &mut collector)?;
     let (lines, errors) = collector.into_parts();
@@ -179,7 +198,7 @@ fn stale(plugin: &dyn Plugin, path: &str, config: &[u8]) -> Result<Vec<String>> 
 /// The interface of the attachment, with its addresses, if it is there.
 fn existing_link(parameters: &Parameters) -> Result<Option<String>> {
     let (netns, ifname) = (&parameters.netns, &parameters.attachment.ifname);
-    if !gc::is_live(netns) {
+    if !netns::is_live(netns) {
         return Ok(None);
     }
     let inside = Netlink::open_in(&Netns::open(netns)?)?;
@@ -212,15 +231,6 @@ pub fn check(chain: &Chain<'_>, parameters: &Parameters) -> Result<()> {
         lines.push(headline(&step, Command::Check));
     }
     output::lines(&lines)
-}
-
-/// The plugin of `step`, if it is one of ours.
-fn own(step: &Step<'_>) -> Option<&'static dyn Plugin> {
-    delegate::own(
-        &step.plugin.plugin,
-        &step.executable,
-        applets::plugin_called,
-    )
 }
 
 fn headline(step: &Step<'_>, command: Command) -> Line {

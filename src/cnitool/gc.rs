@@ -9,14 +9,14 @@ use anyhow::{Context, Result};
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
+use super::dry_run::Own;
 use super::table::Line;
-use super::{GcArgs, Options, commands, output, see};
-use crate::applets;
+use super::{GcArgs, Options, commands, output};
 use crate::cni::collector::{Collector, Run};
 use crate::cni::delegate;
 use crate::cni::error::{Code, ErrorObject, detailed};
 use crate::cni::invocation::{Attachment, Command, Environment};
-use crate::cni::skel::Call;
+use crate::cni::skel::{Call, Services};
 use crate::cni::version::Version;
 use crate::runtime::chain::{Chain, Step};
 use crate::runtime::gc::{self, Extent, Sweep};
@@ -33,12 +33,16 @@ const LOOKS: u32 = 12;
 ///
 /// # Errors
 /// When nothing could be tried.
-pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
+pub fn run(options: &Options, services: Services, args: &GcArgs) -> Result<ExitCode> {
     let directory = commands::open(options.conf())?;
     let network = directory.find(&args.whole.network)?;
     let trace = commands::trace(options)?;
     let runtime = commands::runtime(options, &trace);
     let chain = runtime.chain(network)?;
+    let own = Own {
+        services,
+        path: options.path(),
+    };
     for unknown in &runtime.cache.contents()?.unknown {
         output::note(&format!("warning: {unknown}"));
     }
@@ -57,12 +61,12 @@ pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
         output::note("disableGC is set: nothing is removed");
         document.disabled = true;
         if args.json {
-            see::print_json(&document)?;
+            output::json(&document)?;
         }
         return Ok(ExitCode::SUCCESS);
     };
     let errors = if args.dry_run {
-        let (lines, errors) = foretell(&chain, options.path(), &sweep);
+        let (lines, errors) = foretell(&chain, own, &sweep);
         document.removed = sweep.stale.iter().map(|p| p.attachment.clone()).collect();
         document.kept.clone_from(&sweep.valid);
         document.notes = lines;
@@ -72,12 +76,11 @@ pub fn run(options: &Options, args: &GcArgs) -> Result<ExitCode> {
         errors
     } else {
         let (removed, kept) = (&mut document.removed, &mut document.kept);
-        collect(&chain, options.path(), extent, plan, removed, kept)
-            .unwrap_or_else(|error| vec![error])
+        collect(&chain, own, extent, plan, removed, kept).unwrap_or_else(|error| vec![error])
     };
     if args.json {
         document.errors = errors.iter().map(ErrorObject::from_error).collect();
-        see::print_json(&document)?;
+        output::json(&document)?;
     }
     if chain.version() < Version::V1_1_0 {
         output::note(&format!(
@@ -129,7 +132,7 @@ fn attachments<S: Serializer>(
 /// Code 5 when the cache cannot be listed, 11 when there is something new at each look.
 fn collect(
     chain: &Chain<'_>,
-    path: &str,
+    own: Own<'_>,
     extent: Extent,
     plan: impl Fn() -> Result<Option<Sweep>>,
     removed: &mut Vec<Attachment>,
@@ -147,7 +150,7 @@ fn collect(
         }
         let found = match extent {
             Extent::Everything => BTreeSet::new(),
-            Extent::Stale => search(chain, path, &sweep.valid),
+            Extent::Stale => search(chain, own, &sweep.valid),
         };
         if found.is_empty() || before.is_some_and(|before| found.is_subset(&before)) {
             errors.extend(chain.gc(&sweep.valid));
@@ -166,10 +169,10 @@ fn collect(
 
 /// What our own plugins would remove, in words. Whatever they cannot tell the real GC
 /// reports.
-fn search(chain: &Chain<'_>, path: &str, valid: &[Attachment]) -> BTreeSet<String> {
+fn search(chain: &Chain<'_>, own: Own<'_>, valid: &[Attachment]) -> BTreeSet<String> {
     let mut collector = Collector::new(Run::Dry);
     if chain.version() >= Version::V1_1_0 {
-        ask_all(chain, path, valid, &mut collector);
+        ask_all(chain, own, valid, &mut collector);
     }
     let (lines, _) = collector.into_parts();
     let removals = lines.into_iter();
@@ -179,20 +182,20 @@ fn search(chain: &Chain<'_>, path: &str, valid: &[Attachment]) -> BTreeSet<Strin
 }
 
 /// Has every plugin of ours tell what it would remove.
-fn ask_all(chain: &Chain<'_>, path: &str, valid: &[Attachment], collector: &mut Collector) {
+fn ask_all(chain: &Chain<'_>, own: Own<'_>, valid: &[Attachment], collector: &mut Collector) {
     for request in chain.gc_requests(valid) {
-        let asked = request.and_then(|(step, config)| ask(&step, path, config, collector));
+        let asked = request.and_then(|(step, config)| ask(&step, own, config, collector));
         collector.attempt(asked);
     }
 }
 
 /// What plugins would remove, in words, and the errors that the search met.
-fn foretell(chain: &Chain<'_>, path: &str, sweep: &Sweep) -> (Vec<String>, Vec<anyhow::Error>) {
+fn foretell(chain: &Chain<'_>, own: Own<'_>, sweep: &Sweep) -> (Vec<String>, Vec<anyhow::Error>) {
     let mut collector = Collector::new(Run::Dry);
     if let Some(doubt) = sweep.doubt() {
         collector.note(format!("would run no GC: {doubt:#}"));
     } else if chain.version() >= Version::V1_1_0 {
-        ask_all(chain, path, &sweep.valid, &mut collector);
+        ask_all(chain, own, &sweep.valid, &mut collector);
     }
     collector.into_parts()
 }
@@ -217,14 +220,14 @@ impl Document<'_> {
 
 /// Has the plugin of `step` tell what it would remove, given the configuration of its GC.
 /// One that is not ours would remove it: the protocol knows no dry run.
-fn ask(step: &Step<'_>, path: &str, config: Vec<u8>, collector: &mut Collector) -> Result<()> {
+fn ask(step: &Step<'_>, own: Own<'_>, config: Vec<u8>, collector: &mut Collector) -> Result<()> {
     let (name, executable) = (&step.plugin.plugin, &step.executable);
-    let Some(plugin) = delegate::own(name, executable, applets::plugin_called) else {
+    let Some(plugin) = own.plugin(step) else {
         collector.note(delegate::would_run_foreign(name, executable));
         return Ok(());
     };
-    let env = Environment::from([("CNI_PATH".to_owned(), path.to_owned())]);
-    Call::to_look(Command::Gc, plugin, applets::plugin_called, &env, config)
+    let env = Environment::from([("CNI_PATH".to_owned(), own.path.to_owned())]);
+    Call::to_look(Command::Gc, plugin, own.services, &env, config)
         .and_then(|call| plugin.gc(&call, collector))
         .with_context(|| step.failed(Command::Gc))
 }

@@ -15,8 +15,6 @@ pub mod table;
 mod trace;
 mod validate;
 
-#[cfg(any(test, fuzzing))]
-pub use self::validate::fuzz;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,6 +22,8 @@ use std::process::ExitCode;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::cni::skel::Services;
 
 /// Where network configurations are, unless told.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
@@ -377,7 +377,7 @@ impl Verb {
 }
 
 /// Serves one command line, its program name first.
-pub fn main(args: Vec<OsString>) -> ExitCode {
+pub fn main(args: Vec<OsString>, services: Services) -> ExitCode {
     // No command for people: neither help nor completions tell of it.
     if let [_, word, command @ ..] = args.as_slice()
         && word == exec::BECOME
@@ -409,22 +409,33 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
     let options = &cli.options;
     let done = match &cli.verb {
-        Verb::Add(args) => commands::add(options, args),
+        Verb::Add(args) => commands::add(options, services, args),
         Verb::Check(args) => commands::check(options, args),
-        Verb::Del(args) => commands::del(options, args),
-        Verb::Gc(args) => gc::run(options, args),
+        Verb::Del(args) => commands::del(options, services, args),
+        Verb::Gc(args) => gc::run(options, services, args),
         Verb::Status(args) => commands::status(options, args),
         Verb::List(args) => list::run(options, args),
-        Verb::Validate(args) => validate::run(options, args),
+        Verb::Validate(args) => validate::run(options, services, args),
         Verb::Exec(args) => return exec::run(options, args),
-        Verb::Doctor(args) => return doctor::run(options, args),
-        Verb::Trace(args) => return packet::run(options, args),
-        Verb::See(see) => see::run(options, see),
+        Verb::Doctor(args) => return doctor::run(options, services, args),
+        Verb::Trace(args) => return packet::run(options, services, args),
+        Verb::See(see) => see::run(options, services, see),
     };
     done.unwrap_or_else(|error| {
         output::report(&error);
         ExitCode::FAILURE
     })
+}
+
+/// The document in a file and what is wrong with it, for fuzzing, and whether that leaves it
+/// valid.
+#[cfg(any(test, fuzzing))]
+pub fn problems(
+    file: &Path,
+    raw: &[u8],
+    plugin: crate::cni::skel::Applets,
+) -> Option<(serde_json::Value, Vec<crate::cni::json::Problem>, bool)> {
+    validate::problems(file, raw, plugin)
 }
 
 /// Whether a command line that is wrong is one of `exec`.

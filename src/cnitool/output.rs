@@ -6,9 +6,11 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use super::table::{self, Line};
 use crate::cni::error::{Code, Coded, ErrorObject, coded};
+use crate::cni::json;
 use crate::{log, text};
 
 /// Prints a document that somebody depends on: who does not get it is told.
@@ -25,6 +27,16 @@ pub fn answer(document: Vec<u8>) -> Result<()> {
 /// Code 5 when stdout is full. A reader who has seen enough is none.
 pub fn document(document: Vec<u8>) -> Result<()> {
     show(&text::json(document))
+}
+
+/// Prints a value as a JSON document to look at.
+///
+/// # Errors
+/// As [`document`].
+pub fn json(value: &impl Serialize) -> Result<()> {
+    let mut bytes = json::pretty(value)?;
+    bytes.push(b'\n');
+    document(bytes)
 }
 
 /// Prints lines for people.

@@ -3,12 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::statfs::{FsType, fstatfs, statfs};
 
 use crate::cni::error::{Code, coded, detailed};
 use crate::{fsutil, log};
@@ -225,4 +226,34 @@ fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
             // Unreachable: a panic ends the process in its hook.
             .unwrap_or_else(|_panic| Err(anyhow::anyhow!("the thread in another namespace died")))
     })
+}
+
+/// `NSFS_MAGIC` of linux/magic.h.
+const NSFS: FsType = FsType(0x6e73_6673);
+
+/// Whether `netns` may be a living namespace. Only what is certainly none counts as
+/// gone: the path does not exist, or is a plain file that the namespace was mounted on.
+pub fn is_live(netns: &str) -> bool {
+    if netns.is_empty() {
+        return true;
+    }
+    match statfs(Path::new(netns)) {
+        Ok(filesystem) => filesystem.filesystem_type() == NSFS,
+        Err(errno) => !matches!(errno, Errno::ENOENT | Errno::ENOTDIR),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubt_means_live() {
+        assert!(is_live("/proc/self/ns/net"));
+        assert!(is_live(""));
+        assert!(!is_live("/nowhere"));
+        assert!(!is_live("/proc/self/status/x"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(!is_live(file.path().to_str().unwrap()));
+    }
 }

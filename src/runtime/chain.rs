@@ -7,7 +7,6 @@ use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
 use super::cache::{self, Cache, Cached};
-use super::gc;
 use super::network::{Network, PluginConfiguration};
 use super::parameters::Parameters;
 use super::request::{self, Additions};
@@ -19,7 +18,7 @@ use crate::cni::version::Version;
 use crate::cni::{exec, json};
 use crate::net::link;
 use crate::net::netlink::Netlink;
-use crate::net::netns::Netns;
+use crate::net::netns::{self, Netns};
 use crate::shell::shell;
 
 /// Hears what goes on.
@@ -130,7 +129,7 @@ pub fn find(plugin: &str, directories: &[PathBuf]) -> Result<PathBuf> {
 fn refuse_existing_interface(parameters: &Parameters) -> Result<()> {
     let (netns, ifname) = (&parameters.netns, &parameters.attachment.ifname);
     // `lo` is in every namespace, and nothing removes it.
-    if ifname == "lo" || !gc::is_live(netns) {
+    if ifname == "lo" || !netns::is_live(netns) {
         return Ok(());
     }
     let inside = Netlink::open_in(&Netns::open(netns)?)?;

@@ -1,15 +1,15 @@
 //! Garbage collection: which attachments of a network are stale (docs/compatibility.md#3.8).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::anyhow;
-use nix::sys::statfs::{FsType, statfs};
 
 use super::cache::Contents;
 use super::chain::Chain;
 use super::network::Network;
 use super::parameters::Parameters;
 use crate::cni::invocation::Attachment;
+use crate::net::netns;
 
 /// What one collection is going to do.
 #[derive(Debug, Default, PartialEq)]
@@ -37,7 +37,7 @@ pub fn plan(network: &Network, contents: Contents, extent: Extent) -> Option<Swe
     if network.disable_gc {
         return None;
     }
-    let is_kept = |netns: &str| extent == Extent::Stale && is_live(netns);
+    let is_kept = |netns: &str| extent == Extent::Stale && netns::is_live(netns);
     let (valid, stale): (Vec<_>, Vec<_>) = contents
         .entries
         .into_iter()
@@ -122,26 +122,10 @@ pub fn describe(parameters: &Parameters) -> String {
     )
 }
 
-/// `NSFS_MAGIC` of linux/magic.h.
-const NSFS: FsType = FsType(0x6e73_6673);
-
-/// Whether `netns` may be a living namespace. Only what is certainly none counts as
-/// gone: the path does not exist, or is a plain file that the namespace was mounted on.
-pub fn is_live(netns: &str) -> bool {
-    if netns.is_empty() {
-        return true;
-    }
-    match statfs(Path::new(netns)) {
-        Ok(filesystem) => filesystem.filesystem_type() == NSFS,
-        Err(errno) => !matches!(
-            errno,
-            nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::cni::json::Object;
     use crate::runtime::cache::Entry;
@@ -199,15 +183,5 @@ mod tests {
         assert!(sweep.doubt().is_none());
         let disabled = network(r#""disableGC": true,"#);
         assert_eq!(plan(&disabled, contents(), Extent::Everything), None);
-    }
-
-    #[test]
-    fn doubt_means_live() {
-        assert!(is_live("/proc/self/ns/net"));
-        assert!(is_live(""));
-        assert!(!is_live("/nowhere"));
-        assert!(!is_live("/proc/self/status/x"));
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(!is_live(file.path().to_str().unwrap()));
     }
 }

@@ -12,17 +12,16 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::cache::{Cache, Entry, Record};
-use super::gc;
 use super::network::plugin_member;
 use super::parameters::Parameters;
 use super::request::{self, Additions};
 use crate::cni::config::Document;
 use crate::cni::invocation::{Command, Invocation};
-use crate::cni::skel::{Applets, Call, Plugin, is_own_namespace};
+use crate::cni::skel::{Call, Plugin, Services, is_own_namespace};
 use crate::net::link;
 use crate::net::mac::Mac;
 use crate::net::netlink::Netlink;
-use crate::net::netns::Netns;
+use crate::net::netns::{self, Netns};
 use crate::netfilter::Memo;
 use crate::shell::shell;
 
@@ -79,7 +78,7 @@ pub fn remembered(cache: &Cache, entries: Vec<Entry>) -> (Vec<Remembered>, Vec<a
 pub fn restore(
     attachments: &[Remembered],
     scope: Scope<'_>,
-    applets: Applets,
+    services: Services,
     mut tell: impl FnMut(&Entry, Result<Outcome>),
 ) {
     let mut overtaken = BTreeSet::new();
@@ -92,7 +91,7 @@ pub fn restore(
         if !is_asked && (scope.dry_run || !is_overtaken) {
             continue;
         }
-        let outcome = attachment.restore(scope.dry_run, is_overtaken, applets);
+        let outcome = attachment.restore(scope.dry_run, is_overtaken, services);
         // Even when it failed: part of it may have been made.
         if !matches!(outcome, Ok(Outcome::Complete | Outcome::Gone(_))) {
             overtaken.extend(ports);
@@ -104,13 +103,13 @@ pub fn restore(
 impl Remembered {
     /// Makes what is missing; all again if an older attachment's rules are in front.
     /// Each table is listed once for all attachments of which nothing is missing.
-    fn restore(&self, dry_run: bool, is_overtaken: bool, applets: Applets) -> Result<Outcome> {
+    fn restore(&self, dry_run: bool, is_overtaken: bool, services: Services) -> Result<Outcome> {
         if let Some(reason) = self.gone()? {
             return Ok(Outcome::Gone(reason));
         }
         let mut missing = Vec::new();
         let mut result = Ok(());
-        for (plugin, call) in self.calls(applets)? {
+        for (plugin, call) in self.calls(services)? {
             let absent = plugin.missing_rules(&call);
             let done = absent.and_then(|absent| {
                 let is_needed = is_overtaken || !absent.is_empty();
@@ -145,7 +144,7 @@ impl Remembered {
         if netns.is_empty() {
             return Ok(Some("no namespace is known of it".into()));
         }
-        if !gc::is_live(netns) {
+        if !netns::is_live(netns) {
             let collect = shell!["cnitool", "gc", self.entry.network];
             return Ok(Some(format!(
                 "its namespace is gone ({collect} removes what is left)"
@@ -173,7 +172,7 @@ impl Remembered {
     }
 
     /// What to ask of which plugins: of those in the chain that are ours.
-    fn calls(&self, applets: Applets) -> Result<Vec<(&'static dyn Plugin, Call)>> {
+    fn calls(&self, services: Services) -> Result<Vec<(&'static dyn Plugin, Call)>> {
         let network = &self.record.network;
         let parameters = &self.entry.parameters;
         ensure!(
@@ -189,7 +188,7 @@ impl Remembered {
         };
         let mut calls = Vec::new();
         for configuration in &network.plugins {
-            let Some(plugin) = applets(&configuration.plugin) else {
+            let Some(plugin) = (services.plugin)(&configuration.plugin) else {
                 continue;
             };
             let context = || format!("plugin {}", configuration.plugin);
@@ -207,7 +206,7 @@ impl Remembered {
                 config: Document::parse(stdin)?
                     .negotiate(Command::Del, plugin.versions())
                     .with_context(context)?,
-                applets,
+                services: services.exact(),
                 depth: 0,
             };
             calls.push((plugin, call));

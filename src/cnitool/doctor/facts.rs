@@ -8,7 +8,6 @@ use anyhow::Result;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::sysctls;
 use crate::cnitool::inventory::Survey;
 use crate::cnitool::inventory::attachment::View;
 use crate::fsutil;
@@ -16,7 +15,7 @@ use crate::net::addr::{self, Neighbour};
 use crate::net::link::Link;
 use crate::net::link_sysctl::LinkSysctl;
 use crate::net::netlink::Netlink;
-use crate::net::netns::Netns;
+use crate::net::netns::{self, Netns};
 use crate::net::route::{self, Forwarded, Route};
 use crate::net::sysctl;
 use crate::net::traffic::{self, Discipline};
@@ -55,6 +54,18 @@ const KEYS: [&str; 8] = [
     "ipv4/neigh/default/gc_thresh3",
     "ipv6/neigh/default/gc_thresh3",
 ];
+
+/// Sysctls of a link that the checks look at, and of `all` and `default`.
+fn sysctls_of(link: &str) -> [String; 5] {
+    [
+        LinkSysctl::v4(link, "arp_ignore"),
+        LinkSysctl::v4(link, "arp_filter"),
+        LinkSysctl::v4(link, "forwarding"),
+        LinkSysctl::v4(link, "rp_filter"),
+        LinkSysctl::v6(link, "disable_ipv6"),
+    ]
+    .map(LinkSysctl::key)
+}
 
 /// All of it.
 #[derive(Debug)]
@@ -208,7 +219,7 @@ impl<'a> Facts<'a> {
                 continue;
             };
             let ifname = &view.attachment.ifname;
-            let keys = [sysctls::keys(ifname), sysctls::keys("all")].concat();
+            let keys = [sysctls_of(ifname), sysctls_of("all")].concat();
             let gateways = gateways(view);
             let outsides: Vec<IpAddr> = addresses.iter().map(|ip| outside(*ip)).collect();
             let own = addresses_of(view);
@@ -236,7 +247,7 @@ impl<'a> Facts<'a> {
                     self.inside.insert(path, found);
                 }
                 // Gone since the survey.
-                Err(_) if !crate::runtime::gc::is_live(path) => {}
+                Err(_) if !netns::is_live(path) => {}
                 Err(error) => {
                     let error: anyhow::Error = error;
                     self.doubts.push(format!("{error:#}"));
@@ -244,6 +255,18 @@ impl<'a> Facts<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the link called `name` is a VLAN of the bridge `link`, or another of its ports.
+    pub fn is_above(&self, name: &str, link: &Link) -> bool {
+        let host = &self.survey.host;
+        host.link(name).is_some_and(|found| {
+            found.peer == Some(link.index)
+                || found.controller == Some(link.index)
+                || host
+                    .peer_of(found)
+                    .is_some_and(|peer| peer.controller == Some(link.index))
+        })
     }
 
     /// The sysctls of the host that matter.
@@ -264,7 +287,7 @@ impl<'a> Facts<'a> {
         let links = links.chain(uplinks).chain(of_gateways).flatten();
         let names = links.map(|link| link.name.as_str());
         for name in names.chain(["all", "default"]) {
-            keys.extend(sysctls::keys(name));
+            keys.extend(sysctls_of(name));
         }
         // What the kernel learns of other routers.
         for link in host.links.iter().filter(|link| link.name != "lo") {

@@ -167,7 +167,7 @@ fn routes_to(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
             Some(through)
                 if view.plugin("flannel").is_some()
                     || through == "lo"
-                    || is_above(facts, through, link) =>
+                    || facts.is_above(through, link) =>
             {
                 continue;
             }
@@ -187,20 +187,6 @@ fn routes_to(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
         ));
     }
     findings
-}
-
-/// Whether the link called `name` is a VLAN of the bridge `link`, or another of its ports.
-pub fn is_above(facts: &Facts<'_>, name: &str, link: &Link) -> bool {
-    let found = facts.survey.host.link(name);
-    found.is_some_and(|found| {
-        found.peer == Some(link.index)
-            || found.controller == Some(link.index)
-            || facts
-                .survey
-                .host
-                .peer_of(found)
-                .is_some_and(|peer| peer.controller == Some(link.index))
-    })
 }
 
 /// What the kernel says it does with a packet from the container to the outside.
@@ -295,7 +281,7 @@ pub fn overlaps_of(
         if !is_other
             || !overlap(&subnet, &theirs)
             || is_host_route
-            || link.is_some_and(|link| is_above(facts, through, link))
+            || link.is_some_and(|link| facts.is_above(through, link))
         {
             continue;
         }

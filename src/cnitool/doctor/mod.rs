@@ -29,9 +29,10 @@ use clap::Args;
 use serde::Serialize;
 
 use self::facts::Facts;
-use super::see::{is_meant, look, print_json, short};
+use super::see::{is_meant, look, short};
 use super::table::{Line, Tone};
 use super::{Options, output};
+use crate::cni::skel::Services;
 use crate::cnitool::inventory::attachment::{self, View};
 use crate::runtime::network::plugin_member;
 use crate::shell::{ShellCommand, shell};
@@ -129,15 +130,15 @@ struct Document<'a> {
 
 /// Looks, and tells what it found. What keeps it from looking is reported here, as the exit
 /// status tells it from a finding.
-pub fn run(options: &Options, args: &DoctorArgs) -> ExitCode {
-    examine(options, args).unwrap_or_else(|error| {
+pub fn run(options: &Options, services: Services, args: &DoctorArgs) -> ExitCode {
+    examine(options, services, args).unwrap_or_else(|error| {
         output::report(&error);
         ExitCode::from(COULD_NOT_LOOK)
     })
 }
 
-fn examine(options: &Options, args: &DoctorArgs) -> Result<ExitCode> {
-    let survey = look(options)?;
+fn examine(options: &Options, services: Services, args: &DoctorArgs) -> Result<ExitCode> {
+    let survey = look(options, services)?;
     let views = attachment::join(&survey);
     let is_wanted = |view: &&View<'_>| {
         let word = args.what.as_ref();
@@ -166,7 +167,7 @@ fn examine(options: &Options, args: &DoctorArgs) -> Result<ExitCode> {
     let could_look = doubts.is_empty() && nix::unistd::geteuid().is_root();
     if args.json {
         let findings = &findings;
-        print_json(&Document { findings, doubts })?;
+        output::json(&Document { findings, doubts })?;
     } else {
         output::lines(&lines(&findings, could_look))?;
     }

@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use super::facts::Facts;
 use super::host::overlaps_of;
 use super::{Finding, program, set_sysctl};
-use crate::applets;
 use crate::cni::error::ErrorObject;
 use crate::cni::invocation::{Command, Environment};
 use crate::cni::skel::Call;
@@ -207,7 +206,7 @@ fn configuration(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
     for plugin in wanted {
         let found = chain::find(&plugin, &facts.plugins);
         if let Ok(file) = &found {
-            findings.extend(unusable(&object, &plugin, file));
+            findings.extend(unusable(facts, &object, &plugin, file));
         } else {
             let places: Vec<String> = facts
                 .plugins
@@ -270,8 +269,9 @@ fn not_available(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
 /// What STATUS of `plugin` says, if it is one of ours. Versions before 1.1.0 have no STATUS, but
 /// plugins know how.
 fn status(facts: &Facts<'_>, network: &Network, plugin: &PluginConfiguration) -> Result<()> {
+    let services = facts.survey.services;
     let executable = chain::find(&plugin.plugin, &facts.plugins)?;
-    let Some(own) = delegate::own(&plugin.plugin, &executable, applets::plugin) else {
+    let Some(own) = delegate::own(&plugin.plugin, &executable, services.plugin) else {
         return Ok(());
     };
     let mut config = request::document(network, plugin, Additions::default());
@@ -280,7 +280,7 @@ fn status(facts: &Facts<'_>, network: &Network, plugin: &PluginConfiguration) ->
     let env = [("CNI_PATH".to_owned(), path.to_string_lossy().into_owned())];
     let env = Environment::from(env);
     let config = json::compact(&config)?;
-    let call = Call::to_look(Command::Status, own, applets::plugin, &env, config)?;
+    let call = Call::to_look(Command::Status, own, services.exact(), &env, config)?;
     own.status(&call)
 }
 
@@ -295,9 +295,9 @@ fn no_resolver(object: &str, network: &Network, file: &Path) -> Finding {
 }
 
 /// A plugin that is there and does not run.
-fn unusable(object: &str, plugin: &str, file: &Path) -> Option<Finding> {
+fn unusable(facts: &Facts<'_>, object: &str, plugin: &str, file: &Path) -> Option<Finding> {
     let directory = file.parent().unwrap_or(file).display();
-    let reinstall = match applets::find(plugin) {
+    let reinstall = match (facts.survey.services.plugin)(plugin) {
         Some(_) => shell!["cnibox", "install", directory].into(),
         None => format!("install {plugin} in {directory} again, for this machine"),
     };

@@ -6,25 +6,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::facts::{Facts, Inside, has_gateway_here, input};
-use super::host::is_above;
 use super::{Finding, attach_again, name, set_sysctl};
 use crate::cnitool::inventory::attachment::View;
 use crate::cnitool::inventory::stack::Stack;
 use crate::net::link::Link;
 use crate::net::link_sysctl::LinkSysctl;
 use crate::shell::{ShellCommand, shell};
-
-/// Sysctls of a link that the checks look at, and of `all` and `default`.
-pub fn keys(link: &str) -> [String; 5] {
-    [
-        LinkSysctl::v4(link, "arp_ignore"),
-        LinkSysctl::v4(link, "arp_filter"),
-        LinkSysctl::v4(link, "forwarding"),
-        LinkSysctl::v4(link, "rp_filter"),
-        LinkSysctl::v6(link, "disable_ipv6"),
-    ]
-    .map(LinkSysctl::key)
-}
 
 /// The host does not tell the container where its gateway is.
 pub fn host_is_silent(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
@@ -131,7 +118,7 @@ fn asked<'a>(facts: &'a Facts<'_>, view: &View<'a>, gateway: IpAddr) -> Option<&
     // With VLANs the gateway is on a link of its own.
     Some(
         links
-            .find(|own| own.index != link.index && is_above(facts, &own.name, link))
+            .find(|own| own.index != link.index && facts.is_above(&own.name, link))
             .unwrap_or(link),
     )
 }

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use super::facts::{Facts, has_gateway_here, outside};
-use super::host::is_above;
 use super::{Finding, set_sysctl};
 use crate::cnitool::inventory::attachment::View;
 use crate::net::link::Link;
@@ -110,7 +109,7 @@ fn uplinks<'a>(facts: &'a Facts<'_>, ip: IpAddr) -> impl Iterator<Item = &'a Lin
         views.any(|view| {
             view.host_end == Some(link)
                 || view.others.contains(&link)
-                || view.bridge.is_some_and(|b| is_above(facts, &link.name, b))
+                || view.bridge.is_some_and(|b| facts.is_above(&link.name, b))
         })
     };
     let addresses = host.addresses.iter().filter(move |(_, address)| {

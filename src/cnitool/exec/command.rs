@@ -16,10 +16,13 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use super::{OWN_FAILURE, view};
+use super::view;
 use crate::cni::error::{Code, coded};
 use crate::cnitool::output;
 use crate::net::netns::Netns;
+
+/// What env(1) and timeout(1) exit with when the failure is their own.
+pub const OWN_FAILURE: u8 = 125;
 
 /// The word by which `cnitool` knows that it is to become a command: nobody types it.
 pub const BECOME: &str = "become-command";

@@ -23,11 +23,8 @@ use crate::net::netns::Netns;
 use crate::runtime::chain::{Chain, OnFailure};
 use crate::runtime::parameters::{Parameters, parse_args};
 use capabilities::Wishes;
-pub use command::{BECOME, replace_this_process};
+pub use command::{BECOME, OWN_FAILURE, replace_this_process};
 use command::{Ended, Signals};
-
-/// What env(1) and timeout(1) exit with when the failure is their own.
-pub const OWN_FAILURE: u8 = 125;
 
 #[derive(Args)]
 pub struct ExecArgs {

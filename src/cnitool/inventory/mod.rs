@@ -20,17 +20,17 @@ use serde_json::Value;
 pub use self::stack::Stack;
 use crate::cni::config::Config;
 use crate::cni::json::Object;
+use crate::cni::skel::Services;
 use crate::cni::version::Version;
 use crate::fsutil;
 use crate::net::netlink::Netlink;
-use crate::net::netns::Netns;
+use crate::net::netns::{self, Netns};
 use crate::netfilter::listing;
 use crate::netfilter::listing::Listing;
 use crate::plugins::ipam::pool::{self, Pool};
 use crate::plugins::{firewall, flannel};
 use crate::runtime::cache::{Cache, Entry, Record};
 use crate::runtime::directory::{Broken, Directory};
-use crate::runtime::gc;
 use crate::runtime::network::{self, Network, PluginConfiguration};
 use crate::runtime::request::{self, Additions};
 
@@ -43,6 +43,8 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// The node, at one moment.
 #[derive(Debug)]
 pub struct Survey {
+    /// Our own plugins, which know what their configurations mean.
+    pub services: Services,
     /// When that was.
     pub now: SystemTime,
     /// The networks that are configured.
@@ -102,7 +104,7 @@ impl Survey {
     ///
     /// # Errors
     /// When the cache or the host's links cannot be listed: nothing could be told then.
-    pub fn take(directory: Directory, cache: &Cache) -> Result<Self> {
+    pub fn take(directory: Directory, cache: &Cache, services: Services) -> Result<Self> {
         let mut doubts = Vec::new();
         let contents = cache.contents()?;
         let memories: Vec<Memory> = contents
@@ -129,6 +131,7 @@ impl Survey {
             Err(error) => doubts.push(format!("{error:#}")),
         }
         Ok(Self {
+            services,
             now: SystemTime::now(),
             namespaces: namespaces.collect(),
             rules,
@@ -172,11 +175,11 @@ fn named_namespaces(doubts: &mut Vec<String>) -> Vec<String> {
     };
     let names = names.filter_map(|entry| entry.ok()?.path().into_os_string().into_string().ok());
     // A file that nothing is mounted on any more is no namespace.
-    names.filter(|path| gc::is_live(path)).collect()
+    names.filter(|path| netns::is_live(path)).collect()
 }
 
 fn look_into(path: &str) -> Namespace {
-    if !gc::is_live(path) {
+    if !netns::is_live(path) {
         return Namespace::Gone;
     }
     if fsutil::is_same_file(Path::new(OWN), Path::new(path)) {

@@ -17,6 +17,7 @@ use self::path::{End, Path, Stage, Step};
 use self::send::Answer;
 use super::table::{Line, Tone};
 use super::{Options, output, see};
+use crate::cni::skel::Services;
 use crate::cnitool::inventory::Survey;
 use crate::cnitool::inventory::attachment::{self, View};
 use crate::net::netns::Netns;
@@ -93,8 +94,8 @@ struct Outcome<'a> {
 
 /// The exit status is 0 where the packet went on its way, 1 where it did not, 2 where that
 /// could not be looked at.
-pub fn run(options: &Options, args: &TraceArgs) -> ExitCode {
-    trace(options, args).unwrap_or_else(|error| {
+pub fn run(options: &Options, services: Services, args: &TraceArgs) -> ExitCode {
+    trace(options, services, args).unwrap_or_else(|error| {
         output::report(&error);
         2.into()
     })
@@ -102,8 +103,8 @@ pub fn run(options: &Options, args: &TraceArgs) -> ExitCode {
 
 /// # Errors
 /// What is in the way of looking.
-fn trace(options: &Options, args: &TraceArgs) -> Result<ExitCode> {
-    let survey = see::look(options)?;
+fn trace(options: &Options, services: Services, args: &TraceArgs) -> Result<ExitCode> {
+    let survey = see::look(options, services)?;
     let all = attachment::join(&survey);
     let views = see::choose(all.clone(), &args.container, None)?;
     let container_id = views
@@ -158,7 +159,7 @@ fn trace(options: &Options, args: &TraceArgs) -> Result<ExitCode> {
         Answer::None => None,
     });
     if args.json {
-        see::print_json(&document(
+        output::json(&document(
             container_id,
             to,
             &path,

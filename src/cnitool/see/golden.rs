@@ -176,6 +176,7 @@ fn survey() -> Survey {
     let holder = |id: &str| Holder::Attachment(id.into(), Some("eth0".into()));
     let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
     Survey {
+        services: crate::applets::SERVICES,
         now: now(),
         directory: Directory {
             path: "/net.d".into(),

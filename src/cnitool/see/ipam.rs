@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::{Selection, age, count, is_meant, moment, or_dash, short};
+use super::Selection;
+use super::words::{age, count, is_meant, moment, or_dash, short};
 use crate::cnitool::inventory::Survey;
 use crate::cnitool::inventory::attachment::{State, View};
 use crate::cnitool::table::{self, Cell, Line, Tone};

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::{or_dash, short};
+use super::words::{or_dash, short};
 use crate::cnitool::inventory::Survey;
 use crate::cnitool::inventory::attachment::{self, State, View};
 use crate::cnitool::table::{self, Cell, Line, Tone};

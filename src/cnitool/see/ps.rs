@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{address, age, moment, or_dash, port, short};
+use super::words::{address, age, moment, or_dash, port, short};
 use crate::cnitool::inventory::Survey;
 use crate::cnitool::inventory::attachment::{State, View};
 use crate::cnitool::table::{self, Cell, Line, Tone};

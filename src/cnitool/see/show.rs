@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{address, age, is_meant, port, ps};
+use super::ps;
+use super::words::{address, age, is_meant, port};
 use crate::cnitool::inventory::attachment::{State, View};
 use crate::cnitool::inventory::{Stack, Survey};
 use crate::cnitool::table::{Line, Tone};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::Value;
 
-use super::Finding;
-use super::plugin::{Look, is_remark};
+use super::inspection::{Finding, Inspection, Look};
+use super::plugin::is_remark;
 use super::together::Member;
 use super::twice::keys_twice;
 use crate::cni::invocation::check_network_name;
@@ -79,38 +79,7 @@ pub fn inspect(file: &Path, raw: &[u8], value: &Object, look: &Look<'_>) -> Vec<
     inspection.findings
 }
 
-/// One document being looked at.
-pub struct Inspection<'a> {
-    /// The file whose turn it is: the list's, or a plugin's beside it.
-    pub file: PathBuf,
-    /// How plugins are found.
-    pub look: &'a Look<'a>,
-    /// So far.
-    pub findings: Vec<Finding>,
-}
-
 impl Inspection<'_> {
-    /// Adds what makes the network unusable.
-    pub fn error(&mut self, path: &str, message: impl Into<String>) {
-        self.findings
-            .push(Finding::error(&self.file, path, message));
-    }
-
-    /// Adds what is odd and does no harm.
-    pub fn warning(&mut self, path: &str, message: impl Into<String>) {
-        self.findings
-            .push(Finding::warning(&self.file, path, message));
-    }
-
-    /// Adds what a reader of the JSON stumbled over.
-    pub fn problem(&mut self, problem: Problem) {
-        if problem.is_warning {
-            self.warning(&problem.path, problem.message);
-        } else {
-            self.error(&problem.path, problem.message);
-        }
-    }
-
     fn list(&mut self, list: &Object) {
         if self.file.extension().is_none_or(|e| e != "conflist") {
             self.error("", "a list of plugins: rename the file to .conflist");

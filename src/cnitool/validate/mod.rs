@@ -5,12 +5,12 @@
 //! (`Plugin::validate`); foreign plugins are looked up but never run.
 
 mod document;
+mod inspection;
 pub mod neighbours;
 mod plugin;
 mod together;
 mod twice;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,76 +19,25 @@ use serde_json::{Value, json};
 
 use super::table::{Line, Tone};
 use super::{Options, ValidateArgs, output};
-use crate::cni::json::{self, Problem};
+use crate::cni::json;
+#[cfg(any(test, fuzzing))]
+use crate::cni::skel::Applets;
+use crate::cni::skel::Services;
 use crate::fsutil::without_byte_order_mark;
 use crate::runtime::directory::{self, Broken, Directory};
 use document::Named;
-use plugin::Look;
-
-/// One thing to say about one file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Finding {
-    /// The file, maybe with line and column.
-    place: String,
-    severity: Severity,
-    problem: Problem,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Severity {
-    Error,
-    Warning,
-}
-
-impl Severity {
-    /// The word for it.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warning => "warning",
-        }
-    }
-}
-
-impl Finding {
-    fn new(file: &Path, severity: Severity, path: &str, message: impl Into<String>) -> Self {
-        Self {
-            place: file.display().to_string(),
-            severity,
-            problem: Problem::new(path, message),
-        }
-    }
-
-    fn error(file: &Path, path: &str, message: impl Into<String>) -> Self {
-        Self::new(file, Severity::Error, path, message)
-    }
-
-    fn warning(file: &Path, path: &str, message: impl Into<String>) -> Self {
-        Self::new(file, Severity::Warning, path, message)
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let severity = self.severity.as_str();
-        write!(f, "{}: {severity}: ", self.place)?;
-        if !self.problem.path.is_empty() {
-            write!(f, "{}: ", self.problem.path)?;
-        }
-        f.write_str(&self.problem.message)
-    }
-}
+use inspection::{Finding, Look, Severity};
 
 /// Prints every finding, and a line for each file without any.
 ///
 /// # Errors
 /// When there is nothing to look at.
-pub fn run(options: &Options, args: &ValidateArgs) -> Result<ExitCode> {
+pub fn run(options: &Options, services: Services, args: &ValidateArgs) -> Result<ExitCode> {
     let (directory, files) = select(options.conf(), args.what.as_deref())?;
     let directories: Vec<PathBuf> = std::env::split_paths(options.path()).collect();
     let look = Look {
         find: &|plugin| crate::runtime::chain::find(plugin, &directories).map(drop),
-        plugin: crate::applets::plugin,
+        plugin: services.plugin,
     };
     let mut lines = Vec::new();
     let mut all = Vec::new();
@@ -212,19 +161,21 @@ fn inspect(file: &Path, directory: &Directory, look: &Look<'_>) -> Vec<Finding> 
     findings
 }
 
-/// What holds for every file: each finding has a place in it. Answers whether none of them is
-/// an error, all plugins taken for installed.
+/// The document in a file and what is wrong with it, for fuzzing: all plugins are taken for
+/// installed. `None` for what is no document.
 #[cfg(any(test, fuzzing))]
-pub fn fuzz(file: &Path, raw: &[u8]) -> bool {
+pub fn problems(
+    file: &Path,
+    raw: &[u8],
+    plugin: Applets,
+) -> Option<(Value, Vec<json::Problem>, bool)> {
     let look = Look {
         find: &|_| Ok(()),
-        plugin: crate::applets::plugin,
+        plugin,
     };
-    let Ok(Named { value, .. }) = document::parse(file, raw) else {
-        return false;
-    };
+    let Named { value, .. } = document::parse(file, raw).ok()?;
     let findings = document::inspect(file, raw, &value, &look);
-    let problems = findings.iter().map(|finding| &finding.problem);
-    crate::fuzz::assert_places(&value.into(), problems);
-    findings.iter().all(|f| f.severity != Severity::Error)
+    let is_valid = findings.iter().all(|f| f.severity != Severity::Error);
+    let problems = findings.into_iter().map(|finding| finding.problem);
+    Some((value.into(), problems.collect(), is_valid))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::Finding;
+use super::inspection::Finding;
 use crate::cni::config::{parse_cidr, parse_ip};
 use crate::cni::json::{self, Object};
 use crate::runtime::directory::Directory;

@@ -3,26 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::document::Inspection;
+use super::inspection::Inspection;
 use super::together::uses_ipam;
 use crate::cni::json::{self, Object, Problem};
 use crate::cni::result::Dns;
-use crate::cni::skel::{Delegation, Plugin};
+use crate::cni::skel::Delegation;
 use crate::cni::version::Version;
 use crate::runtime::network::{self, Network, PluginConfiguration, plugin_member};
 use crate::runtime::request::{self, Additions};
-
-/// How plugins are found.
-pub struct Look<'a> {
-    /// On the disk.
-    pub find: &'a dyn Fn(&str) -> Result<()>,
-    /// Among our applets.
-    pub plugin: fn(&str) -> Option<&'static dyn Plugin>,
-}
 
 /// Keys of a plugin's object that belong to no single plugin.
 const SHARED_KEYS: [&str; 9] = [

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::document::Inspection;
+use super::inspection::Inspection;
 use crate::cni::config::parse_ip;
 use crate::cni::json::{self, Object};
 use crate::runtime::network::{ipam, plugin_member, plugin_type};

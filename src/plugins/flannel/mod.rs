@@ -91,7 +91,7 @@ impl Plugin for Flannel {
 
     fn missing_rules(&self, call: &Call) -> Result<Vec<String>> {
         let delegated = existing(call)?;
-        match (call.applets)(&delegated.plugin) {
+        match (call.services.plugin_called)(&delegated.plugin) {
             Some(plugin) => plugin.missing_rules(&delegated.call),
             None => Ok(Vec::new()),
         }
@@ -99,7 +99,7 @@ impl Plugin for Flannel {
 
     fn restore_rules(&self, call: &Call) -> Result<()> {
         let delegated = existing(call)?;
-        match (call.applets)(&delegated.plugin) {
+        match (call.services.plugin_called)(&delegated.plugin) {
             Some(plugin) => plugin.restore_rules(&delegated.call),
             None => Ok(()),
         }

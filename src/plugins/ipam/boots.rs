@@ -18,13 +18,13 @@ use super::index::{Entries, Index, Tally};
 use super::lease_dir::{Lease, LeaseDir};
 use super::owner::Owner;
 use crate::cni::invocation::Attachment;
+use crate::cni::skel::RememberedNetns;
 use crate::fsutil;
 use crate::log;
 use crate::net::link;
 use crate::net::netlink::Netlink;
+use crate::net::netns;
 use crate::plugins::host_end::Identity;
-use crate::runtime::cache::{self, Cache};
-use crate::runtime::gc;
 
 /// A lease, and the boot of the node in which it was written where that is known.
 #[derive(Debug)]
@@ -40,17 +40,20 @@ pub struct Boots {
     network: String,
     /// This boot; empty where the kernel does not say.
     this: String,
+    /// What runtimes remember.
+    remembered: RememberedNetns,
     /// The aliases of the host's veth links, once somebody had to look.
     aliases: OnceCell<Option<BTreeSet<String>>>,
 }
 
 impl Boots {
     /// Those of `network`. Looks at nothing but this boot.
-    pub fn new(data_dir: &Path, network: &str) -> Self {
+    pub fn new(data_dir: &Path, network: &str, remembered: RememberedNetns) -> Self {
         Self {
             index: Index::new(data_dir, network),
             network: network.to_owned(),
             this: boot_id(),
+            remembered,
             aliases: OnceCell::new(),
         }
     }
@@ -150,10 +153,10 @@ impl Boots {
             container_id: owner.container_id.clone(),
             ifname,
         };
-        let netns = Cache::new(Path::new(cache::DEFAULT)).netns(&self.network, &attachment);
+        let netns = (self.remembered)(&self.network, &attachment);
         let is_remembered = netns.is_some_and(|netns| {
             let own = Path::new("/proc/thread-self/ns/net");
-            gc::is_live(&netns) && !fsutil::is_same_file(own, Path::new(&netns))
+            netns::is_live(&netns) && !fsutil::is_same_file(own, Path::new(&netns))
         });
         is_remembered || self.has_host_end(&attachment)
     }

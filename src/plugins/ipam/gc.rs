@@ -11,6 +11,7 @@ use super::owner::Owner;
 use super::store::Store;
 use crate::cni::collector::{Collector, Freed, Run};
 use crate::cni::invocation::Attachment;
+use crate::cni::skel::RememberedNetns;
 
 /// Frees every lease of `network` that belongs to none of `valid`. A lease without an
 /// interface belongs to whichever attachment its container has. What an operator has
@@ -22,6 +23,7 @@ pub fn collect(
     data_dir: &Path,
     network: &str,
     valid: &[Attachment],
+    remembered: RememberedNetns,
     collector: &mut Collector,
 ) -> Result<()> {
     let kept: HashSet<Owner> = valid
@@ -40,7 +42,7 @@ pub fn collect(
     };
     // A store is locked, and leaves its index behind: nothing for a dry run.
     if collector.run() == Run::Dry {
-        let boots = Boots::new(data_dir, network);
+        let boots = Boots::new(data_dir, network, remembered);
         let found = LeaseDir::new(data_dir, network).scan(&HashMap::new())?;
         for lease in stale(found.leases) {
             collector.remove(&describe(&lease, &boots), || Ok(()));
@@ -52,7 +54,7 @@ pub fn collect(
         }
         return Ok(());
     }
-    let Some(mut store) = Store::open(data_dir, network)? else {
+    let Some(mut store) = Store::open(data_dir, network, remembered)? else {
         return Ok(());
     };
     for lease in stale(store.scan()?) {

@@ -40,7 +40,7 @@ use crate::cni::error::{Code, agree, detailed};
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Dns, Ip};
-use crate::cni::skel::{Call, Plugin};
+use crate::cni::skel::{Call, Plugin, RememberedNetns};
 use crate::journal::step;
 use crate::log;
 use crate::undo::Undo;
@@ -55,7 +55,10 @@ impl Plugin for Ipam {
         let wanted = Wanted::read(call)?;
         let network = &call.config.network;
         let data_dir = wanted.settings.data_dir.clone();
-        let mut store = step("lock the leases", || Store::create(&data_dir, network))?;
+        let remembered = call.services.remembered_netns;
+        let mut store = step("lock the leases", || {
+            Store::create(&data_dir, network, remembered)
+        })?;
         let reserved = step("reserve addresses", || wanted.reserve(call, &mut store))?;
         let Reserved { leases, ips } = reserved;
         undo.push(
@@ -63,7 +66,7 @@ impl Plugin for Ipam {
                 "release the addresses of {}",
                 Owner::of(&call.invocation.attachment)
             ),
-            move || release(&data_dir, network, leases),
+            move || release(&data_dir, network, leases, remembered),
         );
         Ok(wanted.result(ips))
     }
@@ -71,7 +74,11 @@ impl Plugin for Ipam {
     fn del(&self, call: &Call) -> Result<()> {
         let data_dir = config::data_dir(&call.config)?;
         let opened = step("lock the leases", || {
-            Store::open(&data_dir, &call.config.network)
+            Store::open(
+                &data_dir,
+                &call.config.network,
+                call.services.remembered_netns,
+            )
         })?;
         let Some(mut store) = opened else {
             return Ok(());
@@ -91,7 +98,9 @@ impl Plugin for Ipam {
         let settings = Settings::read(&call.config)?;
         let network = &call.config.network;
         let attachment = &call.invocation.attachment;
-        let Some(mut store) = Store::open(&settings.data_dir, network)? else {
+        let Some(mut store) =
+            Store::open(&settings.data_dir, network, call.services.remembered_netns)?
+        else {
             return Err(no_lease(call, &settings));
         };
         let given = given(call, &settings)?;
@@ -126,18 +135,32 @@ impl Plugin for Ipam {
 
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::read_for_status(&call.config)?;
-        status::check(&call.config.network, &settings)
+        status::check(
+            &call.config.network,
+            &settings,
+            call.services.remembered_netns,
+        )
     }
 
     fn gc(&self, call: &Call, collector: &mut Collector) -> Result<()> {
         let valid = call.config.valid_attachments()?;
         let data_dir = config::data_dir(&call.config)?;
-        gc::collect(&data_dir, &call.config.network, &valid, collector)
+        gc::collect(
+            &data_dir,
+            &call.config.network,
+            &valid,
+            call.services.remembered_netns,
+            collector,
+        )
     }
 
     fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {
         let wanted = Wanted::read(call)?;
-        let mut store = Store::look(&wanted.settings.data_dir, &call.config.network);
+        let mut store = Store::look(
+            &wanted.settings.data_dir,
+            &call.config.network,
+            call.services.remembered_netns,
+        );
         let Reserved { ips, leases } = wanted.reserve(call, &mut store)?;
         for lease in leases {
             let file = store.leases.file(lease.ip);
@@ -233,8 +256,13 @@ impl Wanted {
 }
 
 /// Releases those of `leases` that are still the files that were written.
-fn release(data_dir: &Path, network: &str, mut leases: Vec<Lease>) -> Result<()> {
-    let Some(mut store) = Store::open(data_dir, network)? else {
+fn release(
+    data_dir: &Path,
+    network: &str,
+    mut leases: Vec<Lease>,
+    remembered: RememberedNetns,
+) -> Result<()> {
+    let Some(mut store) = Store::open(data_dir, network, remembered)? else {
         return Ok(());
     };
     leases.retain(|lease| match store.leases.read(lease.ip) {
@@ -274,19 +302,28 @@ mod tests {
             ifname: "eth0".into(),
         };
         let reserve = |ip: &str| {
-            let store = Store::create(dir.path(), "n").unwrap();
+            let store = Store::create(dir.path(), "n", |_, _| None).unwrap();
             let reserved = store.reserve(ip.parse().unwrap(), 0, &attachment);
             reserved.unwrap().unwrap()
         };
         // From here on the index counts as complete, though it is not told of these two.
-        Store::create(dir.path(), "n").unwrap().scan().unwrap();
+        Store::create(dir.path(), "n", |_, _| None)
+            .unwrap()
+            .scan()
+            .unwrap();
         let (ours, other) = (reserve("10.0.0.2"), reserve("10.0.0.3"));
         let written_again = Lease {
             stamp: "earlier".into(),
             ..other.clone()
         };
-        release(dir.path(), "n", vec![ours.clone(), written_again]).unwrap();
-        let store = Store::create(dir.path(), "n").unwrap();
+        release(
+            dir.path(),
+            "n",
+            vec![ours.clone(), written_again],
+            |_, _| None,
+        )
+        .unwrap();
+        let store = Store::create(dir.path(), "n", |_, _| None).unwrap();
         assert_eq!(store.leases.read(ours.ip).unwrap(), None);
         assert_eq!(store.leases.read(other.ip).unwrap(), Some(other));
     }

@@ -120,7 +120,8 @@ pub fn look(config: &Config) -> Result<Pool> {
 /// When they cannot be listed.
 pub fn leftover(data_dir: &Path, network: &str) -> Result<Pool> {
     let directory = LeaseDir::new(data_dir, network);
-    let boots = Boots::new(data_dir, network);
+    // Nothing is taken over here, so nobody asks whether a container lives.
+    let boots = Boots::new(data_dir, network, |_, _| None);
     let mut leases: Vec<Record> = directory
         .scan(&HashMap::new())?
         .leases

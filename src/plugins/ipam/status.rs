@@ -23,6 +23,7 @@ use super::{allocator, resolv};
 use crate::cni::config::Config;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::result::{CniResult, Ip};
+use crate::cni::skel::RememberedNetns;
 use crate::cni::status::patiently;
 use crate::fsutil;
 use crate::plugins::outlook::Sample;
@@ -39,7 +40,7 @@ const SAMPLES: usize = 261;
 ///
 /// # Errors
 /// Code 50 and the reason.
-pub fn check(network: &str, settings: &Settings) -> Result<()> {
+pub fn check(network: &str, settings: &Settings, remembered: RememberedNetns) -> Result<()> {
     let unavailable = |sentence: String| coded(Code::NotAvailable, sentence);
     if let Some(path) = &settings.resolv_conf {
         // It may just be written anew.
@@ -76,7 +77,7 @@ pub fn check(network: &str, settings: &Settings) -> Result<()> {
     if !exists || !settings.status_fails_when_exhausted {
         return Ok(());
     }
-    let boots = Boots::new(&settings.data_dir, network);
+    let boots = Boots::new(&settings.data_dir, network, remembered);
     for (index, set) in settings.sets.iter().enumerate() {
         let taken = taken_up(&leases, &boots, settings, index, set)
             .with_context(|| unavailable(format!("leases of network {network} cannot be read")))?;

@@ -13,6 +13,7 @@ use super::lease_dir::{Lease, LeaseDir};
 use super::owner::Owner;
 use crate::cni::error::{Code, Coded, coded};
 use crate::cni::invocation::Attachment;
+use crate::cni::skel::RememberedNetns;
 use crate::{fsutil, log};
 
 /// The leases of one network, locked.
@@ -32,11 +33,11 @@ impl Store {
     ///
     /// # Errors
     /// Code 5; 11 when another process keeps the lock.
-    pub fn create(data_dir: &Path, network: &str) -> Result<Self> {
+    pub fn create(data_dir: &Path, network: &str, remembered: RememberedNetns) -> Result<Self> {
         let leases = LeaseDir::new(data_dir, network);
         leases
             .create()
-            .and_then(|()| Self::lock(leases, data_dir, network))
+            .and_then(|()| Self::lock(leases, data_dir, network, remembered))
             .map_err(|error| cannot_open(network, error))
     }
 
@@ -44,32 +45,41 @@ impl Store {
     ///
     /// # Errors
     /// As [`Self::create`].
-    pub fn open(data_dir: &Path, network: &str) -> Result<Option<Self>> {
+    pub fn open(
+        data_dir: &Path,
+        network: &str,
+        remembered: RememberedNetns,
+    ) -> Result<Option<Self>> {
         let leases = LeaseDir::new(data_dir, network);
         let open = || {
             if !leases.exists()? {
                 return Ok(None);
             }
-            Self::lock(leases, data_dir, network).map(Some)
+            Self::lock(leases, data_dir, network, remembered).map(Some)
         };
         open().map_err(|error| cannot_open(network, error))
     }
 
     /// The leases of `network` to look at and to imagine changes of. What others do
     /// meanwhile may go unnoticed.
-    pub fn look(data_dir: &Path, network: &str) -> Self {
+    pub fn look(data_dir: &Path, network: &str, remembered: RememberedNetns) -> Self {
         Self {
             leases: LeaseDir::new(data_dir, network),
-            boots: Boots::new(data_dir, network),
+            boots: Boots::new(data_dir, network, remembered),
             tally: None,
             imagined_free: Some(BTreeSet::new()),
             _lock: None,
         }
     }
 
-    fn lock(leases: LeaseDir, data_dir: &Path, network: &str) -> Result<Self> {
+    fn lock(
+        leases: LeaseDir,
+        data_dir: &Path,
+        network: &str,
+        remembered: RememberedNetns,
+    ) -> Result<Self> {
         let lock = leases.lock()?;
-        let boots = Boots::new(data_dir, network);
+        let boots = Boots::new(data_dir, network, remembered);
         let tally = boots.index.tally(leases.changed_at()?);
         Ok(Self {
             leases,
@@ -335,7 +345,7 @@ mod tests {
     #[test]
     fn a_foreign_lease_of_the_same_tick_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ours = Store::create(dir.path(), "n").unwrap();
+        let mut ours = Store::create(dir.path(), "n", |_, _| None).unwrap();
         ours.scan().unwrap();
         let ip = "10.0.0.2".parse().unwrap();
         ours.reserve(ip, 0, &attachment("ours")).unwrap().unwrap();
@@ -346,7 +356,7 @@ mod tests {
         fs::write(net.join("10.0.0.3"), "theirs\r\neth0").unwrap();
         let times = FileTimes::new().set_modified(tick);
         File::open(&net).unwrap().set_times(times).unwrap();
-        let mut store = Store::open(dir.path(), "n").unwrap().unwrap();
+        let mut store = Store::open(dir.path(), "n", |_, _| None).unwrap().unwrap();
         assert_eq!(store.held_by(&attachment("theirs")).unwrap().len(), 1);
     }
 }

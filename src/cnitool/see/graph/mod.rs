@@ -12,8 +12,9 @@ use std::collections::BTreeMap;
 use clap::ValueEnum;
 use serde::Serialize;
 
+use super::ps;
 use super::show::vlans_in_words;
-use super::{address, ps, short};
+use super::words::{address, short};
 use crate::cnitool::inventory::Survey;
 use crate::cnitool::inventory::attachment::{State, View, bridge_name};
 use crate::cnitool::table::Line;
