@@ -11,6 +11,7 @@ mod applets;
 mod cli;
 mod cni;
 mod cnitool;
+mod failure;
 mod fsutil;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

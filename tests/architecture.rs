@@ -71,6 +71,7 @@ const ROOMS: &[Room] = &[
             "netfilter",
             "cni",
             "net",
+            "failure",
             "undo",
             "journal",
             "fsutil",
@@ -106,6 +107,7 @@ const ROOMS: &[Room] = &[
             "netfilter/nfnetlink",
             "cni",
             "net",
+            "failure",
             "fsutil",
             "log",
             "hash",
@@ -181,8 +183,12 @@ const ROOMS: &[Room] = &[
     ),
     room("netfilter/nfnetlink", &["net"]),
     // The protocol, no kernel; the kernel, no protocol.
-    room("cni", &["undo", "journal", "fsutil", "log", "text"]),
-    room("net", &["fsutil", "log", "shell", "text"]),
+    room(
+        "cni",
+        &["failure", "undo", "journal", "fsutil", "log", "text"],
+    ),
+    room("net", &["failure", "fsutil", "log", "shell", "text"]),
+    room("failure", &["log"]),
     room("undo", &["log"]),
     room("journal", &["fsutil", "text"]),
     room("fsutil", &["log"]),
@@ -195,7 +201,6 @@ const ROOMS: &[Room] = &[
 /// Arrows that are still to go.
 const LEFT_ARROWS: &[(&str, &str)] = &[
     ("cnitool", "plugins"),
-    ("net", "cni"),
     ("plugins", "netfilter/firewalld"),
     ("plugins", "netfilter/iptables"),
     ("plugins", "netfilter/nftables"),

@@ -3,11 +3,12 @@
 //! Inside, errors are `anyhow` chains. Where the meaning of a failure is known, a
 //! [`Coded`] goes into the chain; [`ErrorObject::from_error`] turns the chain into the
 //! specification's object (section 2, "Error"): the outermost code counts, the
-//! outermost sentence is `msg`, everything below it is `details`.
+//! outermost sentence is `msg`, everything below it is `details`. The layers below have no
+//! codes; the kind of their outermost [`Failure`] decides where no code stands above it.
 
 use serde::{Deserialize, Serialize};
 
-use crate::log;
+use crate::failure::{Failure, Kind};
 
 /// Error codes of the CNI specification 1.1.0, and the two the reference adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,17 @@ impl Code {
             Self::NotAvailable => 50,
             Self::NotAvailableAndLimited => 51,
             Self::Internal => 999,
+        }
+    }
+}
+
+impl From<Kind> for Code {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Busy => Self::TryAgain,
+            Kind::Io => Self::Io,
+            Kind::Namespace => Self::Environment,
+            Kind::Unavailable => Self::NotAvailable,
         }
     }
 }
@@ -107,19 +119,14 @@ fn with_code(code: Code, error: &anyhow::Error) -> anyhow::Error {
     detailed(code, object.msg, object.details)
 }
 
-/// What many steps came to: success, or the first error, the others told on stderr.
-///
-/// # Errors
-/// The first one.
-pub fn all(results: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let mut errors = results.into_iter().filter_map(anyhow::Result::err);
-    let Some(first) = errors.next() else {
-        return Ok(());
-    };
-    for error in errors {
-        log::warn(&format!("also: {error:#}"));
-    }
-    Err(first)
+/// The code of `error`, if any part of its chain determines one. A [`Coded`] takes precedence
+/// over a [`Failure`]: the layers below never wrap errors of the protocol.
+pub fn code_of(error: &anyhow::Error) -> Option<Code> {
+    let coded = error.downcast_ref::<Coded>().map(|coded| coded.code);
+    coded.or_else(|| {
+        let failure = error.downcast_ref::<Failure>()?;
+        Some(failure.kind().into())
+    })
 }
 
 /// What CHECK came to: success, or what differs from what was expected, the first in front.
@@ -186,9 +193,7 @@ impl ErrorObject {
         if let Some(delegated) = error.chain().find_map(|e| e.downcast_ref::<Self>()) {
             return delegated.clone();
         }
-        let code = error
-            .downcast_ref::<Coded>()
-            .map_or(Code::Internal, |coded| coded.code);
+        let code = code_of(error).unwrap_or(Code::Internal);
         Self {
             cni_version: String::new(),
             code: code.number(),
@@ -217,6 +222,16 @@ mod tests {
         assert_eq!(object.code, 7);
         assert_eq!(object.msg, "prepare the node");
         assert_eq!(object.details, "look up bridge cni0: no such device");
+    }
+
+    #[test]
+    fn kinds_become_codes_unless_a_code_stands_above() {
+        let busy = || anyhow!("held by 7").context(Failure::new(Kind::Busy, "wait for the lock"));
+        let object = ErrorObject::from_error(&busy().context("set up the rules"));
+        assert_eq!((object.code, object.msg.as_str()), (11, "set up the rules"));
+        assert_eq!(object.details, "wait for the lock: held by 7");
+        let object = ErrorObject::from_error(&busy().context(coded(Code::Io, "open the leases")));
+        assert_eq!(object.code, 5);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::table::{self, Line};
-use crate::cni::error::{Code, Coded, ErrorObject, coded};
+use crate::cni::error::{Code, ErrorObject, code_of, coded};
 use crate::cni::json;
 use crate::{log, text};
 
@@ -87,7 +87,7 @@ pub fn report(error: &anyhow::Error) {
 
 /// An error with its causes, and the code if it has one: a plugin's, or our own.
 pub fn describe(error: &anyhow::Error) -> String {
-    let is_coded = error.downcast_ref::<Coded>().is_some()
+    let is_coded = code_of(error).is_some()
         || error
             .chain()
             .any(<dyn std::error::Error>::is::<ErrorObject>);

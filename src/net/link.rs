@@ -14,7 +14,7 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use super::mac::{self, Mac};
 use super::netlink::{Netlink, errno, tolerate};
 use super::netns::Netns;
-use crate::cni::error::{Code, coded};
+use crate::failure::{Failure, Kind};
 
 /// What the kernel says of a link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -352,7 +352,7 @@ const MULTICAST: [u8; 6] = [1, 0, 0, 0, 0, 0];
 /// link of that kind (`veth_validate`, `br_validate`) before there is one: none is ever made.
 ///
 /// # Errors
-/// Code 50 where it cannot.
+/// [`Kind::Unavailable`] where it cannot.
 pub fn require_kind(netlink: &Netlink, kind: &str) -> Result<()> {
     let impossible =
         LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Other(kind.to_owned()))
@@ -361,7 +361,7 @@ pub fn require_kind(netlink: &Netlink, kind: &str) -> Result<()> {
     tolerate(create(netlink, impossible), &[Errno::EADDRNOTAVAIL]).with_context(|| {
         let needs = format!("kernel module {kind}, CAP_NET_ADMIN");
         let sentence = format!("no link of type {kind} can be made ({needs})");
-        coded(Code::NotAvailable, sentence)
+        Failure::new(Kind::Unavailable, sentence)
     })
 }
 

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs, statfs};
 
-use crate::cni::error::{Code, coded, detailed};
+use crate::failure::{Failure, Kind};
 use crate::{fsutil, log};
 
 /// An open network namespace: it exists as long as this does.
@@ -31,12 +31,11 @@ impl Netns {
     /// Opens the namespace at `path`.
     ///
     /// # Errors
-    /// Code 4, saying what is at `path` instead.
+    /// [`Kind::Namespace`], saying what is at `path` instead.
     pub fn open(path: &str) -> Result<Self> {
         Self::try_open(path)?.map_err(|absent| {
-            detailed(
-                Code::Environment,
-                format!("failed to open netns \"{path}\": {absent}"),
+            let sentence = format!("failed to open netns \"{path}\": {absent}");
+            Failure::new(Kind::Namespace, sentence).because(
                 "CNI_NETNS must be the path of a network namespace, like /run/netns/NAME or /proc/PID/ns/net",
             )
         })
@@ -124,8 +123,9 @@ impl Netns {
                     )
                 ) =>
             {
-                return Err(error)
-                    .with_context(|| coded(Code::Environment, format!("open CNI_NETNS {path}")));
+                return Err(error).with_context(|| {
+                    Failure::new(Kind::Namespace, format!("open CNI_NETNS {path}"))
+                });
             }
             Err(error) => {
                 let reason = fsutil::in_words(&error);
@@ -170,8 +170,8 @@ impl Netns {
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let entered = || {
             enter(&self.file).with_context(|| {
-                coded(
-                    Code::Environment,
+                Failure::new(
+                    Kind::Namespace,
                     format!("enter network namespace {}", self.path),
                 )
             })?;

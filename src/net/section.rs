@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cni::error::{Code, Coded, coded};
+use crate::failure::{Failure, Kind};
 use crate::fsutil::{self, Lock};
 
 /// Where only root can lock something, or leave it until the next start of the machine.
@@ -15,8 +15,8 @@ pub const DIR: &str = "/run/cni";
 /// Keeps others out of the section `name`, as long as the answer lives.
 ///
 /// # Errors
-/// Code 11 when somebody else is in there for longer than `limit`; code 5 when the file
-/// cannot be locked.
+/// [`Kind::Busy`] when another process holds the lock for longer than `limit`; [`Kind::Io`]
+/// when the file cannot be locked.
 pub fn enter(name: &str, limit: Duration) -> Result<Lock> {
     enter_within(name, limit)?.ok_or_else(|| occupied(name, limit))
 }
@@ -24,7 +24,7 @@ pub fn enter(name: &str, limit: Duration) -> Result<Lock> {
 /// As [`enter`], but answers `None` when somebody else is in there for longer than `limit`.
 ///
 /// # Errors
-/// Code 5 when the file cannot be locked.
+/// [`Kind::Io`] when the file cannot be locked.
 pub fn enter_within(name: &str, limit: Duration) -> Result<Option<Lock>> {
     locked(name, limit, fsutil::lock_within)
 }
@@ -40,7 +40,7 @@ pub fn share(name: &str, limit: Duration) -> Result<Lock> {
 /// As [`share`], but answers `None` when somebody else keeps it for longer than `limit`.
 ///
 /// # Errors
-/// Code 5 when the file cannot be locked.
+/// [`Kind::Io`] when the file cannot be locked.
 pub fn share_within(name: &str, limit: Duration) -> Result<Option<Lock>> {
     locked(name, limit, fsutil::share_within)
 }
@@ -48,10 +48,10 @@ pub fn share_within(name: &str, limit: Duration) -> Result<Option<Lock>> {
 /// For STATUS: whether sections can be entered. Makes nothing to find out.
 ///
 /// # Errors
-/// Code 50 where they cannot.
+/// [`Kind::Unavailable`] where they cannot.
 pub fn check_writable() -> Result<()> {
     fsutil::check_writable(Path::new(DIR))
-        .with_context(|| coded(Code::NotAvailable, format!("locks cannot be made in {DIR}")))
+        .with_context(|| Failure::new(Kind::Unavailable, format!("locks cannot be made in {DIR}")))
 }
 
 /// A way to lock a file, such as [`fsutil::lock_within`].
@@ -68,7 +68,7 @@ fn locked(name: &str, limit: Duration, way: Way) -> Result<Option<Lock>> {
             "keep others out of {}: make {DIR} a directory in which root can write",
             path.display()
         );
-        coded(Code::Io, sentence)
+        Failure::new(Kind::Io, sentence)
     })
 }
 
@@ -81,13 +81,13 @@ pub fn occupied(name: &str, limit: Duration) -> anyhow::Error {
 }
 
 /// Says that somebody else kept `lock`, which is that of `what`, for as long as `limit`.
-pub fn is_occupied(what: &str, lock: &Path, limit: Duration) -> Coded {
+pub fn is_occupied(what: &str, lock: &Path, limit: Duration) -> Failure {
     let sentence = format!(
         "wait {} seconds for the lock of {what}, held by {}",
         limit.as_secs_f32(),
         fsutil::lock_holder(lock).unwrap_or_else(|| "another process".into()),
     );
-    coded(Code::TryAgain, sentence)
+    Failure::new(Kind::Busy, sentence)
 }
 
 /// The file to lock for the network namespace of this thread. Not the namespace's own
@@ -105,7 +105,7 @@ fn lock_file(name: &str) -> Result<PathBuf> {
 pub fn stem(name: &str) -> Result<String> {
     let namespace = "/proc/thread-self/ns/net";
     let inode = std::fs::metadata(namespace)
-        .with_context(|| coded(Code::Io, format!("look up {namespace}")))?
+        .with_context(|| Failure::new(Kind::Io, format!("look up {namespace}")))?
         .ino();
     Ok(format!("cnibox-{name}-{inode}"))
 }

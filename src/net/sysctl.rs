@@ -20,7 +20,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use super::link_sysctl::LinkSysctl;
 use super::netlink::Netlink;
 use super::{link, netconf, route};
-use crate::cni::error::{Code, coded};
+use crate::failure::{Failure, Kind};
 use crate::log;
 
 /// Where the keys are paths.
@@ -87,7 +87,7 @@ impl Sysctls {
     /// `/proc/sys` is then no obstacle.
     ///
     /// # Errors
-    /// Code 5 naming the key and the cause; where `/proc/sys` is read-only, as on restricted
+    /// [`Kind::Io`] naming the key and the cause; where `/proc/sys` is read-only, as on restricted
     /// hosts, what to do about it.
     pub fn set(&self, key: &str, value: &str) -> Result<()> {
         self.set_or_advise(key, value, || "it".to_owned())
@@ -124,7 +124,7 @@ impl Sysctls {
                 )),
                 _ => error.into(),
             })
-            .with_context(|| coded(Code::Io, format!("write {value} to {ROOT}/{key}")))
+            .with_context(|| Failure::new(Kind::Io, format!("write {value} to {ROOT}/{key}")))
     }
 
     /// Makes the sysctl hold `value` if this kernel has it.
@@ -193,7 +193,7 @@ pub fn set(key: &str, value: &str) -> Result<()> {
 /// written.
 ///
 /// # Errors
-/// Code 5 naming the key and the cause, and what to do about it; see [`is_absent`].
+/// [`Kind::Io`] naming the key and the cause, and what to do about it; see [`is_absent`].
 pub fn check_settable(key: &str, value: &str) -> Result<()> {
     let sysctls = Sysctls::default();
     let current = sysctls.read(key)?;
@@ -209,7 +209,7 @@ pub fn check_settable(key: &str, value: &str) -> Result<()> {
                 current.unwrap_or_default()
             )
         })
-        .with_context(|| coded(Code::Io, format!("write {value} to {ROOT}/{key}")))
+        .with_context(|| Failure::new(Kind::Io, format!("write {value} to {ROOT}/{key}")))
 }
 
 /// As [`Sysctls::effective`].

@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result};
 
-use crate::cni::error::{Code, all, detailed};
+use crate::cni::error::{Code, detailed};
 use crate::cni::status::needs_root;
+use crate::failure::all;
 use crate::netfilter::backend::Backend;
 use crate::netfilter::iptables::Iptables;
 use crate::netfilter::model::BackendName;

@@ -5,9 +5,9 @@ use anyhow::{Context, Result};
 
 use super::config::Settings;
 use crate::cni::collector::Collector;
-use crate::cni::error::all;
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::Call;
+use crate::failure::all;
 use crate::net::link::Link;
 use crate::net::mac::Mac;
 use crate::netfilter::nftables::Nftables;

@@ -15,13 +15,14 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, all, detailed, not_available};
+use crate::cni::error::{Code, detailed, not_available};
 use crate::cni::json::Problem;
 use crate::cni::preview::Preview;
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
 use crate::cni::status::{PATIENCE, patiently, require_root};
 use crate::cni::version::Version;
+use crate::failure::all;
 use crate::log;
 use crate::net::section;
 use crate::netfilter::firewalld::Firewalld;

@@ -11,7 +11,7 @@ use super::boots::{Boots, Held};
 use super::index::{Entries, Tally};
 use super::lease_dir::{Lease, LeaseDir};
 use super::owner::Owner;
-use crate::cni::error::{Code, Coded, coded};
+use crate::cni::error::{Code, code_of, coded};
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::RememberedNetns;
 use crate::{fsutil, log};
@@ -323,7 +323,7 @@ impl Drop for Store {
 /// Code 5, unless `error` has another.
 fn cannot_open(network: &str, error: anyhow::Error) -> anyhow::Error {
     let sentence = format!("open the leases of network {network}");
-    if error.is::<Coded>() {
+    if code_of(&error).is_some() {
         return error.context(sentence);
     }
     error.context(coded(Code::Io, sentence))

@@ -13,12 +13,13 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, all, detailed, not_available};
+use crate::cni::error::{Code, detailed, not_available};
 use crate::cni::invocation::Command;
 use crate::cni::json::Problem;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::{Call, Plugin};
+use crate::failure::all;
 use crate::journal::step;
 use crate::log;
 use crate::net::netlink::Netlink;
