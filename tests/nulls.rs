@@ -784,6 +784,35 @@ fn results_of_ipam_plugins_are_taken_as_by_the_reference() {
 }
 
 /// What runtimes of Go send when no container lives: CRI-O at its start, a node without pods.
+/// flannel passes it on to its delegate, whose leases go.
+#[test]
+fn flannel_passes_a_null_list_on() {
+    let node = Node::new();
+    fs::write(
+        "/run/subnet.env",
+        "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n",
+    )
+    .unwrap();
+    let config = |more: &str| {
+        format!(
+            r#"{{"cniVersion":"1.1.0","name":"n","type":"flannel","subnetFile":"/run/subnet.env"{more}}}"#
+        )
+    };
+    let netns = node.netns("c1");
+    let added = node
+        .plugin("flannel")
+        .netns(&netns)
+        .env("CNI_COMMAND", "ADD");
+    assert!(added.run_text(&config("")).ok);
+    let leases = "ls /var/lib/cni/networks/n | grep -c ^10 || true";
+    assert_eq!(node.sh(leases).trim(), "1");
+    let gc = node.plugin("flannel").env("CNI_COMMAND", "GC");
+    let null = r#","cni.dev/valid-attachments":null,"cni.dev/attachments":null"#;
+    let output = gc.run_text(&config(null));
+    assert!(output.ok, "{output:?}");
+    assert_eq!(node.sh(leases).trim(), "0");
+}
+
 #[test]
 fn gc_takes_null_for_an_empty_list() {
     let node = Node::new();

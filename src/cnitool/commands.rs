@@ -159,7 +159,8 @@ fn parameters(options: &Options, target: &Target) -> Result<Parameters> {
 /// # Errors
 /// Code 6 for what is no JSON object.
 pub fn capability_args(text: &str) -> Result<Object> {
-    if text.is_empty() {
+    // Go reads `null` as no object, too.
+    if text.is_empty() || text.trim() == "null" {
         return Ok(Object::new());
     }
     json::parse_object("CAP_ARGS (--cap)", text.as_bytes())

@@ -377,6 +377,10 @@ impl Verb {
 }
 
 /// Serves one command line, its program name first.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "every tool in the table of applets has this type"
+)]
 pub fn main(args: Vec<OsString>, services: Services) -> ExitCode {
     // No command for people: neither help nor completions tell of it.
     if let [_, word, command @ ..] = args.as_slice()
@@ -389,7 +393,7 @@ pub fn main(args: Vec<OsString>, services: Services) -> ExitCode {
         Err(error) => {
             let status = output::usage(&error);
             // Callers of exec tell our failures from the command's by the exit status.
-            return if error.use_stderr() && is_exec(args) {
+            return if error.use_stderr() && is_exec(&args) {
                 exec::OWN_FAILURE.into()
             } else {
                 status
@@ -439,11 +443,11 @@ pub fn problems(
 }
 
 /// Whether a command line that is wrong is one of `exec`.
-fn is_exec(args: Vec<OsString>) -> bool {
-    let read = Cli::command()
-        .ignore_errors(true)
-        .try_get_matches_from(args);
-    read.is_ok_and(|matches| matches.subcommand_name() == Some("exec"))
+fn is_exec(args: &[OsString]) -> bool {
+    // Whatever is wrong with the options in front of it.
+    let mut words = args.iter().skip(1);
+    let verb = words.find(|word| !word.to_string_lossy().starts_with('-'));
+    verb.is_some_and(|verb| verb == "exec")
 }
 
 #[cfg(test)]

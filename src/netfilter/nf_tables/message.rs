@@ -1,4 +1,4 @@
-//! What messages of the kernel's nf_tables have in common.
+//! What messages of the kernel's `nf_tables` have in common.
 
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::nftables::{NfTablesMessage, RuleAttribute};

@@ -165,8 +165,11 @@ impl Delegated {
             "cni.dev/attachments",
         ] {
             json::take(&mut document, key);
-            if let Some(value) = json::member(&call.config.document, &[key]) {
-                document.insert(key.into(), value);
+            // `null` goes along: for GC it is an empty list, and no key is none.
+            let mut given = call.config.document.as_object().into_iter().flatten();
+            let is_it = |(name, _): &(&String, _)| name.eq_ignore_ascii_case(key);
+            if let Some((_, value)) = given.rfind(is_it) {
+                document.insert(key.into(), value.clone());
             }
         }
         Self::new(call, document)
