@@ -30,7 +30,8 @@ on cnibox list | while read -r name; do
 done
 on cnitool --version | grep -q '^cnitool ' || fail "cnitool is not found"
 echo '{}' | on env CNI_COMMAND=VERSION /usr/lib/cnibox/bridge | grep -q supportedVersions || fail "bridge does not answer"
-for file in man/man1/cnibox.1.gz man/man1/cnibox-cnitool-add.1.gz man/man1/cnitool.1.gz bash-completion/completions/cnibox \
+for file in man/man1/cnibox.1.gz man/man1/cnibox-cnitool-add.1.gz man/man1/cnitool.1.gz \
+    man/man7/cnibox-bridge.7.gz man/man7/cnibox-plugins.7.gz bash-completion/completions/cnibox \
     zsh/vendor-completions/_cnitool fish/vendor_completions.d/cnibox.fish doc/cnibox/copyright; do
     on test -s "/usr/share/$file" || fail "/usr/share/$file is missing"
 done
