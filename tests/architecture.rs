@@ -199,7 +199,6 @@ const ROOMS: &[Room] = &[
 
 /// Arrows that are still to go.
 const LEFT_ARROWS: &[(&str, &str)] = &[
-    ("cnitool", "plugins"),
     ("plugins", "netfilter/firewalld"),
     ("plugins", "netfilter/iptables"),
     ("plugins", "netfilter/nftables"),

@@ -16,6 +16,8 @@ pub mod fields;
 pub mod invocation;
 pub mod ipam;
 pub mod json;
+pub mod link_alias;
+pub mod pool;
 pub mod preview;
 pub mod result;
 pub mod skel;

@@ -4,6 +4,7 @@
 //! work (is the container's namespace our own?) is checked before it.
 
 use std::io::{Read, StdinLock, Write};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use super::invocation::{
     Attachment, Command, Environment, Invocation, LOG_VARIABLE, unknown_command,
 };
 use super::json::{self, Object, Problem};
+use super::pool::Pool;
 use super::preview::Preview;
 use super::result::CniResult;
 use super::version::Version;
@@ -102,6 +104,48 @@ pub trait Plugin: Sync {
         Ok(())
     }
 
+    /// The configuration in which to look for `ipam`, given one of this plugin: another one
+    /// where it runs a delegate with a configuration that it makes, or `None` where that
+    /// cannot be made now.
+    fn delegated(&self, config: Config) -> Option<Config> {
+        Some(config)
+    }
+
+    /// The bridge that a configuration of this plugin connects containers to.
+    fn bridge_name(&self, _document: &Object) -> Option<String> {
+        None
+    }
+
+    /// Whether a configuration of this plugin has the addresses of containers masqueraded.
+    fn masquerades(&self, _document: &Object) -> bool {
+        false
+    }
+
+    /// The VLANs that the port of a container must be a member of; `None` where that is the
+    /// bridge's to say.
+    ///
+    /// # Errors
+    /// Code 7 for a configuration that cannot be read.
+    fn port_vlans(&self, _config: &Config) -> Result<Option<PortVlans>> {
+        Ok(None)
+    }
+
+    /// The pools of addresses that `configs` describe, and those of all other networks that
+    /// have left leases in the same directories or the usual one; and in words what could
+    /// not be read.
+    fn pools(&self, _configs: &[Config]) -> (Vec<Pool>, Vec<String>) {
+        (Vec::new(), Vec::new())
+    }
+
+    /// The network and the attachment of each address that this plugin's rules let through
+    /// without naming them.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    fn address_owners(&self) -> Result<Vec<(IpAddr, String, Attachment)>> {
+        Ok(Vec::new())
+    }
+
     /// Everything wrong with a configuration, for `cnitool validate`. `root` is its path
     /// in the file.
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem>;
@@ -111,6 +155,17 @@ pub trait Plugin: Sync {
     fn delegations(&self, root: &str, document: &Value) -> Vec<Delegation> {
         Delegation::to_ipam(root, document).into_iter().collect()
     }
+}
+
+/// The VLANs of a port of a bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortVlans {
+    /// The one that frames without a tag are of.
+    pub untagged: Option<u16>,
+    /// Those whose frames have a tag.
+    pub tagged: Vec<u16>,
+    /// Whether the port stays in the VLAN that the bridge gives every new port.
+    pub keeps_default: bool,
 }
 
 /// That a plugin runs another one, and with which configuration.

@@ -11,15 +11,12 @@ use anyhow::Result;
 
 use crate::cni::collector::Collector;
 use crate::cni::invocation::Attachment;
+use crate::cni::link_alias;
 use crate::cni::skel::Call;
 use crate::fsutil;
 use crate::hash;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
-
-/// The kernel's limit on an alias is below `IFALIASZ`, 256, and includes the zero that
-/// ours are sent with.
-const ALIAS_LIMIT: usize = 254;
 
 /// Which host end belongs to an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,12 +40,9 @@ impl Identity {
             ifname,
         } = attachment;
         let digits = hash::sha512_hex(&format!("{network}\0{container_id}\0{ifname}"), 8);
-        // Names and ids are ASCII: cutting bytes cuts no character.
-        let mut alias = format!("{}{ifname} container {container_id}", alias_start(network));
-        alias.truncate(ALIAS_LIMIT);
         Self {
             name: format!("veth{digits}"),
-            alias,
+            alias: link_alias::of(network, attachment),
         }
     }
 
@@ -85,23 +79,6 @@ impl Identity {
             _ => Ok(()),
         }
     }
-}
-
-/// How the aliases of all host ends in `network` start. There is no blank in a name, so
-/// that none is the start of another's.
-fn alias_start(network: &str) -> String {
-    format!("cni network {network} interface ")
-}
-
-/// Network and attachment as an alias of ours tells them; a long container id is cut.
-pub fn parse_alias(alias: &str) -> Option<(&str, &str, &str)> {
-    if alias.contains(char::is_control) {
-        return None;
-    }
-    let names = alias.strip_prefix("cni network ")?;
-    let (network, names) = names.split_once(" interface ")?;
-    let (ifname, container_id) = names.split_once(" container ")?;
-    Some((network, ifname, container_id))
 }
 
 /// GC of the links of a kind, such as the veth pairs, of attachments that are no longer
@@ -160,7 +137,7 @@ fn look(kind: &str) -> Result<(Netlink, Vec<Link>)> {
 
 /// Those of `links` whose alias names this network and no valid attachment.
 fn stale(network: &str, valid: &[Attachment], links: Vec<Link>) -> Vec<Link> {
-    let start = alias_start(network);
+    let start = link_alias::start(network);
     let kept: BTreeSet<String> = valid
         .iter()
         .map(|attachment| Identity::new(network, attachment).alias)

@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
+use serde_json::Value;
 
 use crate::cni::collector::{Collector, Freed};
 use crate::cni::invocation::Attachment;
-use crate::cni::json::Problem;
+use crate::cni::json::{self, Object, Problem};
 use crate::cni::result::Ip;
 use crate::cni::skel::Call;
 use crate::journal::step;
@@ -157,4 +158,9 @@ fn collect_interfaces(network: &str, valid: &[Attachment], collector: &mut Colle
             || iptables.remove_masquerade(&owner, &Known::only(&[known])),
         );
     }
+}
+
+/// Whether a configuration asks for masquerading (`ipMasq`), however wrong the rest of it is.
+pub fn is_asked_for(document: &Object) -> bool {
+    json::take(&mut document.clone(), "ipMasq") == Some(Value::Bool(true))
 }

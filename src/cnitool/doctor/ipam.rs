@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use super::facts::Facts;
 use super::{Finding, name};
+use crate::cni::pool::{Holder, Pool};
 use crate::cnitool::inventory::attachment::{State, View};
 use crate::cnitool::inventory::is_host_local;
-use crate::plugins::ipam::pool::{Holder, Pool};
 use crate::shell::shell;
 
 /// What is wrong with the leases of an attachment.

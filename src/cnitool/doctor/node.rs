@@ -126,10 +126,8 @@ fn unwritable(facts: &Facts<'_>) -> Vec<Finding> {
 /// The subnets of a network that others use: networks, or what the host has routes to.
 fn shared(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
     let directory = &facts.survey.directory;
-    let bridge_of = |network: &Network| {
-        let bridge = network.plugins.iter().find(|p| p.plugin == "bridge");
-        bridge.map(bridge_name)
-    };
+    let services = facts.survey.services;
+    let bridge_of = |network: &Network| bridge_name(services, &network.plugins);
     let mut findings = Vec::new();
     for (own, theirs, other) in neighbours::overlaps(network, directory) {
         // One segment may be shared out among networks on purpose.
@@ -150,9 +148,9 @@ fn shared(facts: &Facts<'_>, network: &Network) -> Vec<Finding> {
     }
     // What containers have has been compared with them.
     if facts.views.iter().all(|view| view.network != network.name)
-        && let Some(plugin) = network.plugins.iter().find(|p| p.plugin == "bridge")
+        && let Some(bridge) = bridge_name(services, &network.plugins)
     {
-        let bridge = facts.survey.host.link(&bridge_name(plugin));
+        let bridge = facts.survey.host.link(&bridge);
         let subnets = neighbours::subnets(network).into_iter();
         findings.extend(subnets.flat_map(|s| overlaps_of(facts, &network.name, s.subnet, bridge)));
     }

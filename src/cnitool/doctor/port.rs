@@ -3,11 +3,11 @@
 use super::facts::Facts;
 use super::{Finding, name};
 use crate::cni::json::Object;
+use crate::cni::skel::PortVlans;
 use crate::cnitool::inventory;
-use crate::cnitool::inventory::attachment::{View, bridge_name};
+use crate::cnitool::inventory::attachment::View;
 use crate::net::bridge_vlan::{Membership, Vlans};
 use crate::net::link::Link;
-use crate::plugins::bridge;
 use crate::runtime::network::{PluginConfiguration, plugin_member};
 use crate::shell::{ShellCommand, shell};
 
@@ -16,7 +16,9 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>, end: &Link) -> Vec<Finding> {
     let Some(plugin) = view.plugin("bridge") else {
         return Vec::new();
     };
-    let wanted = bridge_name(plugin);
+    let Some(wanted) = view.wanted_bridge.as_deref() else {
+        return Vec::new();
+    };
     match view.bridge {
         Some(bridge) if bridge.name == wanted => {
             let mut findings = settings(view, end, plugin);
@@ -24,7 +26,7 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>, end: &Link) -> Vec<Finding> {
             findings.extend(vlans(facts, view, end, bridge, plugin));
             findings
         }
-        _ => vec![elsewhere(facts, view, end, &wanted)],
+        _ => vec![elsewhere(facts, view, end, wanted)],
     }
 }
 
@@ -132,9 +134,10 @@ fn vlans(
     bridge: &Link,
     plugin: &PluginConfiguration,
 ) -> Vec<Finding> {
+    let own = (facts.survey.services.plugin)(&plugin.plugin);
     let record = view.record();
     let config = record.map(|record| inventory::config(&record.network, plugin, &Object::new()));
-    let Some(Ok(asked)) = config.map(|config| bridge::vlans(&config)) else {
+    let Some(Ok(asked)) = config.and_then(|config| Some(own?.port_vlans(&config))) else {
         return Vec::new();
     };
     let Some(filtering) = bridge.vlans.filter(|vlans| vlans.is_on) else {
@@ -156,7 +159,7 @@ fn vlans(
         return Vec::from_iter(asked.map(|_| finding));
     };
     let default = Some(filtering.default).filter(|vlan| *vlan != 0);
-    let (mut wanted, keeps_others) = asked.map_or((Vlans::new(), true), |asked| asked);
+    let (mut wanted, keeps_others) = asked.map_or((Vlans::new(), true), memberships_of);
     if wanted.is_empty() {
         wanted.extend(default.map(|vlan| (vlan, Membership::NATIVE)));
     }
@@ -169,6 +172,14 @@ fn vlans(
         found.unwrap_or(&none),
         keeps_others,
     )
+}
+
+/// The memberships that were asked for, and whether others stay.
+fn memberships_of(asked: PortVlans) -> (Vlans, bool) {
+    let tagged = asked.tagged.into_iter();
+    let tagged = tagged.map(|vlan| (vlan, Membership::TAGGED));
+    let untagged = asked.untagged.map(|vlan| (vlan, Membership::NATIVE));
+    (tagged.chain(untagged).collect(), asked.keeps_default)
 }
 
 /// What is wrong with the VLANs that a port is `found` in; only `wanted` are right, unless it

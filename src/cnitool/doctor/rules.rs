@@ -2,14 +2,11 @@
 
 use std::net::IpAddr;
 
-use serde_json::Value;
-
 use super::facts::{Facts, Listener};
 use super::{Finding, name, packets, restore};
 use crate::cnitool::inventory::attachment::{State, View, unmapped};
 use crate::netfilter::listing::Purpose;
 use crate::netfilter::{Mapping, Protocol};
-use crate::runtime::network::plugin_member;
 use crate::shell::shell;
 
 /// What is wrong with the rules of an attachment.
@@ -30,13 +27,9 @@ pub fn check(facts: &Facts<'_>, view: &View<'_>) -> Vec<Finding> {
 }
 
 fn masquerade(view: &View<'_>) -> Vec<Finding> {
-    let is_wanted = ["bridge", "ptp"]
-        .into_iter()
-        .filter_map(|name| view.plugin(name))
-        .any(|plugin| plugin_member(&plugin.document, "ipMasq") == Some(Value::Bool(true)));
     let missing = view.addresses.iter().filter(|net| {
         let purpose = Purpose::Masquerade(net.addr());
-        is_wanted && !view.rules.iter().any(|rule| rule.purpose == purpose)
+        view.is_masqueraded && !view.rules.iter().any(|rule| rule.purpose == purpose)
     });
     missing
         .map(|net| {

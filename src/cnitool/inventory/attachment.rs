@@ -11,11 +11,12 @@ use serde_json::Value;
 use super::{Memory, Namespace, Stack, Survey, natural};
 use crate::cni::config::parse_ip;
 use crate::cni::invocation::Attachment;
+use crate::cni::link_alias;
+use crate::cni::pool::{Holder, Pool, Record};
+use crate::cni::skel::Services;
 use crate::net::link::Link;
 use crate::netfilter::listing::{Claim, OwnedRule, Purpose};
 use crate::netfilter::{Mapping, Protocol};
-use crate::plugins::host_end::{self, Identity};
-use crate::plugins::ipam::pool::{Holder, Pool, Record};
 use crate::runtime::network::{PluginConfiguration, plugin_member};
 use crate::shell::ShellCommand;
 
@@ -38,6 +39,10 @@ pub struct View<'a> {
     pub host_end: Option<&'a Link>,
     /// The bridge that the host's end is a port of.
     pub bridge: Option<&'a Link>,
+    /// The bridge that its configuration names.
+    pub wanted_bridge: Option<String>,
+    /// Whether its configuration has its addresses masqueraded.
+    pub is_masqueraded: bool,
     /// Other links of the host that are its own, such as for traffic control.
     pub others: Vec<&'a Link>,
     /// Its leases, each with its pool.
@@ -128,6 +133,11 @@ pub fn join(survey: &Survey) -> Vec<View<'_>> {
         places.find(survey, view);
         view.addresses = addresses(view);
         view.added = added(view);
+        if let Some(record) = view.record() {
+            let plugins = &record.network.plugins;
+            view.wanted_bridge = bridge_name(survey.services, plugins);
+            view.is_masqueraded = masquerades(survey.services, plugins);
+        }
     }
     let networks: Vec<&str> = survey.directory.networks.iter().map(|n| &*n.name).collect();
     for rule in &survey.rules.rules {
@@ -180,6 +190,8 @@ impl<'a> Roll<'a> {
                 link: None,
                 host_end: None,
                 bridge: None,
+                wanted_bridge: None,
+                is_masqueraded: false,
                 others: Vec::new(),
                 leases: Vec::new(),
                 rules: Vec::new(),
@@ -228,12 +240,12 @@ impl<'a> Roll<'a> {
     }
 
     fn add_link(&mut self, link: &'a Link) {
-        let Some((network, ifname, container_id)) = host_end::parse_alias(&link.alias) else {
+        let Some((network, ifname, container_id)) = link_alias::parse(&link.alias) else {
             return;
         };
         // A long id is cut in the alias.
         let cut = self.views.iter().position(|view| {
-            view.network == network && Identity::new(network, &view.attachment).alias == link.alias
+            view.network == network && link_alias::of(network, &view.attachment) == link.alias
         });
         let index = cut.unwrap_or_else(|| {
             let attachment = Attachment {
@@ -599,7 +611,7 @@ fn faults_outside(view: &View<'_>) -> Vec<String> {
     if !end.is_up {
         return vec![format!("host end {name} is down")];
     }
-    let wanted = view.plugin("bridge").map(bridge_name);
+    let wanted = view.wanted_bridge.clone();
     match (view.bridge, wanted) {
         (None, Some(wanted)) => vec![format!("host end {name} is not in bridge {wanted}")],
         (Some(bridge), Some(wanted)) if bridge.name != wanted => {
@@ -640,14 +652,10 @@ fn faults_of_leases(survey: &Survey, view: &View<'_>, memory: &Memory) -> Vec<St
 /// Masquerading and port maps that should be, and are not or do not work.
 fn faults_of_rules(view: &View<'_>, memory: &Memory) -> Vec<String> {
     let mut faults = Vec::new();
-    let Ok(record) = &memory.record else {
+    if memory.record.is_err() {
         return faults;
-    };
-    let masquerades = record.network.plugins.iter().any(|plugin| {
-        let wanted = plugin_member(&plugin.document, "ipMasq");
-        wanted == Some(Value::Bool(true)) && ["bridge", "ptp"].contains(&plugin.plugin.as_str())
-    });
-    for net in view.addresses.iter().filter(|_| masquerades) {
+    }
+    for net in view.addresses.iter().filter(|_| view.is_masqueraded) {
         let purpose = Purpose::Masquerade(net.addr());
         if !view.rules.iter().any(|rule| rule.purpose == purpose) {
             faults.push(format!("no rule masquerades {}", net.addr()));
@@ -756,10 +764,16 @@ impl<'a> View<'a> {
     }
 }
 
-/// The bridge that a configuration of the plugin `bridge` names.
-pub fn bridge_name(plugin: &PluginConfiguration) -> String {
-    match plugin_member(&plugin.document, "bridge") {
-        Some(Value::String(name)) if !name.is_empty() => name,
-        _ => "cni0".to_owned(),
-    }
+/// The bridge that the first of `plugins` with one connects containers to.
+pub fn bridge_name(services: Services, plugins: &[PluginConfiguration]) -> Option<String> {
+    let mut plugins = plugins.iter();
+    plugins.find_map(|plugin| (services.plugin)(&plugin.plugin)?.bridge_name(&plugin.document))
+}
+
+/// Whether one of `plugins` has the addresses of containers masqueraded.
+fn masquerades(services: Services, plugins: &[PluginConfiguration]) -> bool {
+    plugins.iter().any(|plugin| {
+        let own = (services.plugin)(&plugin.plugin);
+        own.is_some_and(|own| own.masquerades(&plugin.document))
+    })
 }

@@ -9,8 +9,8 @@ pub mod attachment;
 mod natural;
 pub mod stack;
 
-use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -20,15 +20,14 @@ use serde_json::Value;
 pub use self::stack::Stack;
 use crate::cni::config::Config;
 use crate::cni::json::Object;
+use crate::cni::pool::Pool;
 use crate::cni::skel::Services;
 use crate::cni::version::Version;
 use crate::fsutil;
 use crate::net::netlink::Netlink;
 use crate::net::netns::{self, Netns};
-use crate::netfilter::listing;
 use crate::netfilter::listing::Listing;
-use crate::plugins::ipam::pool::{self, Pool};
-use crate::plugins::{firewall, flannel};
+use crate::netfilter::{Owner, listing};
 use crate::runtime::cache::{Cache, Entry, Record};
 use crate::runtime::directory::{Broken, Directory};
 use crate::runtime::network::{self, Network, PluginConfiguration};
@@ -36,6 +35,9 @@ use crate::runtime::request::{self, Additions};
 
 /// Where namespaces have names.
 const NAMES: &str = "/run/netns";
+
+/// The plugin that records addresses in files.
+const HOST_LOCAL: &str = "host-local";
 
 /// The namespace of this process.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -112,7 +114,7 @@ impl Survey {
             .into_iter()
             .filter_map(|entry| remember(cache, entry))
             .collect();
-        let pools = pools(&directory, &memories, &mut doubts);
+        let pools = pools(services, &directory, &memories, &mut doubts);
         let netlink = Netlink::open()?;
         let host = Stack::read(&netlink).context("look at the host's network")?;
         let paths: BTreeSet<String> = memories
@@ -126,7 +128,7 @@ impl Survey {
             (path, found)
         });
         let mut rules = listing::list();
-        match firewall::owners() {
+        match address_owners(services) {
             Ok(owners) => rules.name_owners(&owners),
             Err(error) => doubts.push(format!("{error:#}")),
         }
@@ -148,6 +150,24 @@ impl Survey {
     pub fn all_doubts(&self) -> impl Iterator<Item = &String> {
         self.doubts.iter().chain(&self.rules.doubts)
     }
+}
+
+/// Whose the addresses are that rules let through without naming the attachment.
+///
+/// # Errors
+/// When that cannot be read.
+fn address_owners(services: Services) -> Result<Vec<(IpAddr, Owner)>> {
+    let Some(firewall) = (services.plugin)("firewall") else {
+        return Ok(Vec::new());
+    };
+    let owner = |(address, network, attachment)| {
+        let owner = Owner {
+            network,
+            attachment,
+        };
+        (address, owner)
+    };
+    Ok(firewall.address_owners()?.into_iter().map(owner).collect())
 }
 
 /// An entry with its record; `None` when it is gone meanwhile.
@@ -195,64 +215,35 @@ fn look_into(path: &str) -> Namespace {
 
 /// The pools of all networks that are configured, were when an attachment was made, or
 /// have left leases.
-fn pools(directory: &Directory, memories: &[Memory], doubts: &mut Vec<String>) -> Vec<Pool> {
+fn pools(
+    services: Services,
+    directory: &Directory,
+    memories: &[Memory],
+    doubts: &mut Vec<String>,
+) -> Vec<Pool> {
     let none = Object::new();
     let configured = directory.networks.iter().map(|network| (network, &none));
     let remembered = memories.iter().filter_map(|memory| {
         let record = memory.record.as_ref().ok()?;
         Some((&record.network, &memory.entry.parameters.capability_args))
     });
-    let mut pools: BTreeMap<(PathBuf, String), Pool> = BTreeMap::new();
-    let mut places = BTreeSet::from([PathBuf::from(pool::DEFAULT_DATA_DIR)]);
+    let mut configs = Vec::new();
     for (network, capability_args) in configured.chain(remembered) {
         for plugin in &network.plugins {
             let config = config(network, plugin, capability_args);
-            let config = match plugin.plugin.as_str() {
-                "flannel" => flannel::delegated(&config),
-                _ => Some(config),
+            // A plugin that runs another may make the configuration with the pools.
+            let config = match (services.plugin)(&plugin.plugin) {
+                Some(own) => own.delegated(config),
+                None => Some(config),
             };
-            // The delegate of flannel has its configuration from the daemon.
-            let Some(config) = config.filter(is_recorded) else {
-                continue;
-            };
-            let Ok(place) = pool::data_dir(&config) else {
-                continue;
-            };
-            let key = (place.clone(), network.name.clone());
-            places.insert(place);
-            // What the runtime names ranges in counts only where the configuration has none.
-            if pools.get(&key).is_some_and(|pool| !pool.sets.is_empty()) {
-                continue;
-            }
-            match pool::look(&config) {
-                Ok(pool) => drop(pools.insert(key, pool)),
-                Err(error) => {
-                    let doubt = format!("leases of network {}: {error:#}", network.name);
-                    // The network may be remembered many times.
-                    if !doubts.contains(&doubt) {
-                        doubts.push(doubt);
-                    }
-                }
-            }
+            configs.extend(config.filter(is_recorded));
         }
     }
-    for place in places {
-        match pool::networks(&place) {
-            Ok(names) => {
-                for name in names {
-                    let Slot::Vacant(slot) = pools.entry((place.clone(), name)) else {
-                        continue;
-                    };
-                    match pool::leftover(&place, &slot.key().1) {
-                        Ok(pool) => drop(slot.insert(pool)),
-                        Err(error) => doubts.push(format!("{error:#}")),
-                    }
-                }
-            }
-            Err(error) => doubts.push(format!("list {}: {error}", place.display())),
-        }
-    }
-    let mut pools: Vec<Pool> = pools.into_values().collect();
+    let Some(host_local) = (services.plugin)(HOST_LOCAL) else {
+        return Vec::new();
+    };
+    let (mut pools, unread) = host_local.pools(&configs);
+    doubts.extend(unread);
     pools.sort_by(|a, b| natural::compare(&a.network, &b.network));
     pools
 }
@@ -269,7 +260,7 @@ fn is_recorded(config: &Config) -> bool {
 fn records(document: &Object) -> bool {
     let ipam = network::ipam(document);
     let name = ipam.as_ref().and_then(network::plugin_type);
-    name.is_some_and(|name| ["host-local", "ipam"].contains(&name.as_str()))
+    name.is_some_and(|name| [HOST_LOCAL, "ipam"].contains(&name.as_str()))
 }
 
 /// What the plugin is run with.

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::Selection;
 use super::words::{age, count, is_meant, moment, or_dash, short};
+use crate::cni::pool::{Holder, Record, Set};
 use crate::cnitool::inventory::Survey;
 use crate::cnitool::inventory::attachment::{State, View};
 use crate::cnitool::table::{self, Cell, Line, Tone};
-use crate::plugins::ipam::pool::{Holder, Record, Set};
 
 /// What `ipam --json` prints.
 #[derive(Serialize)]

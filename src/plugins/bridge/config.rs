@@ -11,13 +11,16 @@ use crate::cni::args;
 use crate::cni::config::{Config, DnsOverride};
 use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::check_ifname;
-use crate::cni::json::{self, Problem};
+use crate::cni::json::{self, Object, Problem};
 use crate::cni::result::Dns;
 use crate::cni::skel::Call;
 use crate::net::mac::Mac;
 use crate::netfilter::BackendName;
 use crate::plugins::layer3::mtu_problem;
 use crate::plugins::masquerade::backend_problem;
+
+/// The bridge of a configuration that names none.
+const DEFAULT_BRIDGE: &str = "cni0";
 
 /// Every key of the reference's bridge v1.9.1 (docs/compatibility.md#5.1).
 #[derive(Debug, Deserialize)]
@@ -52,7 +55,7 @@ struct Wire {
 impl Default for Wire {
     fn default() -> Self {
         Self {
-            bridge: "cni0".into(),
+            bridge: DEFAULT_BRIDGE.into(),
             is_gateway: false,
             is_default_gateway: false,
             force_address: false,
@@ -164,6 +167,14 @@ pub struct Vlans {
     pub trunk: BTreeSet<u16>,
     /// The port stays a member of the VLAN that the bridge gives every new port.
     pub keeps_default: bool,
+}
+
+/// The bridge that a configuration names, however wrong the rest of it is.
+pub fn bridge_name(document: &Object) -> String {
+    match json::take(&mut document.clone(), "bridge") {
+        Some(Value::String(name)) if !name.is_empty() => name,
+        _ => DEFAULT_BRIDGE.to_owned(),
+    }
 }
 
 /// The VLANs that `config` asks for; `None` leaves them to the bridge.

@@ -28,15 +28,15 @@ use crate::cni::config::Config;
 use crate::cni::delegate;
 use crate::cni::error::Code;
 use crate::cni::invocation::Command;
-use crate::cni::json::Problem;
+use crate::cni::json::{Object, Problem};
 use crate::cni::preview::Preview;
 use crate::cni::result::{CniResult, Interface, no_addresses};
-use crate::cni::skel::{Call, Plugin};
+use crate::cni::skel::{Call, Plugin, PortVlans};
 use crate::cni::version::Shape;
 use crate::failure::all;
 use crate::journal::step;
 use crate::log;
-use crate::net::bridge_vlan::Vlans;
+use crate::net::bridge_vlan::Membership;
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 use crate::netfilter::nftables::Nftables;
@@ -46,22 +46,33 @@ use crate::plugins::veth::{self, Addressing, Sides};
 use crate::plugins::{container_end, host_end, masquerade};
 use crate::undo::Undo;
 
-/// The VLANs that the port of a container must be a member of, as `config` says, and whether
-/// it keeps the bridge's default beside them; `None` where that is the bridge's to say.
-///
-/// # Errors
-/// Code 7 for a configuration that cannot be read.
-pub fn vlans(config: &Config) -> Result<Option<(Vlans, bool)>> {
-    let wanted = config::vlans(config)?;
-    let memberships = vlan::memberships(wanted.as_ref());
-    Ok(wanted.map(|wanted| (memberships, wanted.keeps_default)))
-}
-
 /// The applet.
 #[derive(Debug)]
 pub struct Bridge;
 
 impl Plugin for Bridge {
+    fn bridge_name(&self, document: &Object) -> Option<String> {
+        Some(config::bridge_name(document))
+    }
+
+    fn masquerades(&self, document: &Object) -> bool {
+        masquerade::is_asked_for(document)
+    }
+
+    fn port_vlans(&self, config: &Config) -> Result<Option<PortVlans>> {
+        let wanted = config::vlans(config)?;
+        let memberships = vlan::memberships(wanted.as_ref());
+        let of = |kind: Membership| {
+            let found = memberships.iter().filter(move |(_, how)| **how == kind);
+            found.map(|(vlan, _)| *vlan)
+        };
+        Ok(wanted.map(|wanted| PortVlans {
+            untagged: of(Membership::NATIVE).next(),
+            tagged: of(Membership::TAGGED).collect(),
+            keeps_default: wanted.keeps_default,
+        }))
+    }
+
     fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
         let Looked {
             settings,

@@ -12,10 +12,14 @@ pub mod fuzz;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
+use claims::Claim;
+use config::{Backend, Parting, Settings};
 use serde_json::Value;
 
+use crate::log;
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, detailed, not_available};
+use crate::cni::error::{Code, all, detailed, not_available};
+use crate::cni::invocation::Attachment;
 use crate::cni::json::Problem;
 use crate::cni::preview::Preview;
 use crate::cni::result::CniResult;
@@ -23,24 +27,30 @@ use crate::cni::skel::{Call, Plugin};
 use crate::cni::status::{PATIENCE, patiently, require_root};
 use crate::cni::version::Version;
 use crate::failure::all;
-use crate::log;
 use crate::net::section;
-use crate::netfilter::firewalld::Firewalld;
 use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner, Purpose, way_out};
-use crate::plugins::outlook;
+use crate::netfilter::firewalld::Firewalld;
+use crate::plugins::{outlook, rule_check};
 use crate::plugins::owner::owner_of;
-use crate::plugins::rule_check;
 use crate::shell::shell;
 use crate::undo::Undo;
-
-use claims::Claim;
-use config::{Backend, Parting, Settings};
 
 /// The applet.
 #[derive(Debug)]
 pub struct Firewall;
 
 impl Plugin for Firewall {
+    fn address_owners(&self) -> Result<Vec<(IpAddr, String, Attachment)>> {
+        let owner = |(address, claim): (IpAddr, Claim)| {
+            let Owner {
+                network,
+                attachment,
+            } = claim.owner();
+            (address, network, attachment)
+        };
+        Ok(claims::all()?.into_iter().map(owner).collect())
+    }
+
     fn versions(&self) -> &'static [Version] {
         static VERSIONS: [Version; 3] = [Version::V0_4_0, Version::V1_0_0, Version::V1_1_0];
         &VERSIONS
@@ -154,17 +164,6 @@ impl Plugin for Firewall {
     fn validate(&self, root: &str, document: &Value) -> Vec<Problem> {
         config::validate(root, document)
     }
-}
-
-/// Whose the addresses are that rules let through without saying so.
-///
-/// # Errors
-/// When that cannot be read.
-pub fn owners() -> Result<Vec<(IpAddr, Owner)>> {
-    let claims = claims::all()?.into_iter();
-    Ok(claims
-        .map(|(address, claim)| (address, claim.owner()))
-        .collect())
 }
 
 /// This plugin lets through what others made: there must be others before it.

@@ -119,21 +119,16 @@ impl Plugin for Flannel {
         config::problems(root, document)
     }
 
+    fn delegated(&self, config: Config) -> Option<Config> {
+        let settings = Settings::read(&config.document).ok()?;
+        let env = SubnetEnv::load(&settings.subnet_file).ok()?;
+        let document = settings.delegated(&config.network, Some(&env)).into();
+        Some(Config { document, ..config })
+    }
+
     fn delegations(&self, root: &str, document: &Value) -> Vec<Delegation> {
         config::delegations(root, document)
     }
-}
-
-/// What the delegate would be given now by a plugin with `config`; `None` where something
-/// is wrong with it, or the daemon has not been here.
-pub fn delegated(config: &Config) -> Option<Config> {
-    let settings = Settings::read(&config.document).ok()?;
-    let env = SubnetEnv::load(&settings.subnet_file).ok()?;
-    let document = settings.delegated(&config.network, Some(&env));
-    Some(Config {
-        document: document.into(),
-        ..config.clone()
-    })
 }
 
 /// The delegate, and how it is called.

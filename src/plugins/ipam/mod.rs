@@ -15,7 +15,7 @@ mod gc;
 mod index;
 mod lease_dir;
 mod owner;
-pub mod pool;
+mod pool;
 mod range;
 mod range_set;
 mod reserve;
@@ -36,8 +36,10 @@ use self::owner::Owner;
 use self::reserve::{Request, Reserved};
 use self::store::Store;
 use crate::cni::collector::Collector;
+use crate::cni::config::Config;
 use crate::cni::error::{Code, agree, detailed};
 use crate::cni::json::Problem;
+use crate::cni::pool::Pool;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Dns, Ip};
 use crate::cni::skel::{Call, Plugin, RememberedNetns};
@@ -152,6 +154,10 @@ impl Plugin for Ipam {
             call.services.remembered_netns,
             collector,
         )
+    }
+
+    fn pools(&self, configs: &[Config]) -> (Vec<Pool>, Vec<String>) {
+        pool::all(configs)
     }
 
     fn preview(&self, call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> {

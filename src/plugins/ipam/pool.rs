@@ -1,82 +1,22 @@
 //! The addresses of one network and who has them, for whoever looks at a node. Takes no
 //! lock and makes nothing: what changes meanwhile may be told half.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use anyhow::Result;
 
 use super::allocator;
 use super::boots::Boots;
-use super::config::Settings;
-pub use super::config::{DEFAULT_DATA_DIR, data_dir};
+use super::config::{DEFAULT_DATA_DIR, Settings, data_dir};
 use super::lease_dir::LeaseDir;
 use super::owner::Owner;
 use super::range_set::RangeSet;
 use crate::cni::config::Config;
-
-/// The leases of one network, and the addresses that there are to lease.
-#[derive(Debug, Default)]
-pub struct Pool {
-    /// The network's name.
-    pub network: String,
-    /// The directory of its leases.
-    pub directory: PathBuf,
-    /// One for each address that an attachment gets; none for a network that is not
-    /// configured any more.
-    pub sets: Vec<Set>,
-    /// By address.
-    pub leases: Vec<Record>,
-}
-
-/// Ranges from which an attachment gets one address.
-#[derive(Debug, Default)]
-pub struct Set {
-    /// The first and the last address of each.
-    pub ranges: Vec<(IpAddr, IpAddr)>,
-    /// Those that can be leased: without gateways.
-    pub size: u128,
-    /// What the next ADD gets; `None` while all are taken.
-    pub next: Option<IpAddr>,
-}
-
-impl Set {
-    /// Whether `ip` is in one of the ranges.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        let mut ranges = self.ranges.iter();
-        ranges.any(|(first, last)| *first <= ip && ip <= *last)
-    }
-}
-
-/// A file that records an address.
-#[derive(Debug, Clone)]
-pub struct Record {
-    /// The address.
-    pub ip: IpAddr,
-    /// Whose it is.
-    pub holder: Holder,
-    /// The boot of the node in which it was written, where that is known.
-    pub boot: Option<String>,
-    /// Whether that was an earlier one than this.
-    pub is_earlier: bool,
-    /// When it was written.
-    pub written: Option<SystemTime>,
-}
-
-/// Whose an address is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Holder {
-    /// A container's, and there the interface's, unless the file is from before
-    /// interfaces were recorded.
-    Attachment(String, Option<String>),
-    /// An operator has set it aside, with this note.
-    Note(String),
-    /// Nobody's: the file is empty or damaged.
-    Nobody,
-}
+use crate::cni::pool::{Holder, Pool, Record, Set};
 
 impl From<Option<Owner>> for Holder {
     fn from(owner: Option<Owner>) -> Self {
@@ -89,11 +29,57 @@ impl From<Option<Owner>> for Holder {
     }
 }
 
+/// The pools that `configs` describe, and those of all networks that have left leases in their
+/// data directories or the usual one; and what could not be read.
+pub fn all(configs: &[Config]) -> (Vec<Pool>, Vec<String>) {
+    let mut doubts = Vec::new();
+    let mut pools: BTreeMap<(PathBuf, String), Pool> = BTreeMap::new();
+    let mut places = BTreeSet::from([PathBuf::from(DEFAULT_DATA_DIR)]);
+    for config in configs {
+        let Ok(place) = data_dir(config) else {
+            continue;
+        };
+        let key = (place.clone(), config.network.clone());
+        places.insert(place);
+        // What the runtime names ranges in counts only where the configuration has none.
+        if pools.get(&key).is_some_and(|pool| !pool.sets.is_empty()) {
+            continue;
+        }
+        match look(config) {
+            Ok(pool) => drop(pools.insert(key, pool)),
+            Err(error) => {
+                let doubt = format!("leases of network {}: {error:#}", config.network);
+                // The network may be remembered many times.
+                if !doubts.contains(&doubt) {
+                    doubts.push(doubt);
+                }
+            }
+        }
+    }
+    for place in places {
+        match networks(&place) {
+            Ok(names) => {
+                for name in names {
+                    let Slot::Vacant(slot) = pools.entry((place.clone(), name)) else {
+                        continue;
+                    };
+                    match leftover(&place, &slot.key().1) {
+                        Ok(pool) => drop(slot.insert(pool)),
+                        Err(error) => doubts.push(format!("{error:#}")),
+                    }
+                }
+            }
+            Err(error) => doubts.push(format!("list {}: {error}", place.display())),
+        }
+    }
+    (pools.into_values().collect(), doubts)
+}
+
 /// The pool of the network that `config`, of a plugin that uses `host-local`, is about.
 ///
 /// # Errors
 /// When the configuration is wrong, or the leases cannot be listed.
-pub fn look(config: &Config) -> Result<Pool> {
+fn look(config: &Config) -> Result<Pool> {
     let settings = Settings::read_for_status(config)?;
     let leases = LeaseDir::new(&settings.data_dir, &config.network);
     let mut pool = leftover(&settings.data_dir, &config.network)?;
@@ -118,7 +104,7 @@ pub fn look(config: &Config) -> Result<Pool> {
 ///
 /// # Errors
 /// When they cannot be listed.
-pub fn leftover(data_dir: &Path, network: &str) -> Result<Pool> {
+fn leftover(data_dir: &Path, network: &str) -> Result<Pool> {
     let directory = LeaseDir::new(data_dir, network);
     // Nothing is taken over here, so nobody asks whether a container lives.
     let boots = Boots::new(data_dir, network, |_, _| None);
@@ -151,7 +137,7 @@ pub fn leftover(data_dir: &Path, network: &str) -> Result<Pool> {
 ///
 /// # Errors
 /// When it cannot be listed.
-pub fn networks(data_dir: &Path) -> std::io::Result<Vec<String>> {
+fn networks(data_dir: &Path) -> std::io::Result<Vec<String>> {
     let entries = match fs::read_dir(data_dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,

@@ -20,7 +20,7 @@ use crate::cni::collector::Collector;
 use crate::cni::delegate;
 use crate::cni::error::{Code, agree, coded, not_available};
 use crate::cni::invocation::Command;
-use crate::cni::json::Problem;
+use crate::cni::json::{Object, Problem};
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::{Call, Plugin};
@@ -49,6 +49,10 @@ const PORT_LIMIT: Duration = Duration::from_millis(500);
 pub struct Ptp;
 
 impl Plugin for Ptp {
+    fn masquerades(&self, document: &Object) -> bool {
+        masquerade::is_asked_for(document)
+    }
+
     fn add<'a>(&self, call: &'a Call, undo: &mut Undo<'a>) -> Result<CniResult> {
         let settings = Settings::resolve(call)?;
         let sides = step("open the namespaces", || Sides::open(call))?;

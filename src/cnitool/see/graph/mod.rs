@@ -182,13 +182,11 @@ fn bridge_of(survey: &Survey, view: &View<'_>) -> Option<String> {
     if let Some(bridge) = view.bridge {
         return Some(bridge.name.clone());
     }
-    let made_with = view.plugin("bridge").map(bridge_name);
-    made_with.or_else(|| {
+    view.wanted_bridge.clone().or_else(|| {
         // Of what nobody remembers, today's configuration tells.
         let mut networks = survey.directory.networks.iter();
         let network = networks.find(|n| view.memory.is_none() && n.name == view.network)?;
-        let mut plugins = network.plugins.iter();
-        plugins.find(|p| p.plugin == "bridge").map(bridge_name)
+        bridge_name(survey.services, &network.plugins)
     })
 }
 
