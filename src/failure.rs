@@ -16,8 +16,16 @@ pub enum Kind {
     Io,
     /// A path names no network namespace, or the namespace cannot be entered.
     Namespace,
+    /// The configuration has a value that is never right, or not on this host.
+    Invalid,
+    /// The configuration asks for something that is not implemented.
+    Unsupported,
     /// This host lacks what the work needs, such as a kernel module.
     Unavailable,
+    /// This process has neither root's rights nor `CAP_NET_ADMIN`.
+    NotRoot,
+    /// Another program or the kernel refused the request.
+    Refused,
 }
 
 /// What was being done, or what is wrong, and of which kind the failure is.

@@ -20,6 +20,7 @@ mod journal;
 mod log;
 mod net;
 mod netfilter;
+mod patience;
 mod plugins;
 mod runtime;
 mod shell;

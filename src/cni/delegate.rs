@@ -14,9 +14,9 @@ use super::invocation::Command;
 use super::preview::Preview;
 use super::result::CniResult;
 use super::skel::{self, Applets, Call, Plugin};
-use super::status::patiently;
 use super::version::Version;
 use super::{exec, json};
+use crate::patience::patiently;
 use crate::undo::Undo;
 use crate::{fsutil, journal};
 

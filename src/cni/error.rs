@@ -63,7 +63,10 @@ impl From<Kind> for Code {
             Kind::Busy => Self::TryAgain,
             Kind::Io => Self::Io,
             Kind::Namespace => Self::Environment,
-            Kind::Unavailable => Self::NotAvailable,
+            Kind::Invalid => Self::Config,
+            Kind::Unsupported => Self::UnsupportedField,
+            Kind::Unavailable | Kind::NotRoot => Self::NotAvailable,
+            Kind::Refused => Self::Internal,
         }
     }
 }

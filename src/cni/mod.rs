@@ -21,5 +21,4 @@ pub mod pool;
 pub mod preview;
 pub mod result;
 pub mod skel;
-pub mod status;
 pub mod version;

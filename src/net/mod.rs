@@ -11,6 +11,7 @@ pub mod mac;
 pub mod netconf;
 pub mod netlink;
 pub mod netns;
+pub mod privilege;
 pub mod route;
 pub mod section;
 pub mod sysctl;

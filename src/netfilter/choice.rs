@@ -2,9 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use crate::cni::error::{Code, detailed};
-use crate::cni::status::needs_root;
-use crate::failure::all;
+use crate::failure::{Failure, Kind, all};
+use crate::net::privilege::require_root;
 use crate::netfilter::backend::Backend;
 use crate::netfilter::iptables::Iptables;
 use crate::netfilter::model::BackendName;
@@ -39,13 +38,13 @@ pub fn choose(asked: Option<BackendName>) -> Result<BackendName> {
         Some(name) => Ok(name),
         None if BackendName::Iptables.is_usable() => Ok(BackendName::Iptables),
         None if BackendName::Nftables.is_usable() => Ok(BackendName::Nftables),
-        None => Err(needs_root().unwrap_or_else(|| {
-            detailed(
-                Code::Internal,
-                "this host has neither iptables nor nftables",
+        None => {
+            require_root()?;
+            let sentence = "this host has neither iptables nor nftables";
+            Err(Failure::new(Kind::Refused, sentence).because(
                 "install iptables (iptables-restore must be in PATH), or load the kernel module nf_tables",
-            )
-        })),
+            ))
+        }
     }
 }
 

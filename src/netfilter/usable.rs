@@ -3,8 +3,8 @@
 
 use anyhow::Result;
 
-use crate::cni::error::{Code, detailed, not_available};
-use crate::cni::status::require_root;
+use crate::failure::{Failure, Kind};
+use crate::net::privilege::require_root;
 use crate::netfilter::choice::choose;
 use crate::netfilter::iptables::Iptables;
 use crate::netfilter::iptables::tool::{FAMILIES, Family, Unserved};
@@ -28,18 +28,20 @@ impl Need {
     /// Whether the rules could be made.
     ///
     /// # Errors
-    /// Code 50, with what is missing and the way out.
+    /// What is missing and what to do about it.
     pub fn check(self) -> Result<()> {
         require_root()?;
-        let name = choose(self.asked).map_err(|error| not_available(&error))?;
+        let name = choose(self.asked)?;
         match name {
             BackendName::Nftables if query::is_usable() => Ok(()),
-            BackendName::Nftables => Err(detailed(
-                Code::NotAvailable,
-                "the backend nftables that the configuration asks for cannot be used",
-                "load the kernel module nf_tables and give the runtime CAP_NET_ADMIN, or choose the \
-                 backend \"iptables\"",
-            )),
+            BackendName::Nftables => {
+                let sentence =
+                    "the backend nftables that the configuration asks for cannot be used";
+                Err(Failure::new(Kind::Unavailable, sentence).because(
+                    "load the kernel module nf_tables and give the runtime CAP_NET_ADMIN, or \
+                     choose the backend \"iptables\"",
+                ))
+            }
             BackendName::Iptables => self.check_iptables(),
         }
     }
@@ -59,8 +61,8 @@ impl Need {
             .filter(|family| self.has(*family))
             .try_for_each(|family| iptables.check_serves(purpose, family));
         served.map_err(|error| {
-            let error = way_out(error, purpose);
-            not_available(&error.context("rules cannot be made with iptables"))
+            let sentence = "rules cannot be made with iptables";
+            way_out(error, purpose).context(Failure::new(Kind::Unavailable, sentence))
         })
     }
 }

@@ -66,7 +66,7 @@ pub fn require_rules(
         ipv4,
         ipv6,
     };
-    need.check()
+    need.check().map_err(|error| not_available(&error))
 }
 
 /// Whether containers whose addresses nothing tells will have IPv4 addresses, and IPv6 ones:

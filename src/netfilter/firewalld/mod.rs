@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use crate::cni::error::{Code, detailed};
+use crate::failure::{Failure, Kind};
 use crate::netfilter::firewalld::bus::{Bus, Object, Refusal, Value};
 
 const SERVICE: &str = "org.fedoraproject.FirewallD1";
@@ -132,9 +132,6 @@ impl Refusal {
 
 fn refused(refusal: &Refusal, what: &str) -> anyhow::Error {
     let Refusal { name, text } = refusal;
-    detailed(
-        Code::Internal,
-        format!("{what}: {text}"),
-        format!("firewalld refuses: {name}"),
-    )
+    Failure::new(Kind::Refused, format!("{what}: {text}"))
+        .because(format!("firewalld refuses: {name}"))
 }

@@ -13,7 +13,6 @@ use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 
 use crate::cni::invocation::Attachment;
-use crate::cni::status::patiently;
 use crate::log;
 use crate::net::link;
 use crate::net::netlink::Netlink;
@@ -28,6 +27,7 @@ use crate::netfilter::known::Known;
 use crate::netfilter::memo;
 use crate::netfilter::model::{Firewall, Masquerade, Owner, PortMaps, Purpose};
 use crate::netfilter::nf_tables::query;
+use crate::patience::patiently;
 use crate::shell::shell;
 
 /// How long to wait for whoever else changes the tables, in seconds.
@@ -350,7 +350,7 @@ impl Iptables {
     /// The rules of the mappings that `owner` wants, for each family that it has an address of.
     ///
     /// # Errors
-    /// Code 7 for a condition that cannot be passed on to iptables.
+    /// [`Kind::Invalid`](crate::failure::Kind::Invalid) for a condition that cannot be passed on to iptables.
     pub fn port_map_rules(
         owner: &Owner,
         wanted: &PortMaps,

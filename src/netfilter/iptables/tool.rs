@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cni::error::{Code, coded, detailed};
+use crate::failure::{Failure, Kind};
 use crate::fsutil::Lock;
 use crate::net::section;
 use crate::netfilter::iptables::native::addition::{Added, Addition};
@@ -141,9 +141,9 @@ impl Refusal {
         if self.is_unreadable() {
             let text = self.0.trim().to_owned();
             return anyhow::Error::new(Unserved::Unreadable { text })
-                .context(coded(Code::Internal, sentence));
+                .context(Failure::new(Kind::Refused, sentence));
         }
-        detailed(Code::Internal, sentence, self.0.trim())
+        Failure::new(Kind::Refused, sentence).because(self.0.trim())
     }
 
     /// Whether the table has rules of other programs that the tool cannot read.
@@ -225,7 +225,7 @@ impl Tool {
     /// it once more. Those of the legacy variant have a lock.
     ///
     /// # Errors
-    /// Code 11 when somebody else is in there for too long; otherwise when the file cannot
+    /// [`Kind::Busy`] when another process holds the lock for too long; otherwise when the file cannot
     /// be locked.
     pub fn exclude_others(&self) -> Result<Option<Lock>> {
         if self.variant == Variant::Legacy {
@@ -306,7 +306,7 @@ impl Tool {
     /// Does all of `script` or nothing; answers what it prints.
     ///
     /// # Errors
-    /// Code 11 when somebody else holds the lock for too long; otherwise when the tool
+    /// [`Kind::Busy`] when another process holds the lock for too long; otherwise when the tool
     /// cannot be run.
     pub fn restore(&self, script: &Script) -> Result<std::result::Result<Table, Refusal>> {
         let wait = format!("--wait={}", self.lock_wait);

@@ -347,7 +347,7 @@ impl Nftables {
     /// is made.
     ///
     /// # Errors
-    /// Code 7, naming `macspoofchk`.
+    /// [`Kind::Invalid`](crate::failure::Kind::Invalid), naming `macspoofchk`.
     pub fn fits_spoof_check(owner: &Owner) -> Result<()> {
         spoof_check::fits(owner)
     }

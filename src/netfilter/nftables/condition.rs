@@ -10,7 +10,7 @@ use std::vec::IntoIter;
 use anyhow::Result;
 use ipnet::IpNet;
 
-use crate::cni::error::{Code, detailed};
+use crate::failure::{Failure, Kind};
 use crate::netfilter::model::Protocol;
 use crate::netfilter::nf_tables::among::End;
 use crate::netfilter::nf_tables::among::{Among, Field, Interval, Values};
@@ -35,18 +35,15 @@ pub const UNDERSTOOD: &str = "understood are: ip saddr|daddr (ip6 in conditionsV
 /// or with several values in braces. How the words are spread over the list does not matter.
 ///
 /// # Errors
-/// Code 2, naming the condition and what is understood.
+/// [`Kind::Unsupported`], naming the condition and what is understood.
 pub fn parse(family: Family, key: &str, conditions: &[String]) -> Result<Vec<Statement>> {
     let text = conditions.join(" ");
     let mut words = words(&text).into_iter().peekable();
     let mut statements = Vec::new();
     while words.peek().is_some() {
         let Some(statement) = statement(family, &mut words) else {
-            return Err(detailed(
-                Code::UnsupportedField,
-                format!("{key}: the nftables backend does not understand \"{text}\""),
-                UNDERSTOOD,
-            ));
+            let sentence = format!("{key}: the nftables backend does not understand \"{text}\"");
+            return Err(Failure::new(Kind::Unsupported, sentence).because(UNDERSTOOD));
         };
         statements.push(statement);
     }

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::Attachment;
+use crate::failure::{Failure, Kind};
 use crate::net::mac::Mac;
 use crate::netfilter::model::Owner;
 use crate::netfilter::nf_tables::among::End;
@@ -32,7 +32,7 @@ pub fn chains(owner: &Owner) -> [String; 2] {
 /// Whether the kernel can have the owner's chains.
 ///
 /// # Errors
-/// Code 7 when their names, which the container id is part of, are too long for it.
+/// [`Kind::Invalid`] when their names, which the container id is part of, are too long for it.
 pub fn fits(owner: &Owner) -> Result<()> {
     let longest = chains(owner).iter().map(String::len).max().unwrap_or(0);
     if longest <= CHAIN_NAME_MAX {
@@ -43,15 +43,12 @@ pub fn fits(owner: &Owner) -> Result<()> {
         ifname,
     } = &owner.attachment;
     let most = container_id.len().saturating_sub(longest - CHAIN_NAME_MAX);
-    Err(detailed(
-        Code::Config,
-        "macspoofchk cannot serve a container id this long",
-        format!(
-            "the id has {} characters; with interface {ifname} there is room for {most} in the \
-             names of the rules: unset \"macspoofchk\", or use shorter ids",
-            container_id.len()
-        ),
-    ))
+    let sentence = "macspoofchk cannot serve a container id this long";
+    Err(Failure::new(Kind::Invalid, sentence).because(format!(
+        "the id has {} characters; with interface {ifname} there is room for {most} in the \
+         names of the rules: unset \"macspoofchk\", or use shorter ids",
+        container_id.len()
+    )))
 }
 
 /// The rules of an attachment, each with the chain it is in.

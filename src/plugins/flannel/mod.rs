@@ -22,7 +22,7 @@ use crate::cni::json::{self, Object, Problem};
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Delegation, Plugin};
-use crate::cni::status::patiently;
+use crate::patience::patiently;
 use crate::undo::Undo;
 use crate::{fsutil, log};
 

@@ -26,6 +26,7 @@ use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::RememberedNetns;
 use crate::cni::status::patiently;
 use crate::fsutil;
+use crate::patience::patiently;
 use crate::plugins::outlook::Sample;
 
 /// How far apart addresses are that are tried where many are taken; a prime, so that it is

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use ipnet::IpNet;
 
-use crate::cni::error::{Code, coded, detailed};
+use crate::failure::{self, Failure};
 use crate::netfilter::iptables::native::addition::Addition;
 use crate::netfilter::iptables::native::port_reservations::{Claims, Taken, seen_comment};
 use crate::netfilter::iptables::native::private_chain::PrivateChain;
@@ -73,7 +73,7 @@ impl Rules {
     /// For `container`, one of its addresses.
     ///
     /// # Errors
-    /// Code 7 for a word that cannot be passed on to iptables.
+    /// [`failure::Kind::Invalid`] for a word that cannot be passed on to iptables.
     pub fn new(owner: &Owner, container: IpNet, wanted: &PortMaps) -> Result<Self> {
         let id = &owner.attachment.container_id;
         let chain = owned::private_chain(KIND.prefix, &owner.network, id);
@@ -178,14 +178,13 @@ impl Rules {
     /// the container to this network, which has the same chain.
     ///
     /// # Errors
-    /// Code 7 when the chain that is to mark is not there.
+    /// [`failure::Kind::Invalid`] when the chain that is to mark is not there.
     pub fn repair(&self, table: &Table) -> Result<Script> {
         if let Some(chain) = &self.external
             && !table.chains.contains(chain)
         {
-            return Err(detailed(
-                Code::Config,
-                format!("externalSetMarkChain: there is no chain {chain} in table nat"),
+            let sentence = format!("externalSetMarkChain: there is no chain {chain} in table nat");
+            return Err(Failure::new(failure::Kind::Invalid, sentence).because(
                 "create the chain, or leave the key out to have packets marked by CNI's own chain",
             ));
         }
@@ -245,8 +244,8 @@ impl Rules {
     /// any.
     pub fn blame_conditions(&self, error: anyhow::Error) -> anyhow::Error {
         match self.conditions {
-            Some(key) => error.context(coded(
-                Code::Config,
+            Some(key) => error.context(Failure::new(
+                failure::Kind::Invalid,
                 format!("{key}: iptables refuses rules with these conditions"),
             )),
             None => error,
@@ -406,8 +405,8 @@ pub fn remove(owner: &Owner, known: &Known, table: &Table) -> Script {
 fn check_word(key: &str, word: &str) -> Result<()> {
     ensure!(
         !word.is_empty() && !word.chars().any(char::is_control),
-        coded(
-            Code::Config,
+        Failure::new(
+            failure::Kind::Invalid,
             format!("{key}: {word:?} cannot be an argument of iptables")
         )
     );
