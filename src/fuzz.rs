@@ -8,7 +8,8 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::applets::{self, APPLETS, Entry};
-use crate::cni::config::{Config, Document, parse_ip};
+use crate::cni::address::parse_ip;
+use crate::cni::config::{Config, Document};
 use crate::cni::error::ErrorObject;
 use crate::cni::invocation::{Command, Environment, Invocation};
 use crate::cni::json::{self, Object, Problem};

@@ -214,10 +214,6 @@ const LEFT_ARROWS: &[(&str, &str)] = &[
 
 /// Files that are still in a circle.
 const LEFT_CIRCLES: &[&str] = &[
-    "cni/config",
-    "cni/fields",
-    "cni/json",
-    "cni/result",
     "net/link_sysctl",
     "net/sysctl",
     "net/traffic",

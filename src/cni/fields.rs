@@ -8,9 +8,7 @@
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Number, Value};
-
-use super::json::Object;
+use serde_json::{Map, Number, Value};
 
 /// The key under which `serde_json` hands out a number that is no 64-bit integer, with all
 /// its digits.
@@ -88,7 +86,7 @@ impl<'de> Visitor<'de> for Reader {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        let mut object = Object::new();
+        let mut object = Map::new();
         while let Some(key) = members.next_key::<String>()? {
             if key == NUMBER {
                 let digits: String = members.next_value()?;
@@ -111,7 +109,7 @@ impl Reader {
     }
 
     /// Puts a member into `object`, over the one that it had before under this key.
-    fn put(self, object: &mut Object, key: String, value: Value) {
+    fn put(self, object: &mut Map<String, Value>, key: String, value: Value) {
         if self.in_map {
             object.insert(key, value);
             return;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{parse_cidr, parse_ip};
+use super::address::{parse_cidr, parse_ip};
 use super::json::{self, Problem};
 use super::result::Route;
 use super::version::Version;

@@ -4,6 +4,7 @@
 //! (delegation) and 5 (result types). Nothing here touches the kernel's network
 //! or knows a plugin by name.
 
+pub mod address;
 pub mod args;
 pub mod collector;
 pub mod config;

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use super::config::{optional_cidr, optional_ip};
+use super::address::{optional_cidr, optional_ip};
 use super::error::{Code, coded, detailed};
 use super::json::{self, Object};
 use super::version::{Shape, Version};

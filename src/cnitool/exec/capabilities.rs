@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cni::config::{parse_cidr, parse_ip};
+use crate::cni::address::{parse_cidr, parse_ip};
 use crate::cni::error::{Code, detailed};
 use crate::cni::json::Object;
 use crate::net::mac::Mac;

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{Memory, Namespace, Stack, Survey, natural};
-use crate::cni::config::parse_ip;
+use crate::cni::address::parse_ip;
 use crate::cni::invocation::Attachment;
 use crate::cni::link_alias;
 use crate::cni::pool::{Holder, Pool, Record};

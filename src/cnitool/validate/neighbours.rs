@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::inspection::Finding;
-use crate::cni::config::{parse_cidr, parse_ip};
+use crate::cni::address::{parse_cidr, parse_ip};
 use crate::cni::json::{self, Object};
 use crate::runtime::directory::Directory;
 use crate::runtime::network::{Network, ipam, plugin_member, plugin_type};

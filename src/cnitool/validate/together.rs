@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::inspection::Inspection;
-use crate::cni::config::parse_ip;
+use crate::cni::address::parse_ip;
 use crate::cni::json::{self, Object};
 use crate::runtime::network::{ipam, plugin_member, plugin_type};
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::cni::config::parse_cidr;
+use crate::cni::address::parse_cidr;
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
 use crate::net::traffic::TokenBucket;

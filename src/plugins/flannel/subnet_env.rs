@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use crate::cni::config::parse_cidr;
+use crate::cni::address::parse_cidr;
 use crate::cni::error::{Code, coded, detailed};
 use crate::fsutil::without_byte_order_mark;
 

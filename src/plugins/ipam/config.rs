@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use super::range::Written;
 use super::range_set::{self, RangeSet};
+use crate::cni::address::{parse_cidr, parse_ip};
 use crate::cni::args;
-use crate::cni::config::{Config, parse_cidr, parse_ip};
+use crate::cni::config::Config;
 use crate::cni::error::{Code, coded};
 use crate::cni::invocation::LONGEST_FILE_NAME;
 use crate::cni::ipam::{WrittenRoute, no_ipam, requested_addresses, routes};

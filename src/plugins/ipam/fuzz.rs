@@ -10,7 +10,7 @@ use super::config::Settings;
 use super::index;
 use super::owner::Owner;
 use super::resolv;
-use crate::cni::config::parse_ip;
+use crate::cni::address::parse_ip;
 use crate::cni::skel::Call;
 
 /// The settings of `call` keep their limits: ranges stand in their subnets and apart from

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::addresses::Addresses;
 use super::owner::Owner;
-use crate::cni::config::parse_ip;
+use crate::cni::address::parse_ip;
 use crate::fsutil::{self, Links};
 use crate::log;
 use crate::net::section;

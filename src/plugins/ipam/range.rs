@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::cni::config::{parse_cidr, parse_ip};
+use crate::cni::address::{parse_cidr, parse_ip};
 use crate::cni::ipam::{invalid_cidr, invalid_ip};
 use crate::cni::json::Problem;
 use crate::cni::result::same_family;

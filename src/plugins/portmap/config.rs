@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::cni::config::parse_ip;
+use crate::cni::address::parse_ip;
 use crate::cni::error::Code;
 use crate::cni::invocation::Command;
 use crate::cni::json::{self, Problem};

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::cni::address::{parse_cidr, parse_ip};
 use crate::cni::args;
-use crate::cni::config::{parse_cidr, parse_ip};
 use crate::cni::error::{Code, detailed};
 use crate::cni::invocation::Command;
 use crate::cni::ipam::{
