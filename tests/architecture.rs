@@ -214,10 +214,6 @@ const LEFT_ARROWS: &[(&str, &str)] = &[
 
 /// Files that are still in a circle.
 const LEFT_CIRCLES: &[&str] = &[
-    "net/link_sysctl",
-    "net/sysctl",
-    "net/traffic",
-    "net/traffic/selection",
     "netfilter",
     "netfilter/choice",
     "netfilter/iptables",

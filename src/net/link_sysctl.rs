@@ -6,10 +6,6 @@
 //! `ip6_output.c` for IPv6, where nearly every sysctl has its own rule. Writing `all` changes
 //! the links' own values for few of them (`forwarding`, `disable_ipv6`).
 
-use anyhow::Result;
-
-use super::sysctl::{ROOT, Sysctls, is_absent};
-
 /// A sysctl of one link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkSysctl<'a> {
@@ -61,7 +57,7 @@ impl<'a> LinkSysctl<'a> {
         }
     }
 
-    /// The path of the link's own value, below [`ROOT`].
+    /// The path of the link's own value, below [`ROOT`](super::sysctl::ROOT).
     pub fn key(self) -> String {
         self.key_of(self.link)
     }
@@ -70,6 +66,21 @@ impl<'a> LinkSysctl<'a> {
     /// another link.
     pub fn key_of(self, link: &str) -> String {
         format!("{}/conf/{link}/{}", self.section, self.name)
+    }
+
+    /// The path to write for the kernel to act on another value: that of `all` where the value
+    /// of `all` counts alone, else the link's own.
+    pub fn key_to_write(self) -> String {
+        match self.combination() {
+            Combination::All => self.key_of("all"),
+            _ => self.key(),
+        }
+    }
+
+    /// Whether the value that the kernel acts on changes with the link's `forwarding`, even
+    /// where nobody writes this sysctl or that of `all`.
+    pub fn follows_forwarding(self) -> bool {
+        self.combination() == Combination::Advertisements
     }
 
     fn combination(self) -> Combination {
@@ -170,45 +181,6 @@ impl<'a> LinkSysctl<'a> {
                 self.key_of("all")
             }
             _ => self.key_of("default"),
-        }
-    }
-}
-
-impl Sysctls {
-    /// A sysctl that is a number, where there is one that can be read.
-    pub fn number(&self, key: &str) -> Option<i64> {
-        self.read(key).ok()??.parse().ok()
-    }
-
-    /// The value of a sysctl that the kernel acts on.
-    pub fn effective(&self, sysctl: LinkSysctl<'_>) -> Option<i64> {
-        sysctl.effective(|key| self.number(key))
-    }
-
-    /// Has the kernel act on `value`. Nothing is written where it does already, whether by the
-    /// link's value or by that of `all`; nor where this kernel has no such sysctl.
-    ///
-    /// # Errors
-    /// As [`Sysctls::set`]. Where the kernel acts on another value because of `all`, the link's
-    /// own is set, and that is no error.
-    pub fn ensure(&self, sysctl: LinkSysctl<'_>, value: i64) -> Result<()> {
-        let key = match sysctl.combination() {
-            Combination::All => sysctl.key_of("all"),
-            _ => sysctl.key(),
-        };
-        if self.number(&key) == Some(value) {
-            return Ok(());
-        }
-        let suffices = self.effective(sysctl) == Some(value);
-        // Advertisements that are ignored because the link forwards are to be ignored when it
-        // stops forwarding, too.
-        if suffices && sysctl.combination() != Combination::Advertisements {
-            return Ok(());
-        }
-        let advice = || format!("{ROOT}/{} to {value}", sysctl.key_beforehand(value));
-        match self.set_or_advise(&key, &value.to_string(), advice) {
-            Err(error) if suffices || is_absent(&error) => Ok(()),
-            done => done,
         }
     }
 }

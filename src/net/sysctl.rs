@@ -94,7 +94,7 @@ impl Sysctls {
     }
 
     /// As [`Sysctls::set`]; `beforehand` names what to set where this cannot be.
-    pub(super) fn set_or_advise(
+    fn set_or_advise(
         &self,
         key: &str,
         value: &str,
@@ -134,6 +134,40 @@ impl Sysctls {
     pub fn set_if_present(&self, key: &str, value: &str) -> Result<()> {
         match self.set(key, value) {
             Err(error) if is_absent(&error) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// A sysctl that is a number, where there is one that can be read.
+    pub fn number(&self, key: &str) -> Option<i64> {
+        self.read(key).ok()??.parse().ok()
+    }
+
+    /// The value of a sysctl that the kernel acts on.
+    pub fn effective(&self, sysctl: LinkSysctl<'_>) -> Option<i64> {
+        sysctl.effective(|key| self.number(key))
+    }
+
+    /// Has the kernel act on `value`. Nothing is written where it does already, whether by the
+    /// link's value or by that of `all`; nor where this kernel has no such sysctl.
+    ///
+    /// # Errors
+    /// As [`Sysctls::set`]. Where the kernel acts on another value because of `all`, the link's
+    /// own is set, and that is no error.
+    pub fn ensure(&self, sysctl: LinkSysctl<'_>, value: i64) -> Result<()> {
+        let key = sysctl.key_to_write();
+        if self.number(&key) == Some(value) {
+            return Ok(());
+        }
+        let suffices = self.effective(sysctl) == Some(value);
+        // Advertisements that are ignored because the link forwards are to be ignored when it
+        // stops forwarding, too.
+        if suffices && !sysctl.follows_forwarding() {
+            return Ok(());
+        }
+        let advice = || format!("{ROOT}/{} to {value}", sysctl.key_beforehand(value));
+        match self.set_or_advise(&key, &value.to_string(), advice) {
+            Err(error) if suffices || is_absent(&error) => Ok(()),
             done => done,
         }
     }

@@ -4,6 +4,7 @@
 //! Sizes are bytes, rates bytes per second. The options of `tbf`, `u32` and `mirred` are
 //! encoded here, those of `htb` in [`selection`], after the kernel's `pkt_sched.h`, `pkt_cls.h` and `tc_mirred.h`.
 
+mod request;
 pub mod selection;
 
 use anyhow::{Context, Result};
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 
 use super::link::Link;
 use super::netlink::{Netlink, tolerate};
+use request::{LIMIT_HANDLE, index, message};
 use selection::Selection;
 
 /// A token bucket filter (tc-tbf(8)), in the kernel's units.
@@ -103,9 +105,6 @@ impl TokenBucket {
         })
     }
 }
-
-/// What limits a link's sending has this handle, `1:`.
-const LIMIT_HANDLE: TcHandle = TcHandle { major: 1, minor: 0 };
 
 /// What `tc` calls `ffff:`, where filters of what a link receives hang.
 const INGRESS_HANDLE: TcHandle = TcHandle {
@@ -358,20 +357,6 @@ fn nested(attributes: &[DefaultNla]) -> Vec<u8> {
     let mut bytes = vec![0; attributes.buffer_len()];
     attributes.emit(&mut bytes);
     bytes
-}
-
-fn message(link: &Link, kind: &str, options: Vec<DefaultNla>) -> Result<TcMessage> {
-    let mut message = TcMessage::with_index(index(link)?);
-    message.attributes.push(TcAttribute::Kind(kind.to_owned()));
-    if !options.is_empty() {
-        let options = options.into_iter().map(TcOption::Other).collect();
-        message.attributes.push(TcAttribute::Options(options));
-    }
-    Ok(message)
-}
-
-fn index(link: &Link) -> Result<i32> {
-    i32::try_from(link.index).with_context(|| format!("link {} has no usable index", link.name))
 }
 
 #[cfg(test)]

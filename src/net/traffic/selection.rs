@@ -10,7 +10,7 @@ use netlink_packet_route::tc::{
     TcU32SelectorFlags,
 };
 
-use super::{LIMIT_HANDLE, message};
+use super::request::{LIMIT_HANDLE, index, message};
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 
@@ -87,7 +87,7 @@ pub fn divide(netlink: &Netlink, link: &Link, selection: &Selection) -> Result<(
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn is_divided(netlink: &Netlink, link: &Link, selection: &Selection) -> Result<bool> {
-    let mut request = TcMessage::with_index(super::index(link)?);
+    let mut request = TcMessage::with_index(index(link)?);
     request.header.parent = LIMIT_HANDLE;
     let found = netlink
         .dump(&RouteNetlinkMessage::GetTrafficFilter(request))
