@@ -241,8 +241,6 @@ const LEFT_CIRCLES: &[&str] = &[
     "plugins/ipam",
     "plugins/ipam/status",
     "plugins/outlook",
-    "plugins/tuning/backup",
-    "plugins/tuning/config",
 ];
 
 const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {

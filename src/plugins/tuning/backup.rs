@@ -21,8 +21,6 @@ use crate::cni::skel::Call;
 use crate::net::link::Link;
 use crate::{fsutil, log};
 
-/// Where the files are unless the configuration says otherwise.
-pub const DEFAULT_DIR: &str = "/run/cni/tuning";
 const FILE_MODE: u32 = 0o600;
 
 /// Which link a backup is of. The kernel gives a namespace's number to another once it is
@@ -310,7 +308,10 @@ mod tests {
             mtu.encode("n").unwrap(),
             b"{\n \"mtu\": 1500,\n \"network\": \"n\"\n}"
         );
-        assert_eq!(DEFAULT_DIR, "/run/cni/tuning");
+        assert_eq!(
+            crate::plugins::tuning::config::DEFAULT_DIR,
+            "/run/cni/tuning"
+        );
     }
 
     #[test]

@@ -7,7 +7,6 @@ use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::backup;
 use super::duplicates::duplicates;
 use super::sysctl::{self, PLACEHOLDER, Sysctl};
 use crate::cni::args;
@@ -16,6 +15,9 @@ use crate::cni::error::{Code, detailed};
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
 use crate::net::mac::Mac;
+
+/// Where backups are unless the configuration says otherwise.
+pub const DEFAULT_DIR: &str = "/run/cni/tuning";
 
 /// Every key of the reference's tuning v1.9.1.
 #[derive(Debug, Deserialize, Default)]
@@ -144,7 +146,7 @@ pub fn data_dir(config: &Config) -> Result<PathBuf> {
 
 fn path_or_default(text: String) -> PathBuf {
     if text.is_empty() {
-        backup::DEFAULT_DIR.into()
+        DEFAULT_DIR.into()
     } else {
         text.into()
     }
