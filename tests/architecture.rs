@@ -233,14 +233,6 @@ const LEFT_CIRCLES: &[&str] = &[
     "netfilter/simulate/sets",
     "netfilter/simulate/walk",
     "netfilter/usable",
-    "plugins/bridge/apply",
-    "plugins/bridge/base",
-    "plugins/bridge/config",
-    "plugins/bridge/vlan",
-    "plugins/bridge/vlan_gateway",
-    "plugins/ipam",
-    "plugins/ipam/status",
-    "plugins/outlook",
 ];
 
 const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {

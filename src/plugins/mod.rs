@@ -17,6 +17,7 @@ pub mod portmap;
 mod preview;
 pub mod ptp;
 mod rule_check;
+mod sample;
 mod shared;
 pub mod r#static;
 pub mod tuning;

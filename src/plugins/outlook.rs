@@ -7,39 +7,23 @@ use anyhow::{Context, Result};
 
 use super::{ipam, r#static};
 use crate::cni::error::{Code, detailed, not_available, not_available_and_limited};
-use crate::cni::result::CniResult;
 use crate::cni::skel::Call;
 use crate::net::addr::{self, Address};
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
 use crate::net::sysctl::{self, Sysctls};
 use crate::netfilter::{BackendName, Need, Purpose};
+use crate::plugins::sample::Sample;
 use crate::shell::shell;
 
-/// An answer like those that the IPAM plugin will give to ADD.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sample {
-    /// With one address for each that a container will get.
-    pub result: CniResult,
-    /// Whether all containers get addresses of the same subnets as these.
-    pub is_typical: bool,
-}
-
-impl Sample {
-    /// What `plugin`, the IPAM plugin of `call`, will answer; `None` where that depends on the
-    /// runtime, or the plugin is not known.
-    pub fn of(call: &Call, plugin: &str) -> Option<Self> {
-        // What is wrong with the configuration is the plugin's to say.
-        match plugin {
-            "host-local" | "ipam" => ipam::sample(&call.config).ok().flatten(),
-            "static" => r#static::sample(call).ok().flatten(),
-            _ => None,
-        }
-    }
-
-    /// The addresses.
-    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
-        self.result.ips.iter().map(|ip| ip.address.addr())
+/// What `plugin`, the IPAM plugin of `call`, will answer; `None` where that depends on the
+/// runtime, or the plugin is not known.
+pub fn sample_of(call: &Call, plugin: &str) -> Option<Sample> {
+    // What is wrong with the configuration is the plugin's to say.
+    match plugin {
+        "host-local" | "ipam" => ipam::sample(&call.config).ok().flatten(),
+        "static" => r#static::sample(call).ok().flatten(),
+        _ => None,
     }
 }
 

@@ -19,29 +19,6 @@ use crate::plugins::host_end::Identity;
 use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Pair, Sides, explain_ipv6, switch_off_quietly};
 
-/// The bridge called `name`, if there is one.
-///
-/// # Errors
-/// Code 7 when the name belongs to something else.
-pub fn find_bridge(host: &Netlink, name: &str) -> Result<Option<Link>> {
-    match link::by_name(host, name)? {
-        Some(other) if other.kind != "bridge" => Err(detailed(
-            Code::Config,
-            format!(
-                "failed to create bridge \"{name}\": \"{name}\" already exists but is not a bridge"
-            ),
-            format!(
-                "link {name} is {}: choose another \"bridge\", or remove the link",
-                match other.kind.as_str() {
-                    "" => "a physical device",
-                    kind => kind,
-                }
-            ),
-        )),
-        found => Ok(found),
-    }
-}
-
 /// Gives `gateway`, the bridge or the interface of a VLAN, the gateways' addresses, and
 /// lets the host forward.
 ///

@@ -10,15 +10,38 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use super::apply::find_bridge;
 use super::config::Settings;
 use super::vlan;
+use crate::cni::error::{Code, detailed};
 use crate::net::link::{self, Link};
 use crate::net::mac::Mac;
 use crate::net::netlink::{Netlink, tolerate};
 use crate::net::{addr, sysctl};
 use crate::plugins::shared::{self, Shared};
 use crate::plugins::veth::switch_off_quietly;
+
+/// The bridge called `name`, if there is one.
+///
+/// # Errors
+/// Code 7 when the name belongs to something else.
+pub fn find_bridge(host: &Netlink, name: &str) -> Result<Option<Link>> {
+    match link::by_name(host, name)? {
+        Some(other) if other.kind != "bridge" => Err(detailed(
+            Code::Config,
+            format!(
+                "failed to create bridge \"{name}\": \"{name}\" already exists but is not a bridge"
+            ),
+            format!(
+                "link {name} is {}: choose another \"bridge\", or remove the link",
+                match other.kind.as_str() {
+                    "" => "a physical device",
+                    kind => kind,
+                }
+            ),
+        )),
+        found => Ok(found),
+    }
+}
 
 /// The alias of a bridge on which no ADD has succeeded yet.
 const MARK: &str = "cni bridge of an ADD that has not finished";

@@ -6,10 +6,10 @@
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::config::Settings;
+use super::config::{Settings, vlan_gateway_name};
 use super::plan::Plan;
 use super::rules::Wanted;
-use super::{apply, vlan, vlan_gateway};
+use super::{base, vlan};
 use crate::cni::error::agree;
 use crate::cni::result::{CniResult, Interface};
 use crate::cni::skel::Call;
@@ -68,12 +68,12 @@ fn observe(
     result: &CniResult,
 ) -> Result<Observed> {
     let mut observed = Observed {
-        bridge: apply::find_bridge(&sides.host, &settings.bridge)?,
+        bridge: base::find_bridge(&sides.host, &settings.bridge)?,
         end: container_end::observe(sides, ifname, result)?,
         ..Observed::default()
     };
     observed.gateway = match settings.gateway_vlan() {
-        Some(vlan) => link::by_name(&sides.host, &vlan_gateway::name(&settings.bridge, vlan))?,
+        Some(vlan) => link::by_name(&sides.host, &vlan_gateway_name(&settings.bridge, vlan))?,
         None => observed.bridge.clone(),
     };
     if let Some(gateway) = &observed.gateway {
@@ -174,7 +174,7 @@ fn compare_gateway(
         if let Some(vlan) = settings.gateway_vlan() {
             differences.push(format!(
                 "gateway of VLAN {vlan}: expected interface {}, found no such link",
-                vlan_gateway::name(&settings.bridge, vlan)
+                vlan_gateway_name(&settings.bridge, vlan)
             ));
         }
         return;

@@ -6,7 +6,6 @@ use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::vlan_gateway;
 use crate::cni::args;
 use crate::cni::config::{Config, DnsOverride};
 use crate::cni::error::{Code, detailed};
@@ -21,6 +20,11 @@ use crate::plugins::masquerade::backend_problem;
 
 /// The bridge of a configuration that names none.
 const DEFAULT_BRIDGE: &str = "cni0";
+
+/// The name of the interface that has the gateway's addresses in a VLAN.
+pub fn vlan_gateway_name(bridge: &str, vlan: impl std::fmt::Display) -> String {
+    format!("{bridge}.{vlan}")
+}
 
 /// Every key of the reference's bridge v1.9.1 (docs/compatibility.md#5.1).
 #[derive(Debug, Deserialize)]
@@ -281,7 +285,7 @@ impl Wire {
             )));
         } else if self.vlan != 0
             && (self.is_gateway || self.is_default_gateway)
-            && let gateway = vlan_gateway::name(&self.bridge, self.vlan)
+            && let gateway = vlan_gateway_name(&self.bridge, self.vlan)
             && let Err(error) = check_ifname(&gateway)
         {
             let message = format!(

@@ -262,7 +262,7 @@ impl Looked {
         }
         let sides = Sides::open(call)?;
         veth::refuse_existing(&sides, call)?;
-        let existing = apply::find_bridge(&sides.host, &settings.bridge)?;
+        let existing = base::find_bridge(&sides.host, &settings.bridge)?;
         vlan::require_filtering(&sides.host, &settings, existing.as_ref())?;
         Ok(Self {
             settings,

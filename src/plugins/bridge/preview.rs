@@ -3,9 +3,9 @@
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::config::Settings;
+use super::config::{Settings, vlan_gateway_name};
 use super::plan::{self, Plan};
-use super::{Looked, vlan, vlan_gateway};
+use super::{Looked, vlan};
 use crate::cni::delegate;
 use crate::cni::preview::{Preview, Subject};
 use crate::cni::result::CniResult;
@@ -45,7 +45,7 @@ pub fn preview(call: &Call, preview: &mut Preview) -> Result<Option<CniResult>> 
         Some(_) => {}
     }
     let gateway = match settings.gateway_vlan() {
-        Some(vlan) => vlan_gateway::name(bridge, vlan),
+        Some(vlan) => vlan_gateway_name(bridge, vlan),
         None => bridge.clone(),
     };
     if gateway != *bridge && link::by_name(&sides.host, &gateway)?.is_none() {

@@ -3,9 +3,9 @@
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::config::Settings;
+use super::config::{Settings, vlan_gateway_name};
 use super::plan::{self, Plan};
-use super::{apply, vlan, vlan_gateway};
+use super::{base, vlan};
 use crate::cni::delegate;
 use crate::cni::error::{Code, detailed, not_available, not_available_and_limited};
 use crate::cni::invocation::Command;
@@ -15,7 +15,8 @@ use crate::net::netlink::Netlink;
 use crate::net::privilege::require_root;
 use crate::net::{addr, section};
 use crate::netfilter::{self, Purpose};
-use crate::plugins::outlook::{self, Sample};
+use crate::plugins::outlook;
+use crate::plugins::sample::Sample;
 
 /// Looks for what would fail every ADD with `settings`.
 ///
@@ -25,11 +26,11 @@ pub fn check(call: &Call, settings: &Settings) -> Result<()> {
     require_root()?;
     let host = Netlink::open()?;
     let bridge =
-        apply::find_bridge(&host, &settings.bridge).map_err(|error| not_available(&error))?;
+        base::find_bridge(&host, &settings.bridge).map_err(|error| not_available(&error))?;
     vlan::require_filtering(&host, settings, bridge.as_ref())
         .map_err(|error| not_available(&error))?;
     let ipam = settings.ipam.as_ref();
-    let sample = ipam.and_then(|ipam| Sample::of(call, ipam));
+    let sample = ipam.and_then(|ipam| outlook::sample_of(call, ipam));
     // Without IPAM there is nothing to masquerade.
     if settings.masquerade && ipam.is_some() {
         outlook::require_rules(Purpose::Masquerade, settings.backend, sample.as_ref())?;
@@ -67,7 +68,7 @@ fn check_layer3(
     let plan = Plan::new(settings, &sample.result).map_err(|error| not_available(&error))?;
     outlook::require_ipv6(sample)?;
     let gateway = match settings.gateway_vlan() {
-        Some(vlan) => link::by_name(host, &vlan_gateway::name(&settings.bridge, vlan))?,
+        Some(vlan) => link::by_name(host, &vlan_gateway_name(&settings.bridge, vlan))?,
         None => bridge,
     };
     let wanted = &plan.gateway_addresses;

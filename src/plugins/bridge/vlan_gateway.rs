@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 
-use super::config::Settings;
+use super::config::{Settings, vlan_gateway_name};
 use super::vlan;
 use crate::fsutil::Lock;
 use crate::net::bridge_vlan::{self, Membership, Port};
@@ -21,11 +21,6 @@ use crate::net::section;
 use crate::plugins::host_end::Identity;
 use crate::plugins::veth::switch_off_quietly;
 use crate::undo::Undo;
-
-/// What the interface is called.
-pub fn name(bridge: &str, vlan: impl std::fmt::Display) -> String {
-    format!("{bridge}.{vlan}")
-}
 
 /// How long to wait for others that work on the gateway of a VLAN; each takes milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -51,7 +46,7 @@ pub fn ensure(
     vlan: u16,
     undo: &mut Undo<'_>,
 ) -> Result<Link> {
-    let name = name(&bridge.name, vlan);
+    let name = vlan_gateway_name(&bridge.name, vlan);
     let mut gateway = link::by_name(host, &name)?;
     if gateway.is_none() {
         let created = link::create_veth(
@@ -187,7 +182,7 @@ fn find_unused(host: &Netlink, settings: &Settings, going: &[Link]) -> Result<Ve
     // Where the network has its gateway, the port of that may be in no bridge.
     vlans.retain(|vlan, _| lonely.contains(vlan) || settings.gateway_vlan() == Some(*vlan));
     for vlan in vlans.into_keys() {
-        let Some(gateway) = link::by_name(host, &name(&settings.bridge, vlan))? else {
+        let Some(gateway) = link::by_name(host, &vlan_gateway_name(&settings.bridge, vlan))? else {
             continue;
         };
         let Some(port) = port_of(host, &gateway)? else {

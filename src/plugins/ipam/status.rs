@@ -27,7 +27,7 @@ use crate::cni::skel::RememberedNetns;
 use crate::cni::status::patiently;
 use crate::fsutil;
 use crate::patience::patiently;
-use crate::plugins::outlook::Sample;
+use crate::plugins::sample::Sample;
 
 /// How far apart addresses are that are tried where many are taken; a prime, so that it is
 /// in step with nobody's habits.

@@ -33,7 +33,7 @@ use crate::netfilter::Purpose;
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
-use crate::plugins::outlook::{self, Sample};
+use crate::plugins::outlook;
 use crate::plugins::owner::owner_of;
 use crate::plugins::rule_check;
 use crate::plugins::shared::Shared;
@@ -144,7 +144,7 @@ impl Plugin for Ptp {
     fn status(&self, call: &Call) -> Result<()> {
         let settings = Settings::resolve(call)?;
         require_root()?;
-        let sample = Sample::of(call, &settings.ipam);
+        let sample = outlook::sample_of(call, &settings.ipam);
         if settings.masquerade {
             outlook::require_rules(Purpose::Masquerade, settings.backend, sample.as_ref())?;
         }

@@ -16,7 +16,7 @@ use crate::cni::json::Problem;
 use crate::cni::preview::Preview;
 use crate::cni::result::CniResult;
 use crate::cni::skel::{Call, Plugin};
-use crate::plugins::outlook::Sample;
+use crate::plugins::sample::Sample;
 use crate::undo::Undo;
 
 use config::Settings;
