@@ -214,25 +214,10 @@ const LEFT_ARROWS: &[(&str, &str)] = &[
 
 /// Files that are still in a circle.
 const LEFT_CIRCLES: &[&str] = &[
-    "netfilter",
-    "netfilter/choice",
-    "netfilter/iptables",
-    "netfilter/iptables/backend",
-    "netfilter/iptables/firewall",
-    "netfilter/iptables/masquerade",
-    "netfilter/iptables/native/addition",
-    "netfilter/iptables/port_maps",
-    "netfilter/iptables/rule",
-    "netfilter/iptables/tool",
-    "netfilter/nftables",
-    "netfilter/nftables/backend",
-    "netfilter/nftables/localnet",
-    "netfilter/nftables/was_off",
     "netfilter/simulate/judge",
     "netfilter/simulate/legacy",
     "netfilter/simulate/sets",
     "netfilter/simulate/walk",
-    "netfilter/usable",
 ];
 
 const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {

@@ -17,17 +17,24 @@ use crate::log;
 use crate::net::link;
 use crate::net::netlink::Netlink;
 use crate::netfilter::backend::Backend;
+use crate::netfilter::iptables::addition::{PrivateChain, Taken};
+use crate::netfilter::iptables::firewall;
+use crate::netfilter::iptables::masquerade;
+use crate::netfilter::iptables::native::addition;
+use crate::netfilter::iptables::native::members;
 use crate::netfilter::iptables::native::port_reservations;
-use crate::netfilter::iptables::native::private_chain::PrivateChain;
+use crate::netfilter::iptables::native::port_reservations::Reservations;
+use crate::netfilter::iptables::native::private_chain;
 use crate::netfilter::iptables::owned::{self, Kind};
+use crate::netfilter::iptables::port_maps;
 use crate::netfilter::iptables::rule::{Rule, Script, Table, TableName};
 use crate::netfilter::iptables::tool::{FAMILIES, Family, Refusal, Tool, Unserved, Variant};
-use crate::netfilter::iptables::{firewall, masquerade, port_maps};
 use crate::netfilter::known::Known;
 use crate::netfilter::memo;
 use crate::netfilter::model::{Firewall, Masquerade, Owner, PortMaps, Purpose};
 use crate::netfilter::nf_tables::query;
 use crate::patience::patiently;
+use crate::netfilter::nf_tables::{query, ruleset};
 use crate::shell::shell;
 
 /// How long to wait for whoever else changes the tables, in seconds.
@@ -43,7 +50,6 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// for sure: the reference runs a process for each, which takes 3 to 30 ms, longer among many.
 const FILLING: Duration = Duration::from_millis(100);
 
-/// Both, IPv4 first.
 /// Which of the kernel's two packet filters have, or may have, what is looked for.
 #[derive(Debug, Clone, Copy)]
 struct Kinds {
@@ -58,16 +64,24 @@ pub struct Iptables {
     lock_wait: u32,
     /// The table that they are to work on.
     table: TableName,
+    /// Whether [`native`](crate::netfilter::iptables::native) may do the tools' work.
+    is_native: bool,
 }
 
+/// The environment variable that makes the tools do all work on rules of iptables if it is `off`.
+pub const NATIVE: &str = "CNIBOX_IPTABLES_NATIVE";
+
 impl Iptables {
-    /// Those of this process's `PATH`.
+    /// Those of this process's `PATH`; without the native path where [`NATIVE`] says so.
     #[expect(
         clippy::disallowed_methods,
-        reason = "tools are looked up where a shell would look"
+        reason = "tools are looked up where a shell would look, and operators switch what they do"
     )]
     pub fn from_environment() -> Self {
-        Self::new(std::env::var_os("PATH").unwrap_or_default())
+        Self {
+            is_native: std::env::var_os(NATIVE).is_none_or(|value| value != "off"),
+            ..Self::new(std::env::var_os("PATH").unwrap_or_default())
+        }
     }
 
     /// Those of `path`, directories separated by colons.
@@ -76,6 +90,7 @@ impl Iptables {
             path,
             lock_wait: LOCK_WAIT,
             table: TableName::default(),
+            is_native: true,
         }
     }
 
@@ -121,6 +136,7 @@ impl Iptables {
     pub fn tool(&self, family: Family, variant: Variant) -> Option<Tool> {
         let mut tool = Tool::find(&self.path, family, variant, self.lock_wait)?;
         tool.table = self.table;
+        tool.is_native = self.is_native;
         Some(tool)
     }
 
@@ -295,8 +311,11 @@ impl Iptables {
             // In doubt, the tools will tell.
             let rules: Vec<Rule> = addresses.iter().copied().flat_map(firewall::own).collect();
             let own = firewall::members(family, rules.iter().collect());
-            let has_rules =
-                !addresses.is_empty() && own.remove(firewall::FORWARD, &addresses).unwrap_or(true);
+            let may_be_left = || {
+                !self.is_native
+                    || members::remove(&own, firewall::FORWARD, &addresses).unwrap_or(true)
+            };
+            let has_rules = !addresses.is_empty() && may_be_left();
             match self.tools_of(family, has_rules) {
                 Err(error) => keep_first(&mut result, Err(error)),
                 Ok(tools) => {
@@ -341,10 +360,37 @@ impl Iptables {
 
     /// Removes the chain without a tool, in the usual case. Whatever it comes to: what is
     /// there after it is for the tools.
-    fn remove_natively(chain: &PrivateChain<'_>, known: &Known) {
-        if let Err(error) = chain.remove(|net| known.is_own(net)) {
+    fn remove_natively(&self, chain: &PrivateChain<'_>, known: &Known) {
+        if !self.is_native {
+            return;
+        }
+        if let Err(error) = private_chain::remove(chain, |net| known.is_own(net)) {
             log::warn(&format!("remove chain {}: {error:#}", chain.name));
         }
+    }
+
+    /// Who has which ports in the nft variant's table; `None` where that is not understood.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    fn taken(&self, family: ruleset::Family) -> Result<Option<Vec<Taken>>> {
+        let table = if self.is_native {
+            addition::entries(family, port_maps::DNAT)?.map(|rules| Table {
+                rules,
+                ..Table::default()
+            })
+        } else {
+            let is_it = |own: &Family| own.nft() == family;
+            let tool = FAMILIES
+                .into_iter()
+                .find(is_it)
+                .and_then(|family| self.tool(family, Variant::Nft));
+            match tool {
+                Some(tool) => tool.save()?.ok(),
+                None => None,
+            }
+        };
+        Ok(table.map(|table| port_maps::taken(&table)))
     }
 
     /// The rules of the mappings that `owner` wants, for each family that it has an address of.
@@ -392,7 +438,7 @@ impl Backend for Iptables {
         }
         at_once(&families, |(family, addresses)| {
             let rules = masquerade::Rules::new(owner, *family, addresses);
-            Self::remove_natively(&rules.private_chain(*family), known);
+            self.remove_natively(&rules.private_chain(*family), known);
             self.remove(*family, &rules.chains(), |table| {
                 rules.remove_found(known, table)
             })
@@ -464,7 +510,7 @@ impl Backend for Iptables {
                 })?;
             }
             if let Some(taken) = taken.filter(|_| tool.variant == Variant::Nft) {
-                rules.claims().settle(&taken);
+                Reservations::new(family.nft(), &rules.wanted_ports()).settle(&taken);
             }
             // A poisoned lock means a panic, which has ended the process.
             if let Ok(mut conflicts) = conflicts.lock() {
@@ -486,12 +532,12 @@ impl Backend for Iptables {
         let [chain, _] = &chains;
         let comment = port_maps::comment_of(owner);
         at_once(&FAMILIES, |family| {
-            Self::remove_natively(&port_maps::private_chain(*family, chain, &comment), known);
+            self.remove_natively(&port_maps::private_chain(*family, chain, &comment), known);
             self.remove(*family, &chains, |table| {
                 port_maps::remove(owner, known, table)
             })
         })?;
-        port_reservations::release(owner, &port_maps::shown).context("give up the ports")
+        port_reservations::release(owner, &|family| self.taken(family)).context("give up the ports")
     }
 
     fn missing_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<Vec<String>> {
@@ -528,7 +574,7 @@ impl Backend for Iptables {
         let mut result = self.collect(&port_maps::KIND, network, valid);
         keep_first(
             &mut result,
-            port_reservations::collect(network, valid, &port_maps::shown),
+            port_reservations::collect(network, valid, &|family| self.taken(family)),
         );
         result
     }
@@ -573,7 +619,10 @@ impl Backend for Iptables {
             let rules = firewall::Rules::new(*family, wanted);
             let tool = tools.usual_tool(*family)?;
             let (own, shared) = rules.members(*family);
-            if tool.variant == Variant::Nft && own.add(shared).unwrap_or_default() {
+            if tool.variant == Variant::Nft
+                && tool.is_native
+                && members::add(&own, shared).unwrap_or_default()
+            {
                 return Ok(());
             }
             // Refused for the first container on a host or a bridge.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::netfilter::iptables::native::members::Members;
+use crate::netfilter::iptables::addition::Members;
 use crate::netfilter::iptables::rule::{Rule, Script, Table, TableName};
 use crate::netfilter::iptables::tool::Family;
 use crate::netfilter::model::{Firewall, Ingress, Isolation};

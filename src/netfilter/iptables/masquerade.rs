@@ -2,8 +2,7 @@
 
 use ipnet::IpNet;
 
-use crate::netfilter::iptables::native::addition::Addition;
-use crate::netfilter::iptables::native::private_chain::PrivateChain;
+use crate::netfilter::iptables::addition::{Addition, PrivateChain};
 use crate::netfilter::iptables::owned::{Kind, comment, is_owned, private_chain, remove_chain};
 use crate::netfilter::iptables::rule::{Rule, Script, Table};
 use crate::netfilter::iptables::tool::Family;
@@ -101,14 +100,14 @@ impl Rules {
             needed: Vec::new(),
             chain: &self.chain,
             appended: [&self.masquerade].into_iter().chain(&self.jumps).collect(),
-            claims: None,
+            ports: None,
             inserted: self.exempt.iter().rev().collect(),
         }
     }
 
     /// As [`Rules::addition`], for the tools.
     pub fn add(&self) -> Script {
-        Script::adding(&self.addition())
+        self.addition().script()
     }
 
     /// Adds what is missing in `table`. Whatever else the chain holds stays: another

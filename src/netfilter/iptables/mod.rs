@@ -12,6 +12,7 @@
 //!
 //! No library serves the look-ups: those there are run one process for each question.
 
+mod addition;
 mod backend;
 mod firewall;
 #[cfg(any(test, fuzzing))]

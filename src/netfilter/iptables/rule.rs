@@ -8,8 +8,6 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
-use crate::netfilter::iptables::native::addition::Addition;
-
 /// One rule: a chain and the arguments behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
@@ -180,25 +178,6 @@ impl Script {
             table,
             ..Self::default()
         }
-    }
-
-    /// One that does this, and prints the chain that shows whose the ports were.
-    pub fn adding(addition: &Addition<'_>) -> Self {
-        let mut script = Self::default();
-        for rule in &addition.needed {
-            script.assert(rule);
-        }
-        script.create_chain(addition.chain);
-        for rule in &addition.appended {
-            script.append(rule);
-        }
-        if let Some(claims) = &addition.claims {
-            script.list_chain(claims.chain);
-        }
-        for rule in &addition.inserted {
-            script.insert(rule);
-        }
-        script
     }
 
     /// Fails unless the rule exists.

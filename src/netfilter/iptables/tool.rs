@@ -14,9 +14,11 @@ use anyhow::{Context, Result};
 use crate::failure::{Failure, Kind};
 use crate::fsutil::Lock;
 use crate::net::section;
-use crate::netfilter::iptables::native::addition::{Added, Addition};
+use crate::netfilter::iptables::addition::Addition;
+use crate::netfilter::iptables::native::addition::{Added, make};
 use crate::netfilter::iptables::owned::is_private;
 use crate::netfilter::iptables::rule::{Rule, Script, Table, TableName};
+use crate::netfilter::nf_tables::{query, ruleset};
 
 /// Both families.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -49,10 +51,10 @@ impl Family {
     }
 
     /// As the nft variant has it.
-    pub fn nft(self) -> crate::netfilter::Family {
+    pub fn nft(self) -> ruleset::Family {
         match self {
-            Self::V4 => crate::netfilter::Family::Ip,
-            Self::V6 => crate::netfilter::Family::Ip6,
+            Self::V4 => ruleset::Family::Ip,
+            Self::V6 => ruleset::Family::Ip6,
         }
     }
 
@@ -83,7 +85,7 @@ impl Family {
     /// variant use.
     pub fn has_nft_rules(self, chain: &str) -> bool {
         // In doubt, the tools will tell.
-        crate::netfilter::nf_tables::query::has_rules(self.nft(), TABLE, chain).unwrap_or(true)
+        query::has_rules(self.nft(), TABLE, chain).unwrap_or(true)
     }
 
     /// Whether the kernel has one of `chains` in the table `nat` that the tools of the nft
@@ -91,11 +93,10 @@ impl Family {
     pub fn has_nft_chain(self, chains: &[String]) -> bool {
         let family = self.nft();
         let found = if chains.is_empty() {
-            crate::netfilter::nf_tables::query::chains(family, TABLE)
-                .map(|found| found.iter().any(|name| is_private(name)))
+            query::chains(family, TABLE).map(|found| found.iter().any(|name| is_private(name)))
         } else {
             chains.iter().try_fold(false, |found, chain| {
-                Ok(found || crate::netfilter::nf_tables::query::has_chain(family, TABLE, chain)?)
+                Ok(found || query::has_chain(family, TABLE, chain)?)
             })
         };
         // In doubt, the tools will tell.
@@ -123,6 +124,8 @@ pub struct Tool {
     pub variant: Variant,
     /// The table that it works on.
     pub table: TableName,
+    /// Whether [`native`](crate::netfilter::iptables::native) may do its work.
+    pub is_native: bool,
     restore: PathBuf,
     save: PathBuf,
     path: OsString,
@@ -206,6 +209,7 @@ impl Tool {
                 known => known,
             },
             table: TableName::default(),
+            is_native: true,
             restore,
             save,
             path: path.to_owned(),
@@ -239,7 +243,7 @@ impl Tool {
     /// tells: for legacy tables that nobody has used yet.
     pub fn has_kernel(&self) -> bool {
         match self.variant {
-            Variant::Nft => crate::netfilter::nf_tables::query::is_usable(),
+            Variant::Nft => query::is_usable(),
             Variant::Legacy => {
                 self.family.has_legacy_table(self.table)
                     || self.save().is_ok_and(|table| table.is_ok())
@@ -328,7 +332,7 @@ impl Tool {
         Ok(Err(Refusal(stderr)))
     }
 
-    /// As [`Tool::restore`] of the [`Script`] that is `adding` it, without a process in the
+    /// As [`Tool::restore`] of what is `added`, without a process in the
     /// usual case of the nft variant. `None`: nobody had claimed any of the ports.
     ///
     /// # Errors
@@ -336,7 +340,9 @@ impl Tool {
     pub fn add(&self, added: &Addition<'_>) -> Result<std::result::Result<Option<Table>, Refusal>> {
         // What is wrong, the tool will say.
         let made = match self.variant {
-            Variant::Nft => added.make(self.family.nft()).unwrap_or(Added::Nothing),
+            Variant::Nft if self.is_native => {
+                make(added, self.family.nft()).unwrap_or(Added::Nothing)
+            }
             _ => Added::Nothing,
         };
         match made {
@@ -345,7 +351,7 @@ impl Tool {
                 let chains = BTreeSet::new();
                 Ok(Ok(Some(Table { chains, rules })))
             }
-            Added::Nothing => Ok(self.restore(&Script::adding(added))?.map(Some)),
+            Added::Nothing => Ok(self.restore(&added.script())?.map(Some)),
         }
     }
 

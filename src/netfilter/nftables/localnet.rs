@@ -3,7 +3,7 @@
 //! with the last of them.
 //!
 //! Who needs it on which link is kept in a set beside the guard. Whether it was off before
-//! the first came is kept in a file ([`was_off`]): what an administrator switched on stays
+//! the first came is kept in a file ([`localnet_record`]): what an administrator switched on stays
 //! on. A link whose switch was thrown by another implementation is taken for such a one.
 //!
 //! Whoever flushes the ruleset takes the set along, and the guard. The next DEL or GC then
@@ -34,13 +34,10 @@ use crate::netfilter::nf_tables::set::{Elements, Key};
 use crate::netfilter::nf_tables::transaction::{apply, try_apply};
 use crate::netfilter::nfnetlink::socket::Socket;
 use crate::netfilter::nftables::guard::{TABLE, USERS, shared};
+use crate::netfilter::nftables::localnet_record;
+use crate::netfilter::nftables::localnet_record::{Record, SECTION};
 use crate::netfilter::nftables::shared::{ensure_shared, is_in_order, look, missing_shared};
-use crate::netfilter::nftables::was_off;
-use crate::netfilter::nftables::was_off::Record;
 use crate::netfilter::registry::settle;
-
-/// What the lock is called, and the files that it protects.
-pub const SECTION: &str = "localnet";
 
 /// Lets the link `device` carry packets from 127.0.0.1 to the owner's attachment. What
 /// comes in from outside and claims to be from or for 127.0.0.0/8 is dropped, which the
@@ -57,7 +54,7 @@ pub fn open(owner: &Owner, device: &str) -> Result<()> {
     let link = link.with_context(|| format!("link {device} is gone"))?;
     let is_on = link.routes_localnet || sysctl::effective(switch(device)) == Some(1);
     if !is_on {
-        was_off::remember(&link)?;
+        localnet_record::remember(&link)?;
     }
     let users = Elements::from([user(owner, device)]);
     // First, for not a moment may neighbours reach what listens on 127.0.0.1.
@@ -176,7 +173,7 @@ fn unneeded(socket: &Socket, unwanted: impl Fn(Tag) -> bool) -> Result<Unneeded>
             .keys()
             .any(|key| device(key) == link.device.as_deref())
     };
-    let mut links = was_off::records()?;
+    let mut links = localnet_record::records()?;
     links.retain(|link| !is_needed(link));
     Ok(Unneeded { users, links })
 }

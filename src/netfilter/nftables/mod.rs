@@ -13,10 +13,10 @@ pub mod fuzz;
 mod guard;
 pub mod listing;
 pub mod localnet;
+mod localnet_record;
 pub(super) mod masquerade;
 pub(super) mod port_maps;
 mod shared;
 mod spoof_check;
-mod was_off;
 
 pub use backend::{Nftables, understands};

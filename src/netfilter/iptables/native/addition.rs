@@ -9,7 +9,8 @@ use anyhow::Result;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_netfilter::NetfilterSubsystem;
 
-use crate::netfilter::iptables::native::port_reservations::Claims;
+use crate::netfilter::iptables::addition::Addition;
+use crate::netfilter::iptables::native::port_reservations::Reservations;
 use crate::netfilter::iptables::native::xtables::{
     Style, encode, expressions, is_same, listed_ports,
 };
@@ -25,22 +26,6 @@ use crate::netfilter::nfnetlink::socket::{Batch, Socket};
 /// The chain that has a rule for each container.
 const CROWDED: &str = "POSTROUTING";
 
-/// What is added to table `nat`, all or nothing.
-#[derive(Debug)]
-pub struct Addition<'a> {
-    /// Rules that must be there.
-    pub needed: Vec<&'a Rule>,
-    /// The chain, which must not be there.
-    pub chain: &'a str,
-    /// Rules behind those that their chains have.
-    pub appended: Vec<&'a Rule>,
-    /// Ports that the rules are about. Where somebody may have one of them, the chain that
-    /// shows it is listed before anything is inserted.
-    pub claims: Option<Claims<'a>>,
-    /// Rules in front of those that their chains have: the last one comes to stand first.
-    pub inserted: Vec<&'a Rule>,
-}
-
 /// What has become of an addition.
 #[derive(Debug)]
 pub enum Added {
@@ -53,89 +38,90 @@ pub enum Added {
     Beside(Vec<Rule>),
 }
 
-impl Addition<'_> {
-    /// Adds it, in one transaction.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn make(&self, family: Family) -> Result<Added> {
-        let Some(socket) = Socket::open_if_any()? else {
-            return Ok(Added::Nothing);
-        };
-        let table = Table::named(family, "nat");
-        let Some(style) = self.style(&socket, &table)? else {
-            return Ok(Added::Nothing);
-        };
-        let claims = self.claims.as_ref();
-        let creation = claims.map(Claims::creation).unwrap_or_default();
-        // Refused where the chain is there, or one that a rule is for or leads to is not.
-        let add = |first: &[Change]| match self.batch(&table, style, first) {
-            Some(batch) => Ok(socket.commit(batch)?.is_ok()),
-            None => anyhow::Ok(false),
-        };
-        if add(&creation)? {
-            return Ok(Added::Unopposed);
-        }
-        // Or where somebody has one of the ports.
-        let Some(claims) = claims else {
-            return Ok(Added::Nothing);
-        };
-        match list(&socket, &table, claims.chain)? {
-            Some(listed) if add(&[])? => Ok(Added::Beside(listed)),
-            _ => Ok(Added::Nothing),
-        }
+/// Adds it, in one transaction.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn make(addition: &Addition<'_>, family: Family) -> Result<Added> {
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(Added::Nothing);
+    };
+    let table = Table::named(family, "nat");
+    let Some(style) = style(&addition.needed, &socket, &table)? else {
+        return Ok(Added::Nothing);
+    };
+    let reservations = addition
+        .ports
+        .as_ref()
+        .map(|ports| Reservations::new(family, ports));
+    let creation = reservations.as_ref().map(Reservations::creation);
+    // Refused where the chain is there, or one that a rule is for or leads to is not.
+    let add = |first: &[Change]| match batch(addition, &table, style, first) {
+        Some(batch) => Ok(socket.commit(batch)?.is_ok()),
+        None => anyhow::Ok(false),
+    };
+    if add(&creation.unwrap_or_default())? {
+        return Ok(Added::Unopposed);
     }
+    // Or where somebody has one of the ports.
+    let Some(ports) = &addition.ports else {
+        return Ok(Added::Nothing);
+    };
+    match list(&socket, &table, ports.chain)? {
+        Some(listed) if add(&[])? => Ok(Added::Beside(listed)),
+        _ => Ok(Added::Nothing),
+    }
+}
 
-    /// How the tools that made the rules needed write them: `None` where one is missing.
-    fn style(&self, socket: &Socket, table: &Table) -> Result<Option<Style>> {
-        let mut style = Style::Old;
-        for rule in &self.needed {
-            let is_there = if rule.chain == CROWDED {
-                is_led_to(socket, table, rule)?
-            } else {
-                let [old, new] = [Style::Old, Style::New]
-                    .map(|style| expressions(table.family, &rule.args, style));
-                let found = rules(socket, table, Some(&rule.chain))?;
-                let has = |made: &Option<Vec<u8>>| {
-                    let is_made =
-                        |made: &Vec<u8>| found.iter().any(|rule| is_same(rule.expressions(), made));
-                    made.as_ref().is_some_and(is_made)
-                };
-                if new != old && has(&new) {
-                    style = Style::New;
-                }
-                has(&old) || has(&new)
+/// How the tools that made the rules `needed` write them: `None` where one is missing.
+fn style(needed: &[&Rule], socket: &Socket, table: &Table) -> Result<Option<Style>> {
+    let mut style = Style::Old;
+    for rule in needed {
+        let is_there = if rule.chain == CROWDED {
+            is_led_to(socket, table, rule)?
+        } else {
+            let [old, new] =
+                [Style::Old, Style::New].map(|style| expressions(table.family, &rule.args, style));
+            let found = rules(socket, table, Some(&rule.chain))?;
+            let has = |made: &Option<Vec<u8>>| {
+                let is_made =
+                    |made: &Vec<u8>| found.iter().any(|rule| is_same(rule.expressions(), made));
+                made.as_ref().is_some_and(is_made)
             };
-            if !is_there {
-                return Ok(None);
+            if new != old && has(&new) {
+                style = Style::New;
             }
+            has(&old) || has(&new)
+        };
+        if !is_there {
+            return Ok(None);
         }
-        Ok(Some(style))
     }
+    Ok(Some(style))
+}
 
-    /// The changes behind those that come `first`, as the kernel takes them; `None` where a
-    /// word is not known.
-    fn batch(&self, table: &Table, style: Style, first: &[Change]) -> Option<Batch> {
-        const NEW_CHAIN: u8 = 3;
-        /// `NFTA_CHAIN_NAME`.
-        const NAME: u16 = 3;
-        let mut batch = Batch::new(NetfilterSubsystem::NfTables);
-        for change in first {
-            batch.message(change.message(FIRST_SET));
-        }
-        let how = NLM_F_CREATE | NLM_F_EXCL;
-        batch.add(NEW_CHAIN, how, number(table.family), |list| {
-            list.text(TABLE, table.name);
-            list.text(NAME, self.chain);
-            Some(())
-        })?;
-        let appended = self.appended.iter().map(|rule| (rule, NLM_F_APPEND));
-        let inserted = self.inserted.iter().map(|rule| (rule, 0));
-        for (rule, place) in appended.chain(inserted) {
-            add_rule(&mut batch, table, rule, place, style)?;
-        }
-        Some(batch)
+/// The changes behind those that come `first`, as the kernel takes them; `None` where a
+/// word is not known.
+fn batch(addition: &Addition<'_>, table: &Table, style: Style, first: &[Change]) -> Option<Batch> {
+    const NEW_CHAIN: u8 = 3;
+    /// `NFTA_CHAIN_NAME`.
+    const NAME: u16 = 3;
+    let mut batch = Batch::new(NetfilterSubsystem::NfTables);
+    for change in first {
+        batch.message(change.message(FIRST_SET));
     }
+    let how = NLM_F_CREATE | NLM_F_EXCL;
+    batch.add(NEW_CHAIN, how, number(table.family), |list| {
+        list.text(TABLE, table.name);
+        list.text(NAME, addition.chain);
+        Some(())
+    })?;
+    let appended = addition.appended.iter().map(|rule| (rule, NLM_F_APPEND));
+    let inserted = addition.inserted.iter().map(|rule| (rule, 0));
+    for (rule, place) in appended.chain(inserted) {
+        add_rule(&mut batch, table, rule, place, style)?;
+    }
+    Some(batch)
 }
 
 /// `NFTA_CHAIN_TABLE` and `NFTA_RULE_TABLE`.
@@ -323,13 +309,13 @@ COMMIT
                 needed: Vec::new(),
                 chain: CHAIN,
                 appended: [inside, entries].concat(),
-                claims: None,
+                ports: None,
                 inserted: Vec::new(),
             };
             let table = Table::named(family, "nat");
             let socket = Socket::open().unwrap();
             for style in [Style::Old, Style::New] {
-                let batch = addition.batch(&table, style, &[]).unwrap();
+                let batch = batch(&addition, &table, style, &[]).unwrap();
                 socket.commit(batch).unwrap().unwrap();
                 assert_eq!(tool(family, "-save -t nat", ""), expected, "{style:?}");
                 tool(family, new, &checks);

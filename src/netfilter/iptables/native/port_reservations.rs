@@ -12,7 +12,8 @@ use anyhow::Result;
 
 use crate::cni::invocation::Attachment;
 use crate::log;
-use crate::netfilter::model::{Owner, Protocol};
+use crate::netfilter::iptables::addition::{Taken, WantedPorts};
+use crate::netfilter::model::Owner;
 use crate::netfilter::nf_tables::change::Change;
 use crate::netfilter::nf_tables::identity::{attachment_comment, cut};
 use crate::netfilter::nf_tables::ruleset::Family;
@@ -37,9 +38,6 @@ const SETS: [Set; 2] = [
     },
 ];
 
-/// A port that rules map, and whose they are ([`seen_comment`]) as far as their comment says.
-pub type Taken = ((Protocol, u16), Option<String>);
-
 /// What the rules of a family show; `None` where they are not understood.
 pub type Shown<'a> = &'a dyn Fn(Family) -> Result<Option<Vec<Taken>>>;
 
@@ -49,48 +47,41 @@ const SEVERAL: &str = "several";
 
 /// Ports that are to be somebody's.
 #[derive(Debug)]
-pub struct Claims<'a> {
-    /// The chain whose rules show who has a port.
-    pub chain: &'a str,
+pub struct Reservations {
     set: Set,
     elements: Elements,
     /// Whose they are, as rules say it.
     rules: String,
 }
 
-impl<'a> Claims<'a> {
-    /// The owner's.
-    pub fn new(
-        family: Family,
-        chain: &'a str,
-        owner: &Owner,
-        ports: impl Iterator<Item = (Protocol, u16)>,
-    ) -> Self {
+impl Reservations {
+    /// Those of the ports `wanted`.
+    pub fn new(family: Family, wanted: &WantedPorts<'_>) -> Self {
         let [ipv4, ipv6] = SETS;
         let set = if family == Family::Ip { ipv4 } else { ipv6 };
-        let comment = attachment_comment(owner);
-        let elements = ports.map(|(protocol, port)| (Key::Port(protocol, port), comment.clone()));
+        let comment = attachment_comment(wanted.owner);
+        let ports = wanted.ports.iter();
+        let elements = ports.map(|(protocol, port)| (Key::Port(*protocol, *port), comment.clone()));
         Self {
-            chain,
             set,
             elements: elements.collect(),
-            rules: rules_comment(owner),
+            rules: rules_comment(wanted.owner),
         }
     }
 
-    /// What makes the claims, along with the rules: refused where somebody has one of the
+    /// What makes the reservations, along with the rules: refused where somebody has one of the
     /// ports, and where there is no set yet.
     pub(super) fn creation(&self) -> Vec<Change> {
         Change::create_elements(&self.set, self.elements.clone())
     }
 
-    /// Makes the claims after the rules have been made, whoever had the ports. A new set has
+    /// Makes the reservations after the rules have been made, whoever had the ports. A new set has
     /// those that are `taken` as well.
     pub fn settle(&self, taken: &[Taken]) {
         let mut all = owners(taken);
         let mut own = self.elements.clone();
         for (key, claim) in &mut own {
-            // Who goes first leaves the port to the other.
+            // If several attachments map the port, it stays reserved until the last is deleted.
             if all.get(key).is_some_and(|owner| *owner != self.rules) {
                 SEVERAL.clone_into(claim);
             }
@@ -110,7 +101,7 @@ impl<'a> Claims<'a> {
     }
 }
 
-/// Gives up the owner's claims.
+/// Gives up the owner's reservations.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -119,7 +110,7 @@ pub fn release(owner: &Owner, shown: Shown<'_>) -> Result<()> {
     remove(|claim| own.iter().any(|own| own == claim), shown)
 }
 
-/// Gives up the claims of attachments to `network` that are not in `valid`.
+/// Gives up the reservations of attachments to `network` that are not in `valid`.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -127,7 +118,7 @@ pub fn collect(network: &str, valid: &[Attachment], shown: Shown<'_>) -> Result<
     remove(is_stale(network, valid), shown)
 }
 
-/// The containers whose claims [`collect`] would give up, in words.
+/// The containers whose reservations [`collect`] would give up, in words.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
@@ -149,7 +140,7 @@ pub fn stale(network: &str, valid: &[Attachment]) -> Result<BTreeSet<String>> {
     Ok(containers)
 }
 
-/// Tells the claims of attachments to `network` that are none of `valid`.
+/// Tells the reservations of attachments to `network` that are none of `valid`.
 fn is_stale(network: &str, valid: &[Attachment]) -> impl Fn(&str) -> bool {
     let owners = valid.iter().map(|attachment| Owner {
         network: network.to_owned(),
@@ -162,7 +153,7 @@ fn is_stale(network: &str, valid: &[Attachment]) -> impl Fn(&str) -> bool {
     move |claim| claim.starts_with(&of_network) && !kept.contains(claim)
 }
 
-/// Removes the claims that are `gone`; and of those that several have what `shown` says that
+/// Removes the reservations that are `gone`; and of those that several have what `shown` says that
 /// nobody has any more.
 fn remove(is_gone: impl Fn(&str) -> bool, shown: Shown<'_>) -> Result<()> {
     let Some(socket) = Socket::open_if_any()? else {
@@ -189,10 +180,13 @@ fn remove(is_gone: impl Fn(&str) -> bool, shown: Shown<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The claims that the rules of those who have `taken` ports come to.
+/// The reservations that the rules of those who have `taken` ports come to.
 fn owners(taken: &[Taken]) -> Elements {
     let mut owners = Elements::new();
     for ((protocol, port), owner) in taken {
+        let owner = owner
+            .as_ref()
+            .map(|(network, id)| seen_comment(network, id));
         let owner = owner.as_deref().unwrap_or(SEVERAL);
         let claim = owners
             .entry(Key::Port(*protocol, *port))
@@ -204,8 +198,8 @@ fn owners(taken: &[Taken]) -> Elements {
     owners
 }
 
-/// The comment of a claim that was seen in rules, whose comment does not name the interface.
-pub fn seen_comment(network: &str, container_id: &str) -> String {
+/// The comment of a reservation that was seen in rules, whose comment does not name the interface.
+fn seen_comment(network: &str, container_id: &str) -> String {
     cut(&format!("net: {network}, id: {container_id}"))
 }
 

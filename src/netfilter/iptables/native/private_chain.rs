@@ -9,73 +9,57 @@ use std::net::IpAddr;
 use anyhow::Result;
 use ipnet::IpNet;
 
+use crate::netfilter::iptables::addition::PrivateChain;
 use crate::netfilter::nf_tables::among::End;
 use crate::netfilter::nf_tables::change::Change;
 use crate::netfilter::nf_tables::decode::xt_destination;
 use crate::netfilter::nf_tables::found::{Found, rules};
 use crate::netfilter::nf_tables::rule::Statement;
-use crate::netfilter::nf_tables::ruleset::{Chain, Family, Table};
+use crate::netfilter::nf_tables::ruleset::{Chain, Table};
 use crate::netfilter::nf_tables::transaction::try_apply;
 use crate::netfilter::nfnetlink::socket::Socket;
 
-/// The chain, in the table `nat` of its family, and the way into it.
-#[derive(Debug)]
-pub struct PrivateChain<'a> {
-    /// That of its table.
-    pub family: Family,
-    /// Its name.
-    pub name: &'a str,
-    /// The chain that has the rules which lead to it.
-    pub entrance: &'a str,
-    /// That of these rules.
-    pub comment: &'a str,
-}
-
-impl PrivateChain<'_> {
-    /// Removes the chain and what leads to it in one transaction, where `is_own` says of all
-    /// addresses in there that they are the attachment's. Anything else leaves it as it is.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn remove(&self, is_own: impl Fn(IpNet) -> bool) -> Result<()> {
-        let Some(socket) = Socket::open_if_any()? else {
-            return Ok(());
-        };
-        let table = Table::named(self.family, "nat");
-        let inside = rules(&socket, &table, Some(self.name))?;
-        if inside.is_empty() {
-            return Ok(());
-        }
-        let entrance = rules(&socket, &table, Some(self.entrance))?;
-        let jumps: Vec<&Found> = entrance.iter().filter(|rule| self.is_entry(rule)).collect();
-        let destinations: Vec<IpAddr> = inside.iter().filter_map(destination).collect();
-        let is_plain = |jump: &&Found| {
-            let sources = sources(jump);
-            sources.iter().all(|net| is_own(*net))
-                && !(sources.is_empty() && destinations.is_empty())
-        };
-        let is_usual = !jumps.is_empty()
-            && jumps.iter().all(is_plain)
-            && destinations.iter().all(|address| is_own((*address).into()));
-        if !is_usual {
-            return Ok(());
-        }
-        let chain = Chain::named(table, self.name.to_owned());
-        let jumps = jumps.into_iter().map(|jump| jump.handle.clone());
-        let mut changes: Vec<Change> = jumps
-            .map(|handle| Change::DeleteRule(table, handle))
-            .collect();
-        // Refused where something else still leads to it, and then nothing is done.
-        changes.push(Change::DeleteChain(chain));
-        try_apply(&socket, &changes).map(drop)
+/// Removes the chain and what leads to it in one transaction, where `is_own` says of all
+/// addresses in there that they are the attachment's. Anything else leaves it as it is.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn remove(private: &PrivateChain<'_>, is_own: impl Fn(IpNet) -> bool) -> Result<()> {
+    let Some(socket) = Socket::open_if_any()? else {
+        return Ok(());
+    };
+    let table = Table::named(private.family, "nat");
+    let inside = rules(&socket, &table, Some(private.name))?;
+    if inside.is_empty() {
+        return Ok(());
     }
-
-    fn is_entry(&self, rule: &Found) -> bool {
-        rule.any_comment().as_deref() == Some(self.comment)
+    let entrance = rules(&socket, &table, Some(private.entrance))?;
+    let is_entry = |rule: &&Found| {
+        rule.any_comment().as_deref() == Some(private.comment)
             && rule
                 .known_statements()
-                .contains(&Statement::Jump(self.name.to_owned().into()))
+                .contains(&Statement::Jump(private.name.to_owned().into()))
+    };
+    let jumps: Vec<&Found> = entrance.iter().filter(is_entry).collect();
+    let destinations: Vec<IpAddr> = inside.iter().filter_map(destination).collect();
+    let is_plain = |jump: &&Found| {
+        let sources = sources(jump);
+        sources.iter().all(|net| is_own(*net)) && !(sources.is_empty() && destinations.is_empty())
+    };
+    let is_usual = !jumps.is_empty()
+        && jumps.iter().all(is_plain)
+        && destinations.iter().all(|address| is_own((*address).into()));
+    if !is_usual {
+        return Ok(());
     }
+    let chain = Chain::named(table, private.name.to_owned());
+    let jumps = jumps.into_iter().map(|jump| jump.handle.clone());
+    let mut changes: Vec<Change> = jumps
+        .map(|handle| Change::DeleteRule(table, handle))
+        .collect();
+    // Refused where something else still leads to it, and then nothing is done.
+    changes.push(Change::DeleteChain(chain));
+    try_apply(&socket, &changes).map(drop)
 }
 
 /// The sources that the rule asks for.

@@ -13,6 +13,8 @@ use crate::failure::{self, Failure};
 use crate::netfilter::iptables::native::addition::Addition;
 use crate::netfilter::iptables::native::port_reservations::{Claims, Taken, seen_comment};
 use crate::netfilter::iptables::native::private_chain::PrivateChain;
+use crate::cni::error::{Code, coded, detailed};
+use crate::netfilter::iptables::addition::{Addition, PrivateChain, Taken, WantedPorts};
 use crate::netfilter::iptables::owned;
 use crate::netfilter::iptables::owned::{
     Kind, comment, is_owned, is_private, parse_comment, remove_chain,
@@ -151,21 +153,26 @@ impl Rules {
             needed: self.jumps.iter().chain(&self.marks).collect(),
             chain: &self.chain,
             appended: self.mappings.iter().collect(),
-            claims: Some(self.claims()),
+            ports: Some(self.wanted_ports()),
             inserted: self.entering().collect(),
         }
     }
 
     /// The ports of these rules.
-    pub fn claims(&self) -> Claims<'_> {
+    pub fn wanted_ports(&self) -> WantedPorts<'_> {
         let ports = self.ports.iter();
-        let ports = ports.map(|(protocol, port, _)| (*protocol, *port));
-        Claims::new(Family::of(self.address).nft(), DNAT, &self.owner, ports)
+        WantedPorts {
+            chain: DNAT,
+            owner: &self.owner,
+            ports: ports
+                .map(|(protocol, port, _)| (*protocol, *port))
+                .collect(),
+        }
     }
 
     /// As [`Rules::addition`], for the tools.
     pub fn add(&self) -> Script {
-        Script::adding(&self.addition())
+        self.addition().script()
     }
 
     /// Whether there are words of the operator's in the rules, which only the tools read.
@@ -334,23 +341,10 @@ pub fn taken(table: &Table) -> Vec<Taken> {
     let taken = entries.flat_map(|entry| {
         let protocol = entry.value("-p").and_then(Protocol::named);
         let owner = parse_comment(KIND.comment, entry.comment().unwrap_or_default());
-        let owner = owner.map(|(network, id)| seen_comment(network, id));
+        let owner = owner.map(|(network, id)| (network.to_owned(), id.to_owned()));
         dports(entry).filter_map(move |port| Some(((protocol?, port.parse().ok()?), owner.clone())))
     });
     taken.collect()
-}
-
-/// Who has which ports in the nft variant's table; `None` where that is not understood.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn shown(family: crate::netfilter::Family) -> Result<Option<Vec<Taken>>> {
-    let rules = crate::netfilter::iptables::native::addition::entries(family, DNAT)?;
-    let table = |rules| Table {
-        chains: BTreeSet::new(),
-        rules,
-    };
-    Ok(rules.map(|rules| taken(&table(rules))))
 }
 
 /// The comment of what leads to the owner's chain.

@@ -13,7 +13,9 @@ use crate::log;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::section;
-use crate::netfilter::nftables::localnet::SECTION;
+
+/// What the lock is called, and how the names of the files that it protects begin.
+pub const SECTION: &str = "localnet";
 
 /// How the names of the files end.
 const ENDING: &str = ".was-off";
