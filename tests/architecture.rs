@@ -214,10 +214,6 @@ const LEFT_ARROWS: &[(&str, &str)] = &[
 
 /// Files that are still in a circle.
 const LEFT_CIRCLES: &[&str] = &[
-    "netfilter/simulate/judge",
-    "netfilter/simulate/legacy",
-    "netfilter/simulate/sets",
-    "netfilter/simulate/walk",
 ];
 
 const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {

@@ -19,7 +19,7 @@ use crate::net::netns::{self, Netns};
 use crate::net::route::{self, Forwarded, Route};
 use crate::net::sysctl;
 use crate::net::traffic::{self, Discipline};
-use crate::netfilter::simulate::walk::Firewall;
+use crate::netfilter::simulate::ruleset::Ruleset;
 use crate::netfilter::{Mapping, Protocol, conntrack};
 use crate::runtime::cache;
 use crate::runtime::network::plugin_member;
@@ -83,7 +83,7 @@ pub struct Facts<'a> {
     /// Sockets on the host that take what comes from other hosts.
     pub listeners: BTreeSet<Listener>,
     /// The rules of everybody, where they could be read.
-    pub firewall: Option<Firewall>,
+    pub firewall: Option<Ruleset>,
     /// Flows to published ports that others answer: the port, and who does.
     pub misled: BTreeSet<(Mapping, IpAddr)>,
     /// Directories of the plugins' and the runtimes' files in which nothing can be made, each
@@ -114,7 +114,7 @@ pub struct Inside {
     /// What traffic control does, by the indices of links.
     pub traffic: Vec<(u32, Discipline)>,
     /// Of a container: its rules, where they could be read.
-    pub firewall: Option<Firewall>,
+    pub firewall: Option<Ruleset>,
 }
 
 impl Inside {
@@ -201,7 +201,7 @@ impl<'a> Facts<'a> {
         }
         let mut ports = self.views.iter().flat_map(|view| &view.ports);
         let published: BTreeSet<u16> = ports.by_ref().map(|p| p.mapping.host_port).collect();
-        match Firewall::read(&mut self.doubts) {
+        match Ruleset::read(&mut self.doubts) {
             Ok(found) => self.firewall = Some(found),
             Err(error) => self.doubts.push(format!("{error:#}")),
         }
@@ -234,7 +234,7 @@ impl<'a> Facts<'a> {
                     let way = |ip: &IpAddr| Some((*ip, route::link_to(&netlink, *ip).ok()?));
                     found.ways_to = gateways.iter().filter_map(way).collect();
                     // What tools it has is its own matter.
-                    found.firewall = Firewall::read(&mut Vec::new()).ok();
+                    found.firewall = Ruleset::read(&mut Vec::new()).ok();
                     Ok(found)
                 })
             };

@@ -9,10 +9,10 @@ use crate::cnitool::inventory::attachment::{Port, View};
 use crate::net::link::Link;
 use crate::net::route::Forwarded;
 use crate::netfilter::listing::Purpose;
-use crate::netfilter::simulate::walk::{
-    FORWARD, Firewall, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Packet, Place, Target,
-    Translation,
+use crate::netfilter::simulate::packet::{
+    FORWARD, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Packet, Place, Target, Translation,
 };
+use crate::netfilter::simulate::ruleset::Ruleset;
 use crate::netfilter::{BackendName, Mapping, Protocol};
 use crate::shell::{ShellCommand, ShellScript, shell};
 
@@ -64,7 +64,7 @@ type Step<'a> = (Hook, Option<&'a Link>, Option<&'a Link>);
 struct Walk<'f, 'a> {
     facts: &'f Facts<'a>,
     view: &'f View<'a>,
-    firewall: &'f Firewall,
+    firewall: &'f Ruleset,
     /// The link by which the host takes them in.
     link: &'f Link,
     ip: IpAddr,
@@ -431,7 +431,7 @@ fn entry(port: &Port<'_>) -> &'static str {
 
 /// What drops the packet on its way, and where.
 fn through<'a>(
-    firewall: &Firewall,
+    firewall: &Ruleset,
     packet: &mut Packet<'a>,
     steps: &[Step<'a>],
 ) -> Option<(Hook, Place)> {

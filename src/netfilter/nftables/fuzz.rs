@@ -11,8 +11,8 @@ use crate::netfilter::nf_tables::identity::Tag;
 use crate::netfilter::nf_tables::rule::Statement;
 use crate::netfilter::nf_tables::ruleset::Family;
 use crate::netfilter::nftables::port_maps;
-use crate::netfilter::simulate::judge::judge;
-use crate::netfilter::simulate::walk::Packet;
+use crate::netfilter::simulate::evaluate::evaluate;
+use crate::netfilter::simulate::packet::Packet;
 
 /// The attributes of a rule: what is understood of it is written as it is read, whose it
 /// is stays the same, and only rules with our tag are ever anybody's to remove.
@@ -36,7 +36,7 @@ pub fn rule(answer: &[u8]) {
     let [from, to] = [[10, 9, 0, 2], [192, 0, 2, 9]].map(IpAddr::from);
     let mut packet = Packet::new(from, to, &[]);
     packet.port = Some((Protocol::Tcp, 80));
-    drop(judge(answer, "filter", &[], &mut packet));
+    drop(evaluate(answer, "filter", &[], &mut packet));
     let (comment, tag) = identity::parse(answer);
     assert_identity(comment.as_deref(), tag.as_ref());
 }

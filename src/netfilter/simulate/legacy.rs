@@ -9,10 +9,11 @@ use crate::netfilter::iptables::Iptables;
 use crate::netfilter::iptables::rule::{Rule, Table};
 use crate::netfilter::iptables::tool::FAMILIES;
 use crate::netfilter::iptables::tool::Variant;
-use crate::netfilter::simulate::judge::target_verdict;
-use crate::netfilter::simulate::walk::{
-    Base, Body, Chain, FORWARD, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Packet, Target,
-    Verdict, find,
+use crate::netfilter::nf_tables::ruleset::Family;
+use crate::netfilter::simulate::chain::{Base, Body, Chain, find};
+use crate::netfilter::simulate::evaluate::target_verdict;
+use crate::netfilter::simulate::packet::{
+    FORWARD, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Packet, Target, Verdict,
 };
 
 /// The chains that the kernel enters by itself.
@@ -41,9 +42,7 @@ pub fn is_built_in(chain: &str) -> bool {
 
 /// The chains of each family that this thread's namespace has, with the tool that changes
 /// them. Why they cannot be told is added to `doubts`.
-pub fn chains(
-    doubts: &mut Vec<String>,
-) -> Vec<(crate::netfilter::Family, &'static str, Vec<Chain>)> {
+pub fn chains(doubts: &mut Vec<String>) -> Vec<(Family, &'static str, Vec<Chain>)> {
     let mut found = Vec::new();
     for family in FAMILIES {
         if family.legacy_tables().is_empty() {
@@ -113,7 +112,7 @@ fn base(table: &str, name: &str) -> Option<Base> {
 }
 
 /// Whether a packet meets the rule of `table`, if that is known, and what the rule does then.
-pub fn judge(
+pub fn evaluate(
     rule: &Rule,
     table: &str,
     packet: &mut Packet<'_>,
@@ -306,7 +305,7 @@ mod tests {
                 .rules
                 .pop()
                 .unwrap();
-            let (found, verdict) = judge(&rule, "filter", &mut packet, &table);
+            let (found, verdict) = evaluate(&rule, "filter", &mut packet, &table);
             assert_eq!((found, &*format!("{verdict:?}")), (met, does), "{line}");
         }
     }

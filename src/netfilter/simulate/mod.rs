@@ -1,6 +1,8 @@
 //! Packets taken through the rules of a namespace, for `cnitool doctor` only.
 
-pub mod judge;
-pub mod legacy;
-pub mod sets;
-pub mod walk;
+mod chain;
+pub(super) mod evaluate;
+mod legacy;
+pub mod packet;
+pub mod ruleset;
+mod sets;

@@ -8,7 +8,7 @@ use netlink_packet_netfilter::nftables::{
 use crate::netfilter::nf_tables::message::text;
 use crate::netfilter::nf_tables::ruleset::Family;
 use crate::netfilter::nfnetlink::socket::{Socket, attribute, attributes, number};
-use crate::netfilter::simulate::walk::dump;
+use crate::netfilter::simulate::chain::dump;
 
 /// What a set or map holds.
 #[derive(Debug)]

@@ -8,14 +8,14 @@ use crate::netfilter::nf_tables::encode::{
 };
 use crate::netfilter::nf_tables::message::text;
 use crate::netfilter::nfnetlink::socket::{attribute, attributes, number};
+use crate::netfilter::simulate::packet::{Packet, Target, Verdict};
 use crate::netfilter::simulate::sets::{Held, Set};
-use crate::netfilter::simulate::walk::{Packet, Target, Verdict};
 
 /// What of a rule is not understood decides nothing for certain, and this is its answer.
 const UNKNOWN: (Option<bool>, Verdict) = (None, Verdict::Accept);
 
 /// Whether a rule of `table` matches, if that is known, and what it does then.
-pub fn judge(
+pub fn evaluate(
     expressions: &[u8],
     table: &str,
     sets: &[Set],
