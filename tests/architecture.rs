@@ -207,9 +207,6 @@ const ROOMS: &[Room] = &[
 
 /// Arrows that are still to go.
 const LEFT_ARROWS: &[(&str, &str)] = &[
-    ("plugins", "netfilter/firewalld"),
-    ("plugins", "netfilter/iptables"),
-    ("plugins", "netfilter/nftables"),
 ];
 
 /// Files that are still in a circle.

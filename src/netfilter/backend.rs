@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
+use ipnet::IpNet;
 
 use crate::cni::invocation::Attachment;
 use crate::netfilter::known::Known;
@@ -42,6 +43,15 @@ pub trait Backend: Sync {
     /// # Errors
     /// When a rule is there and stays.
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()>;
+
+    /// Whether the owner's container has a masquerade rule of `address` that does not say which
+    /// of the container's interfaces it is for. Only rules of iptables are like that.
+    ///
+    /// # Errors
+    /// When the rules cannot be read.
+    fn masquerades(&self, _owner: &Owner, _address: IpNet) -> Result<bool> {
+        Ok(false)
+    }
 
     /// As [`Backend::ensure_masquerade`].
     ///

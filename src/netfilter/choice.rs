@@ -8,7 +8,11 @@ use crate::netfilter::backend::Backend;
 use crate::netfilter::iptables::Iptables;
 use crate::netfilter::model::BackendName;
 use crate::netfilter::nf_tables::query;
+use crate::netfilter::nf_tables::ruleset::Family;
 use crate::netfilter::nftables::Nftables;
+use crate::netfilter::nftables::understands;
+
+pub use crate::netfilter::nftables::condition::UNDERSTOOD;
 
 impl BackendName {
     /// Whether this host has what the backend needs.
@@ -16,6 +20,16 @@ impl BackendName {
         match self {
             Self::Iptables => Iptables::from_environment().is_usable(),
             Self::Nftables => query::is_usable(),
+        }
+    }
+
+    /// Whether the backend can keep `conditions` of port mappings in tables of `family`; if
+    /// nftables cannot, [`UNDERSTOOD`] says what it can. Those for iptables are its tools' to
+    /// judge.
+    pub fn understands(self, family: Family, conditions: &[String]) -> bool {
+        match self {
+            Self::Iptables => true,
+            Self::Nftables => understands(family, conditions),
         }
     }
 

@@ -19,13 +19,14 @@ mod nfnetlink;
 pub mod nftables;
 mod registry;
 pub mod simulate;
+pub mod spoof_check;
 #[cfg(test)]
 mod test_node;
 pub mod trace;
 mod usable;
 
-pub use backend::Backend;
-pub use choice::{BACKENDS, choose, with_both};
+pub use choice::{BACKENDS, UNDERSTOOD, choose, with_both};
+pub use firewalld::Firewalld;
 pub use known::{Known, Others};
 pub use memo::Memo;
 pub use model::{
@@ -36,4 +37,5 @@ pub use nf_tables::nft_command::Names;
 pub use nf_tables::query::is_usable as has_nf_tables;
 pub use nf_tables::ruleset::Family;
 pub use nfnetlink::deferred_close;
+pub use nftables::localnet;
 pub use usable::{Need, way_out};

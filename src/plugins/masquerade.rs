@@ -10,8 +10,7 @@ use crate::cni::json::{self, Object, Problem};
 use crate::cni::result::Ip;
 use crate::cni::skel::Call;
 use crate::journal::step;
-use crate::netfilter::iptables::Iptables;
-use crate::netfilter::{self, Backend, BackendName, Known, Masquerade, Owner, Purpose, way_out};
+use crate::netfilter::{self, BackendName, Known, Masquerade, Owner, Purpose, way_out};
 use crate::plugins::owner::owner_of;
 use crate::undo::Undo;
 
@@ -138,7 +137,7 @@ fn collect_interfaces(network: &str, valid: &[Attachment], collector: &mut Colle
         .filter(|freed| lives(freed))
         .cloned()
         .collect();
-    let iptables = Iptables::from_environment();
+    let iptables = BackendName::Iptables.backend();
     for Freed {
         attachment,
         address,

@@ -284,21 +284,6 @@ impl Iptables {
         })
     }
 
-    /// Whether the owner's container has a masquerade rule of `address`.
-    ///
-    /// # Errors
-    /// When the tables cannot be read.
-    pub fn masquerades(&self, owner: &Owner, address: IpNet) -> Result<bool> {
-        let family = family_of(&address);
-        let rules = masquerade::Rules::new(owner, family, &[address]);
-        for tool in self.tools(family, &rules.chains())? {
-            if rules.has_jump(&read(&tool)?) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// Removes the rules that let `addresses` through, and those of bridges that are gone.
     fn remove_rules_of(&self, addresses: &[IpAddr]) -> Result<()> {
         let netlink = Netlink::open()?;
@@ -465,6 +450,17 @@ impl Backend for Iptables {
 
     fn collect_masquerade(&self, network: &str, valid: &[Attachment]) -> Result<()> {
         self.collect(&masquerade::KIND, network, valid)
+    }
+
+    fn masquerades(&self, owner: &Owner, address: IpNet) -> Result<bool> {
+        let family = family_of(&address);
+        let rules = masquerade::Rules::new(owner, family, &[address]);
+        for tool in self.tools(family, &rules.chains())? {
+            if rules.has_jump(&read(&tool)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn ensure_port_maps(&self, owner: &Owner, wanted: &PortMaps) -> Result<()> {

@@ -39,7 +39,7 @@ use crate::log;
 use crate::net::bridge_vlan::Membership;
 use crate::net::link::Link;
 use crate::net::netlink::Netlink;
-use crate::netfilter::nftables::Nftables;
+use crate::netfilter::spoof_check;
 use crate::plugins::owner::owner_of;
 use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
@@ -258,7 +258,7 @@ impl Looked {
         let settings = Settings::resolve(call)?;
         refuse_inexpressible(call, &settings)?;
         if settings.spoof_check {
-            Nftables::fits_spoof_check(&owner_of(call))?;
+            spoof_check::fits(&owner_of(call))?;
         }
         let sides = Sides::open(call)?;
         veth::refuse_existing(&sides, call)?;

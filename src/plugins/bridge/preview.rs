@@ -13,7 +13,7 @@ use crate::cni::skel::Call;
 use crate::net::addr;
 use crate::net::link;
 use crate::net::netlink::Netlink;
-use crate::netfilter::nftables::Nftables;
+use crate::netfilter;
 use crate::plugins::host_end::Identity;
 use crate::plugins::owner::owner_of;
 use crate::plugins::{masquerade, preview as words};
@@ -130,7 +130,7 @@ fn spoof_check(call: &Call, settings: &Settings, preview: &mut Preview) -> Resul
         preview.tell(Subject::Rule, text);
         return Ok(());
     };
-    let rules = Nftables::missing_spoof_check(&owner_of(call), &host_end, mac)?;
+    let rules = netfilter::spoof_check::missing(&owner_of(call), &host_end, mac)?;
     preview.rules(rules);
     Ok(())
 }

@@ -10,8 +10,7 @@ use crate::cni::skel::Call;
 use crate::failure::all;
 use crate::net::link::Link;
 use crate::net::mac::Mac;
-use crate::netfilter::nftables::Nftables;
-use crate::netfilter::{Known, Owner};
+use crate::netfilter::{Known, Owner, spoof_check};
 use crate::plugins::container_end::Existing;
 use crate::plugins::masquerade;
 use crate::plugins::owner::owner_of;
@@ -27,9 +26,9 @@ pub fn check_spoofing(call: &Call, host_end: &Link, mac: &str, undo: &mut Undo<'
     let owner = owner_of(call);
     undo.push("remove the spoof check", {
         let owner = owner.clone();
-        move || Nftables::remove_spoof_check(&owner)
+        move || spoof_check::remove(&owner)
     });
-    Nftables::ensure_spoof_check(&owner, &host_end.name, mac)
+    spoof_check::ensure(&owner, &host_end.name, mac)
         .context("check for spoofed hardware addresses (macspoofchk)")
 }
 
@@ -48,7 +47,7 @@ fn required_mac(text: &str) -> Result<Mac> {
 pub fn remove(call: &Call, known: &Known) -> Result<()> {
     all([
         masquerade::remove(call, known),
-        Nftables::remove_spoof_check(&owner_of(call)),
+        spoof_check::remove(&owner_of(call)),
     ])
 }
 
@@ -99,7 +98,7 @@ impl Wanted {
             missing.extend(masquerade.missing()?);
         }
         if let Some((host_end, mac)) = &self.spoof_check {
-            missing.extend(Nftables::missing_spoof_check(&self.owner, host_end, *mac)?);
+            missing.extend(spoof_check::missing(&self.owner, host_end, *mac)?);
         }
         Ok(missing)
     }
@@ -111,7 +110,7 @@ impl Wanted {
     pub fn ensure(&self) -> Result<()> {
         let mut done = Vec::new();
         if let Some((host_end, mac)) = &self.spoof_check {
-            done.push(Nftables::ensure_spoof_check(&self.owner, host_end, *mac));
+            done.push(spoof_check::ensure(&self.owner, host_end, *mac));
         }
         if let Some(masquerade) = &self.masquerade {
             done.push(masquerade.ensure());
@@ -125,11 +124,11 @@ pub fn collect(network: &str, valid: &[Attachment], collector: &mut Collector) {
     masquerade::collect(network, valid, collector);
     collector.remove_together(
         || {
-            let owners = Nftables::stale_spoof_checks(network, valid)?;
+            let owners = spoof_check::stale(network, valid)?;
             let what = |owner| format!("spoof check of {owner} (nftables)");
             Ok(owners.into_iter().map(what).collect())
         },
-        || Nftables::collect_spoof_checks(network, valid),
+        || spoof_check::collect(network, valid),
     );
 }
 

@@ -33,6 +33,7 @@ use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner, Purpose, wa
 use crate::netfilter::firewalld::Firewalld;
 use crate::plugins::{outlook, rule_check};
 use crate::patience::{PATIENCE, patiently};
+use crate::netfilter::{self, BackendName, Firewalld, Ingress, Isolation, Owner, Purpose, way_out};
 use crate::plugins::outlook;
 use crate::plugins::owner::owner_of;
 use crate::shell::shell;

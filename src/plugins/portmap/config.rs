@@ -11,10 +11,7 @@ use crate::cni::error::Code;
 use crate::cni::invocation::Command;
 use crate::cni::json::{self, Problem};
 use crate::cni::skel::Call;
-use crate::netfilter::Family;
-use crate::netfilter::nftables;
-use crate::netfilter::nftables::condition::UNDERSTOOD;
-use crate::netfilter::{BackendName, Mapping, Mark, Protocol};
+use crate::netfilter::{BackendName, Family, Mapping, Mark, Protocol, UNDERSTOOD};
 
 #[derive(Debug, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -114,7 +111,7 @@ impl Settings {
             ("conditionsV6", Family::Ip6, &self.conditions_v6),
         ];
         let problem = |(key, family, conditions): (&str, Family, &Vec<String>)| {
-            if nftables::understands(family, conditions) {
+            if BackendName::Nftables.understands(family, conditions) {
                 return None;
             }
             // A condition may go on in the next members: the first that cannot be the end
@@ -122,7 +119,7 @@ impl Settings {
             let (understood, rest) = (0..conditions.len())
                 .rev()
                 .map(|begin| conditions.split_at(begin))
-                .find(|(before, _)| nftables::understands(family, before))?;
+                .find(|(before, _)| BackendName::Nftables.understands(family, before))?;
             let message = format!(
                 "the nftables backend does not understand \"{}\"; {UNDERSTOOD}",
                 rest.join(" ")

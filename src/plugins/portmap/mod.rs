@@ -24,7 +24,7 @@ use crate::journal::step;
 use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{link, route, section, sysctl};
-use crate::netfilter::nftables::localnet;
+use crate::netfilter::localnet;
 use crate::netfilter::{self, BackendName, Known, Owner, PortMaps, Purpose, conntrack, way_out};
 use crate::plugins::owner::owner_of;
 use crate::plugins::rule_check;
