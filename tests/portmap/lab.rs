@@ -16,6 +16,8 @@ pub struct Lab {
     pub backend: &'static str,
     /// Where the backend's programs are found: nowhere, for nftables.
     pub path: String,
+    /// Further variables of the runtime's environment.
+    pub env: Vec<(&'static str, &'static str)>,
     servers: Servers,
 }
 
@@ -28,6 +30,7 @@ impl Lab {
             node,
             backend,
             path,
+            env: Vec::new(),
             servers: Servers::default(),
         };
         lab.configure(&json!({}), &json!({}));
@@ -102,7 +105,8 @@ impl Lab {
         tool.args([command, "net1", &netns, "--cap", &caps])
             .env("CNI_PATH", &self.node.bin)
             .env("NETCONFPATH", self.conf())
-            .env("PATH", &self.path);
+            .env("PATH", &self.path)
+            .envs(self.env.iter().copied());
         run(&mut tool, "")
     }
 

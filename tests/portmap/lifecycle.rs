@@ -278,6 +278,47 @@ fn check_misses_what_was_flushed() {
     });
 }
 
+/// The rules of the nft variant are the same, whether its tools make them or cnibox does, and
+/// nothing is left.
+#[test]
+fn the_native_path_of_iptables_can_be_switched_off() {
+    let lives = |env: Option<(&'static str, &'static str)>| {
+        let life = std::thread::spawn(move || {
+            let mut lab = Lab::new("iptables-nft");
+            lab.env.extend(env);
+            let first = json!([mapping("tcp", 8080, 80)]);
+            let second = json!([mapping("tcp", 8081, 80), mapping("udp", 53, 53)]);
+            lab.add("c0", &first);
+            lab.node.netns("c1");
+            let save = "{ iptables-nft-save; ip6tables-nft-save; } | \
+                 sed '/^#/d; s/\\[[0-9]*:[0-9]*\\]//'";
+            let mut seen = Vec::new();
+            let mut programs = Vec::new();
+            for command in ["add", "del"] {
+                let calls = lab.traced("execve", command, "c1", &second);
+                let restores = calls
+                    .lines()
+                    .filter(|line| line.contains("tables-restore\""));
+                programs.push(restores.count());
+                seen.push(lab.node.sh(save));
+            }
+            lab.cnitool("del", "c0", &first).silent();
+            assert!(!lab.rules().contains("10.9.0."), "{}", lab.rules());
+            let reserved = lab.node.sh("nft list ruleset | grep -c 'net: net1' || :");
+            assert_eq!(reserved.trim(), "0");
+            (programs, seen)
+        });
+        life.join().unwrap()
+    };
+    let (native, made) = lives(None);
+    let (by_tools, same) = lives(Some(("CNIBOX_IPTABLES_NATIVE", "off")));
+    assert_eq!(native, [0, 0], "programs run for ADD and DEL");
+    assert_eq!(by_tools, [4, 4], "two plugins, two families");
+    assert!(made[0].contains("--dports 8081"), "{}", made[0]);
+    assert!(!made[1].contains("--dports 8081"), "{}", made[1]);
+    assert_eq!(made, same);
+}
+
 #[test]
 fn programs_run_for_a_container() {
     // Two plugins, two families: one transaction each. What the nft variant of iptables has
