@@ -9,8 +9,7 @@ use crate::netfilter::iptables::Iptables;
 use crate::netfilter::model::BackendName;
 use crate::netfilter::nf_tables::query;
 use crate::netfilter::nf_tables::ruleset::Family;
-use crate::netfilter::nftables::Nftables;
-use crate::netfilter::nftables::understands;
+use crate::netfilter::nftables::{Nftables, understands};
 
 pub use crate::netfilter::nftables::condition::UNDERSTOOD;
 

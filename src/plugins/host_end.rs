@@ -13,10 +13,9 @@ use crate::cni::collector::Collector;
 use crate::cni::invocation::Attachment;
 use crate::cni::link_alias;
 use crate::cni::skel::Call;
-use crate::fsutil;
-use crate::hash;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
+use crate::{fsutil, hash};
 
 /// Which host end belongs to an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]

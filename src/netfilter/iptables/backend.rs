@@ -18,23 +18,17 @@ use crate::net::link;
 use crate::net::netlink::Netlink;
 use crate::netfilter::backend::Backend;
 use crate::netfilter::iptables::addition::{PrivateChain, Taken};
-use crate::netfilter::iptables::firewall;
-use crate::netfilter::iptables::masquerade;
-use crate::netfilter::iptables::native::addition;
-use crate::netfilter::iptables::native::members;
-use crate::netfilter::iptables::native::port_reservations;
 use crate::netfilter::iptables::native::port_reservations::Reservations;
-use crate::netfilter::iptables::native::private_chain;
+use crate::netfilter::iptables::native::{addition, members, port_reservations, private_chain};
 use crate::netfilter::iptables::owned::{self, Kind};
-use crate::netfilter::iptables::port_maps;
 use crate::netfilter::iptables::rule::{Rule, Script, Table, TableName};
 use crate::netfilter::iptables::tool::{FAMILIES, Family, Refusal, Tool, Unserved, Variant};
+use crate::netfilter::iptables::{firewall, masquerade, port_maps};
 use crate::netfilter::known::Known;
 use crate::netfilter::memo;
 use crate::netfilter::model::{Firewall, Masquerade, Owner, PortMaps, Purpose};
-use crate::netfilter::nf_tables::query;
-use crate::patience::patiently;
 use crate::netfilter::nf_tables::{query, ruleset};
+use crate::patience::patiently;
 use crate::shell::shell;
 
 /// How long to wait for whoever else changes the tables, in seconds.

@@ -9,8 +9,7 @@ use netlink_packet_netfilter::nftables::MetaKey;
 
 use crate::net::mac::Mac;
 use crate::netfilter::model::Protocol;
-use crate::netfilter::nf_tables::among::End;
-use crate::netfilter::nf_tables::among::{Among, Field, NAME_START, Values};
+use crate::netfilter::nf_tables::among::{Among, End, Field, NAME_START, Values};
 use crate::netfilter::nf_tables::encode::{
     ACCEPT, AT_LEAST, AT_MOST, CT_STATE, CT_STATUS, DESTINATION_PORT, DESTINATION_TRANSLATED, DROP,
     ESTABLISHED_OR_RELATED, ETHER_SOURCE, FIB_FLAGS, FIB_RESULT, GOTO, INTERFACE_NAME, IPV4, IPV6,

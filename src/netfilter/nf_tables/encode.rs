@@ -8,8 +8,7 @@ use netlink_packet_netfilter::nftables::MetaKey;
 
 use crate::netfilter::model::Protocol;
 use crate::netfilter::nf_tables::among;
-use crate::netfilter::nf_tables::among::End;
-use crate::netfilter::nf_tables::among::{Among, Field, Values};
+use crate::netfilter::nf_tables::among::{Among, End, Field, Values};
 use crate::netfilter::nf_tables::rule::Statement;
 use crate::netfilter::nf_tables::ruleset::{Family, family_of};
 use crate::netfilter::nfnetlink::attributes::Attributes;

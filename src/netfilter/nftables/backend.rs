@@ -15,7 +15,6 @@ use crate::net::link;
 use crate::net::mac::Mac;
 use crate::net::netlink::Netlink;
 use crate::netfilter::backend::Backend;
-use crate::netfilter::conntrack;
 use crate::netfilter::known::Known;
 use crate::netfilter::model::{Firewall, Masquerade, Owner, PortMaps};
 use crate::netfilter::nf_tables::change::Change;
@@ -27,14 +26,11 @@ use crate::netfilter::nf_tables::ruleset::{self, Family, Table};
 use crate::netfilter::nf_tables::set::Set;
 use crate::netfilter::nf_tables::transaction::{apply, try_apply};
 use crate::netfilter::nfnetlink::socket::Socket;
-use crate::netfilter::nftables::condition;
-use crate::netfilter::nftables::firewall;
-use crate::netfilter::nftables::localnet;
-use crate::netfilter::nftables::masquerade;
-use crate::netfilter::nftables::port_maps;
 use crate::netfilter::nftables::shared::{command, in_chain, is_in_order, look};
-use crate::netfilter::nftables::spoof_check;
-use crate::netfilter::registry;
+use crate::netfilter::nftables::{
+    condition, firewall, localnet, masquerade, port_maps, spoof_check,
+};
+use crate::netfilter::{conntrack, registry};
 
 /// The backend. It has no state of its own: everything is in the kernel, in the network
 /// namespace of the calling thread.

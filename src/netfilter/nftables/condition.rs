@@ -12,8 +12,7 @@ use ipnet::IpNet;
 
 use crate::failure::{Failure, Kind};
 use crate::netfilter::model::Protocol;
-use crate::netfilter::nf_tables::among::End;
-use crate::netfilter::nf_tables::among::{Among, Field, Interval, Values};
+use crate::netfilter::nf_tables::among::{Among, End, Field, Interval, Values};
 use crate::netfilter::nf_tables::rule::Statement;
 use crate::netfilter::nf_tables::ruleset::{Family, family_of};
 

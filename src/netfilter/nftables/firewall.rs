@@ -27,15 +27,14 @@ use crate::netfilter::model::{Firewall, Ingress, Isolation, Owner};
 use crate::netfilter::nf_tables::among::End;
 use crate::netfilter::nf_tables::change::Change;
 use crate::netfilter::nf_tables::found::{Found, listed, rules};
-use crate::netfilter::nf_tables::identity;
 use crate::netfilter::nf_tables::identity::{Tag, masquerade_comment};
 use crate::netfilter::nf_tables::query::{
     BaseChain, Place, base_chains, chain_use, has_keeper, tables_with_chain,
 };
 use crate::netfilter::nf_tables::rule::{Rule, Statement};
-use crate::netfilter::nf_tables::ruleset;
 use crate::netfilter::nf_tables::ruleset::{Chain, Family, Hook, Table};
 use crate::netfilter::nf_tables::set::{Elements, Key, Keys, Set};
+use crate::netfilter::nf_tables::{identity, ruleset};
 use crate::netfilter::nfnetlink::socket::Socket;
 use crate::netfilter::nftables::shared::{
     Shared, command, ensure_shared, in_chain, look, missing_shared,

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::fsutil;
-use crate::log;
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::section;
+use crate::{fsutil, log};
 
 /// What the lock is called, and how the names of the files that it protects begin.
 pub const SECTION: &str = "localnet";

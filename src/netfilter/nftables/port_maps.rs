@@ -8,8 +8,7 @@ use ipnet::IpNet;
 
 use crate::netfilter::known::Known;
 use crate::netfilter::model::{Mapping, Owner, PortMaps, Protocol, disputed, taken_over};
-use crate::netfilter::nf_tables::among::End;
-use crate::netfilter::nf_tables::among::{Among, Field, Values};
+use crate::netfilter::nf_tables::among::{Among, End, Field, Values};
 use crate::netfilter::nf_tables::change::Change;
 use crate::netfilter::nf_tables::found::{Found, rules};
 use crate::netfilter::nf_tables::identity::{Tag, owner_in_words, port_map_comment};

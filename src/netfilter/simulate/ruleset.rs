@@ -7,15 +7,12 @@ use anyhow::Result;
 use crate::net::link::Link;
 use crate::netfilter::nf_tables::ruleset::Family;
 use crate::netfilter::nfnetlink::socket::Socket;
-use crate::netfilter::nftables::masquerade;
-use crate::netfilter::nftables::port_maps;
-use crate::netfilter::simulate::chain;
+use crate::netfilter::nftables::{masquerade, port_maps};
 use crate::netfilter::simulate::chain::{Base, Body, Chain, find};
 use crate::netfilter::simulate::evaluate::evaluate;
-use crate::netfilter::simulate::legacy;
 use crate::netfilter::simulate::packet::{Hook, Packet, Place, Target, Translation, Verdict};
-use crate::netfilter::simulate::sets;
 use crate::netfilter::simulate::sets::Set;
+use crate::netfilter::simulate::{chain, legacy, sets};
 
 /// All that one family has.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use super::base::Base;
 use super::config::Settings;
 use super::plan::{self, Plan};
 use super::vlan;
-use crate::cni::error::{Code, coded, detailed};
+use crate::cni::error::{Code, coded};
 use crate::cni::skel::Call;
 use crate::log;
 use crate::net::addr;

@@ -16,9 +16,8 @@ use claims::Claim;
 use config::{Backend, Parting, Settings};
 use serde_json::Value;
 
-use crate::log;
 use crate::cni::collector::Collector;
-use crate::cni::error::{Code, all, detailed, not_available};
+use crate::cni::error::{Code, detailed, not_available};
 use crate::cni::invocation::Attachment;
 use crate::cni::json::Problem;
 use crate::cni::preview::Preview;
@@ -29,13 +28,10 @@ use crate::failure::all;
 use crate::log;
 use crate::net::privilege::require_root;
 use crate::net::section;
-use crate::netfilter::{self, BackendName, Ingress, Isolation, Owner, Purpose, way_out};
-use crate::netfilter::firewalld::Firewalld;
-use crate::plugins::{outlook, rule_check};
-use crate::patience::{PATIENCE, patiently};
 use crate::netfilter::{self, BackendName, Firewalld, Ingress, Isolation, Owner, Purpose, way_out};
-use crate::plugins::outlook;
+use crate::patience::{PATIENCE, patiently};
 use crate::plugins::owner::owner_of;
+use crate::plugins::{outlook, rule_check};
 use crate::shell::shell;
 use crate::undo::Undo;
 

@@ -19,12 +19,10 @@ use super::lease_dir::{Lease, LeaseDir};
 use super::owner::Owner;
 use crate::cni::invocation::Attachment;
 use crate::cni::skel::RememberedNetns;
-use crate::fsutil;
-use crate::log;
-use crate::net::link;
 use crate::net::netlink::Netlink;
-use crate::net::netns;
+use crate::net::{link, netns};
 use crate::plugins::host_end::Identity;
+use crate::{fsutil, log};
 
 /// A lease, and the boot of the node in which it was written where that is known.
 #[derive(Debug)]

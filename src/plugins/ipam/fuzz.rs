@@ -5,11 +5,9 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use super::allocator;
 use super::config::Settings;
-use super::index;
 use super::owner::Owner;
-use super::resolv;
+use super::{allocator, index, resolv};
 use crate::cni::address::parse_ip;
 use crate::cni::skel::Call;
 

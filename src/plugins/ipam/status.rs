@@ -24,7 +24,6 @@ use crate::cni::config::Config;
 use crate::cni::error::{Code, coded, detailed};
 use crate::cni::result::{CniResult, Ip};
 use crate::cni::skel::RememberedNetns;
-use crate::cni::status::patiently;
 use crate::fsutil;
 use crate::patience::patiently;
 use crate::plugins::sample::Sample;

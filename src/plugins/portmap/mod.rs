@@ -9,6 +9,7 @@ pub mod fuzz;
 mod hairpin;
 
 use anyhow::{Context, Result};
+use config::Settings;
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -24,15 +25,13 @@ use crate::journal::step;
 use crate::log;
 use crate::net::netlink::Netlink;
 use crate::net::{link, route, section, sysctl};
-use crate::netfilter::localnet;
-use crate::netfilter::{self, BackendName, Known, Owner, PortMaps, Purpose, conntrack, way_out};
+use crate::netfilter::{
+    self, BackendName, Known, Owner, PortMaps, Purpose, conntrack, localnet, way_out,
+};
 use crate::plugins::owner::owner_of;
-use crate::plugins::rule_check;
-use crate::plugins::{outlook, veth};
+use crate::plugins::{outlook, rule_check, veth};
 use crate::shell::shell;
 use crate::undo::Undo;
-
-use config::Settings;
 
 /// The applet.
 #[derive(Debug)]

@@ -33,12 +33,10 @@ use crate::netfilter::Purpose;
 use crate::plugins::container_end::{self, list};
 use crate::plugins::host_end::{self, Identity};
 use crate::plugins::layer3::own_addresses;
-use crate::plugins::outlook;
 use crate::plugins::owner::owner_of;
-use crate::plugins::rule_check;
 use crate::plugins::shared::Shared;
 use crate::plugins::veth::{self, Addressing, Sides};
-use crate::plugins::{masquerade, preview as words};
+use crate::plugins::{masquerade, outlook, preview as words, rule_check};
 use crate::undo::Undo;
 
 /// How long the host's end may take until it is up.

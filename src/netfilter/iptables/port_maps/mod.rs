@@ -10,14 +10,9 @@ use anyhow::{Result, ensure};
 use ipnet::IpNet;
 
 use crate::failure::{self, Failure};
-use crate::netfilter::iptables::native::addition::Addition;
-use crate::netfilter::iptables::native::port_reservations::{Claims, Taken, seen_comment};
-use crate::netfilter::iptables::native::private_chain::PrivateChain;
-use crate::cni::error::{Code, coded, detailed};
 use crate::netfilter::iptables::addition::{Addition, PrivateChain, Taken, WantedPorts};
-use crate::netfilter::iptables::owned;
 use crate::netfilter::iptables::owned::{
-    Kind, comment, is_owned, is_private, parse_comment, remove_chain,
+    self, Kind, comment, is_owned, is_private, parse_comment, remove_chain,
 };
 use crate::netfilter::iptables::rule::{Rule, Script, Table};
 use crate::netfilter::iptables::tool::Family;
