@@ -50,6 +50,7 @@ test: test-host test-deb test-e2e test-vm
 
 ## What needs neither root nor the kernel's network stack.
 test-unit: nextest
+	@sh tests/packages.sh bash=bash dash=dash
 	$(CARGO) nextest run --locked --profile unit
 
 ## On this kernel. Tests that need a feature it may lack say so and are skipped. Most wait for the
@@ -141,7 +142,7 @@ demo-packages:
 	@sh tests/packages.sh ip=iproute2 ping=iputils-ping
 
 test-packages: demo-packages
-	@sh tests/packages.sh strace=strace tcpdump=tcpdump socat=socat python3=python3 nc=netcat-openbsd nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins nsenter=util-linux
+	@sh tests/packages.sh bash=bash dash=dash strace=strace tcpdump=tcpdump socat=socat python3=python3 nc=netcat-openbsd nft=nftables iptables=iptables conntrack=conntrack host-local=containernetworking-plugins nsenter=util-linux
 	@sh tests/firewalld.sh $(abspath $(TARGET_DIR))/tmp/firewalld
 	@python3 -c 'import yaml' 2>/dev/null || sh tests/packages.sh yaml=python3-yaml
 
