@@ -536,7 +536,7 @@ fn check_tells_expected_and_found() {
         call.run("ADD", &config).json();
         call.run("CHECK", &config).error()
     };
-    assert_eq!(message, "Required prevResult missing");
+    assert_eq!(message, "ptp: Required prevResult missing");
 }
 
 #[test]

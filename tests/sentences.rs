@@ -414,7 +414,7 @@ fn of_ptp() {
         )
         .env("CNI_NETNS", "/nowhere")
         .other("it asks IPAM first, and gets no address"),
-        row("ptp", "CHECK", json!({"ipam": {"type": "static"}}), (7, "ptp: Required prevResult missing", "")),
+        row("ptp", "CHECK", json!({"ipam": {"type": "static"}}), (7, "Required prevResult missing", "")),
     ]);
 }
 
